@@ -1,0 +1,1 @@
+"""The lab: a miniature town with by-laws, where the truth about harm is known exactly."""
