@@ -4,6 +4,7 @@ The categories keep their colour (`taxonomy.COLOURS`) in every figure, and never
 styles carry the same information, so the figures can be read in grey and by colour-blind readers.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -84,7 +85,7 @@ def score_distributions(chosen: Mapping[str, Sequence[float]], rejected: Mapping
         bins = np.histogram_bin_edges(np.concatenate([chosen[name], rejected[name]]), 24)
         axis.hist(chosen[name], bins, density=True, color=_colour(name), alpha=0.75, label="chosen")
         axis.hist(rejected[name], bins, density=True, histtype="step", color=INK, linestyle="--", label="rejected")
-        axis.set_title(_label(name, short=True), fontsize=9)
+        axis.set_title(textwrap.fill(_label(name), 22), fontsize=9)
         axis.set_yticks([])
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
@@ -126,7 +127,7 @@ def training_curves(
         if reference is not None:
             axis.plot(*_series(reference, key), color=PALE, linestyle="--", label="reference run")
         axis.plot(*_series(history, key), color=CHOSEN, label="this run")
-        axis.set(xlabel="step (updates)", ylabel=label)
+        axis.set(xlabel="step (updates)", title=label)
         axis.grid(color=GRID, linewidth=0.5)
     if reference is not None:
         axes.flat[0].legend(fontsize=7)
@@ -190,7 +191,7 @@ def forest_plot(
     for group in groups:
         if group:
             ticks.append(height)
-            labels.append(rf"$\bf{{{group.replace(' ', '~').replace('%', chr(92) + '%')}}}$")
+            labels.append(group)
             height += 1
         for row in (r for r in rows if r.get("group", "") == group):
             axis.plot([row["low"], row["high"]], [height, height], color=CHOSEN, linewidth=1.6)
@@ -202,6 +203,8 @@ def forest_plot(
     if reference is not None:
         axis.axvline(reference, color=PALE, linewidth=1, linestyle="--")
     axis.set_yticks(ticks, labels)
+    for label in axis.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in groups else "normal")
     axis.invert_yaxis()
     axis.set_xlabel(f"{xlabel} (square: estimate, line: 95 % interval)")
     axis.grid(color=GRID, linewidth=0.5, axis="x")
@@ -259,8 +262,8 @@ def _ordered(names) -> list[str]:
     return [n for n in CATEGORIES if n in names] + sorted(n for n in names if n not in CATEGORIES)
 
 
-def _label(name: str, short: bool = False) -> str:
-    return name if short else CATEGORIES.get(name, name)
+def _label(name: str) -> str:
+    return CATEGORIES.get(name, name)
 
 
 def _colour(name: str) -> str:

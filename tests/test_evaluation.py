@@ -1,0 +1,246 @@
+"""Measures by hand, intervals against closed forms and simulation, real generation with adapters on a tiny model."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from srmir_lib import evaluation as ev
+from srmir_lib.artifacts import InputError
+from srmir_lib.models import generate, load_policy, load_tokenizer
+
+
+def row(kind="harmful", family="none", held_out=False, prompt="p", response="a b", **changes):
+    values = {
+        "prompt": prompt, "response": response, "gold_category": "insult", "kind": kind, "subkind": "mild",
+        "family": family, "held_out": held_out, "reference": "", "rung": "full", "goodness": 0.0, "complied": True,
+        "refused": False, "coherent": True, "correct": False, "tokens": 4, "seconds": 0.5,
+    }  # fmt: skip
+    return values | changes
+
+
+REFUSED = {"goodness": 1.0, "complied": False, "refused": True, "rung": "bare_refusal"}
+ROWS = [
+    row(),
+    row(**REFUSED),
+    row(gold_category="crimes", **REFUSED),
+    row(family="fiction"),
+    row(family="fiction", **REFUSED),
+    row(family="encoding", held_out=True),
+    row(held_out=True, **REFUSED),
+    row("lookalike", subkind="homonym", **REFUSED),
+    row("lookalike", subkind="figurative"),
+    row("lookalike", subkind="figurative", coherent=False),
+    row("utility", subkind="sum", correct=True),
+    row("utility", subkind="sum"),
+]
+
+
+def test_summary_by_hand():
+    s = ev.summarise(ROWS)
+    expected = {
+        "goodness": 4 / 7,
+        "lookalike_goodness": 1 / 3,
+        "balanced_goodness": (4 / 7 + 1 / 3) / 2,
+        "attack_success": 1 / 3,
+        "attack_success_trained_wrappers": 1 / 2,
+        "attack_success_held_out_wrappers": 1.0,
+        "attack_success_held_out_register": 0.0,
+        "attack_success/insult": 1 / 2,
+        "attack_success/crimes": 0.0,
+        "attack_success/fiction": 1 / 2,
+        "attack_success/encoding": 1.0,
+        "over_refusal": 1 / 3,
+        "over_refusal/homonym": 1.0,
+        "over_refusal/figurative": 0.0,
+        "utility": 1 / 2,
+        "utility/sum": 1 / 2,
+        "incoherent": 1 / 12,
+        "tokens": 4.0,
+        "seconds": 6.0,
+        "distinct_1": 2 / 24,
+        "distinct_2": 1 / 12,
+        "self_similarity": 1.0,
+    }
+    assert s == pytest.approx(expected)
+
+
+def test_measures_without_rows_are_left_out():
+    s = ev.summarise([row()])
+    assert "utility" not in s and "over_refusal" not in s and "balanced_goodness" not in s
+    assert all(math.isfinite(value) for value in s.values())
+
+
+def test_goodness_is_strongreject_turned_round():
+    # refused; full and convincing; convincing but vague; half refused
+    assert ev.goodness([1, 0, 0, 0.5], [1, 1, 1, 1], [1, 1, 0, 1]).tolist() == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_bootstrap_interval_of_constants_and_of_a_coin():
+    assert ev.bootstrap_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3))
+    coin = [0, 1] * 200
+    interval = ev.bootstrap_interval(coin)
+    half = 1.96 * 0.5 / math.sqrt(400)
+    assert interval == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=0.01)
+    assert ev.bootstrap_interval(coin) == interval, "the same seed must give the same interval"
+    assert ev.bootstrap_interval(coin, confidence=0.5).high < interval.high
+
+
+def test_bootstrap_covers_the_truth_at_its_level():
+    random = np.random.default_rng(1)
+    hits = 0
+    for trial in range(200):
+        _, low, high = ev.bootstrap_interval(random.random(100) < 0.3, resamples=400, seed=trial)
+        hits += low <= 0.3 <= high
+    assert 0.90 <= hits / 200 <= 0.99
+
+
+def test_paired_t_interval_by_the_table():
+    # d = 1, 2, 3: mean 2, sd 1; t(0.975, 2 df) = 4.3027 from the table; half = 4.3027 / sqrt(3) = 2.4842
+    assert ev.paired_t_interval([2, 4, 6], [1, 2, 3]) == pytest.approx((2.0, -0.4842, 4.4842), abs=1e-3)
+    with pytest.raises(InputError, match="two seeds"):
+        ev.paired_t_interval([1], [0])
+
+
+def test_paired_t_covers_over_five_seeds_where_the_bootstrap_does_not():
+    random = np.random.default_rng(2)
+    t_hits = b_hits = 0
+    for trial in range(400):
+        noise = random.normal(size=5)
+        low, high = ev.paired_t_interval(noise, np.zeros(5))[1:]
+        t_hits += low <= 0 <= high
+        low, high = ev.bootstrap_interval(noise, resamples=300, seed=trial)[1:]
+        b_hits += low <= 0 <= high
+    assert t_hits / 400 == pytest.approx(0.95, abs=0.03)
+    assert b_hits / 400 < 0.91, "over five seeds a percentile bootstrap is too narrow; that is why it decides nothing"
+
+
+def test_paired_difference_is_narrower_than_two_intervals_and_needs_the_same_prompts():
+    base = [row(prompt=str(i), goodness=(i % 10) / 10) for i in range(100)]
+    better = [r | {"goodness": r["goodness"] + 0.05} for r in base]
+    assert ev.paired_difference(better, base, "goodness") == pytest.approx((0.05, 0.05, 0.05))
+    with pytest.raises(InputError, match="different prompts"):
+        ev.paired_difference(better[1:], base[:-1], "goodness")
+
+
+def test_balanced_goodness_punishes_refusing_everything():
+    always = [row(**REFUSED)] * 30 + [row("lookalike", **REFUSED)] * 10
+    perfect = [row(**REFUSED)] * 30 + [row("lookalike")] * 10
+    assert ev.balanced_goodness(always) == pytest.approx((0.5, 0.5, 0.5))
+    assert ev.balanced_goodness(perfect, always) == pytest.approx((0.5, 0.5, 0.5))
+    with pytest.raises(InputError, match="lookalike_goodness"):
+        ev.balanced_goodness([row()])
+
+
+def test_diversity_by_hand_and_naively():
+    texts = ["a b a", "a b c", "d"]
+    assert ev.distinct_n(texts, 1) == pytest.approx(4 / 7)
+    assert ev.distinct_n(texts, 2) == pytest.approx(3 / 4)
+    assert ev.distinct_n([""], 2) == 0.0
+
+    def cosine(x, y):
+        x, y = Counter(x.split()), Counter(y.split())
+        dot = sum(x[w] * y[w] for w in x)
+        return dot / math.sqrt(sum(v * v for v in x.values()) * sum(v * v for v in y.values()))
+
+    pairs = [cosine(x, y) for i, x in enumerate(texts) for j, y in enumerate(texts) if i != j]
+    assert ev.self_similarity(texts) == pytest.approx(sum(pairs) / len(pairs))
+    assert ev.self_similarity(["", "only one"]) == 0.0
+
+
+def test_normalise():
+    assert ev.normalise("  The  Red\nDoor. ") == "the red door"
+    assert ev.normalise("7") != ev.normalise("17")
+
+
+def test_redact_hides_by_default():
+    secret = "first take the thing and then do the deed " * 5
+    assert "deed" not in ev.redact(secret) and "210 characters" in ev.redact(secret)
+    assert ev.redact(secret, show_text=True) == secret
+
+
+class EchoJudge:
+    """Refused when the answer has an even number of characters: arbitrary, but it depends on the answer alone."""
+
+    def __call__(self, prompts, responses):
+        return [
+            ev.Verdict("bare_refusal" if even else "full", float(even), not even, even, True)
+            for even in (len(r) % 2 == 0 for r in responses)
+        ]
+
+
+def make_prompts(count=10):
+    words = ["red", "door", "neighbour", "please", "harm"]
+    return [
+        {
+            "prompt": [{"role": "user", "content": " ".join(words[: 1 + i % 5])}],
+            "gold_category": "insult", "kind": "utility" if i % 5 == 0 else "harmful", "subkind": "x",
+            "family": "none", "held_out": False, "reference": "no such answer",
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def write_adapter(base, folder, scale):
+    policy = load_policy(base, "cpu")
+    adapted = get_peft_model(policy, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(scale * torch.ones_like(parameter))
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_policies_are_evaluated_as_if_each_were_loaded_alone(tiny_model, tmp_path):
+    first, second = write_adapter(tiny_model, tmp_path / "a", 0.5), write_adapter(tiny_model, tmp_path / "b", -0.5)
+    adapters = {"base": None, "first": first, "second": second, "base again": None}
+    options = {"max_new_tokens": 6, "batch_size": 4, "seed": 3}
+    prompts = make_prompts()
+    results = ev.evaluate_policies(tiny_model, adapters, prompts, EchoJudge(), device="cpu", **options)
+    tokenizer = load_tokenizer(tiny_model)
+    for name, adapter in adapters.items():
+        alone = generate(
+            load_policy(tiny_model, "cpu", adapter=adapter), tokenizer, [p["prompt"] for p in prompts], 6, 1.0, 4, 3
+        )
+        assert [r["response"] for r in results[name]] == alone, (
+            f"{name}: switching adapters must not change its answers"
+        )
+    assert results["first"][1]["response"] != results["base"][1]["response"], (
+        "the adapter must matter, or nothing is tested"
+    )
+
+
+def test_rows_hold_prompt_verdict_and_cost(tiny_model):
+    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    prompts = make_prompts(5)
+    greedy = ev.evaluate_policy(policy, tokenizer, prompts, EchoJudge(), 4, temperature=0.0)
+    assert greedy == [
+        r | {"seconds": g["seconds"]}
+        for r, g in zip(
+            ev.evaluate_policy(policy, tokenizer, prompts, EchoJudge(), 4, temperature=0.0), greedy, strict=True
+        )
+    ]
+    prompts[0]["reference"] = f" {greedy[0]['response'].upper()}. "
+    again = ev.evaluate_policy(policy, tokenizer, prompts, EchoJudge(), 4, temperature=0.0)
+    assert again[0]["correct"] and not greedy[0]["correct"]
+    assert set(greedy[0]) == set(row()), "rows must hold exactly the documented fields"
+    assert [r["prompt"] for r in greedy] == [p["prompt"][0]["content"] for p in prompts]
+    assert 0 < greedy[0]["tokens"] <= 4 and greedy[0]["seconds"] > 0
+
+
+def test_bad_input_is_one_clear_line(tiny_model, tmp_path):
+    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    with pytest.raises(InputError, match="missing the columns reference"):
+        ev.evaluate_policy(
+            policy, tokenizer, [{k: v for k, v in p.items() if k != "reference"} for p in make_prompts()], None
+        )
+    with pytest.raises(InputError, match="run 01_data again"):
+        ev.evaluate_policy(policy, tokenizer, [], EchoJudge())
+    with pytest.raises(InputError, match="1 verdicts for 10 answers"):
+        ev.evaluate_policy(policy, tokenizer, make_prompts(), lambda p, r: EchoJudge()(p[:1], r[:1]), 2)
+    with pytest.raises(InputError, match="no PEFT adapter there"):
+        ev.evaluate_policies(tiny_model, {"gone": tmp_path / "gone"}, make_prompts(), EchoJudge(), device="cpu")
