@@ -1,0 +1,161 @@
+"""Hidden states of a frozen model as embeddings of text, and the micro-batches that every scorer here shares.
+
+One forward per text, no language-model head, no key-value cache, float32, explicit positions: an embedding does not
+depend on the padding side, on the amount of padding, or on what else is in the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from srmir_lib.artifacts import InputError, sha256
+from srmir_lib.models import load_tokenizer, pick_device
+from srmir_lib.templates import assistant_message, text_of, user_message
+
+
+def load_trunk(model: str | Path, device: str = "auto") -> tuple:
+    """A frozen model without its language-model head, and its tokenizer, by id or folder: (trunk, tokenizer).
+
+    Causal models need a chat template; encoders (no causal language model among their architectures) need none.
+    """
+    try:
+        trunk = AutoModel.from_pretrained(str(model), dtype=torch.float32).to(pick_device(device)).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
+    tokenizer = load_tokenizer(model) if is_causal(trunk) else AutoTokenizer.from_pretrained(str(model))
+    return trunk.requires_grad_(False), tokenizer
+
+
+def is_causal(model) -> bool:
+    """Whether the checkpoint was a causal language model (by its architecture's name)."""
+    names = model.config.architectures or [type(model).__name__]
+    return any("CausalLM" in name or "LMHead" in name for name in names)
+
+
+def fingerprint(model: str | Path) -> str:
+    """What a local model folder holds: SHA-256 over its weights and tokenizer. A hub id is its own fingerprint."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return str(model)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+    if not files:
+        raise InputError(f"{folder}: no *.safetensors there; it is not a model folder")
+    return "-".join(sha256(file)[:16] for file in files)
+
+
+def conversation_ids(tokenizer, prompts: Sequence, completions: Sequence | None = None) -> list[list[int]]:
+    """Token ids of whole conversations in the tokenizer's chat template: the very text TRL's `RewardTrainer` sees.
+
+    Prompts are user texts or conversations, completions texts or `[assistant]` messages. Without completions each text
+    ends where the answer would start.
+    """
+    chats = [user_message(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    if completions is None:
+        return _apply(tokenizer, chats, add_generation_prompt=True)
+    if len(completions) != len(chats):
+        raise InputError(f"completions: {len(completions)} for {len(chats)} prompts; give one for each")
+    answers = [assistant_message(text_of(completion)) for completion in completions]
+    return _apply(tokenizer, [chat + answer for chat, answer in zip(chats, answers, strict=True)])
+
+
+def _apply(tokenizer, chats: list[list[dict]], **options) -> list[list[int]]:
+    if not chats:
+        return []
+    return tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True, **options)["input_ids"]
+
+
+def micro_batches(
+    ids: Sequence[list[int]], pad_token_id: int, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield (rows, model inputs) in order of length, so that memory stays bounded and little is spent on padding.
+
+    Inputs are `input_ids`, `attention_mask` and `position_ids`, each (B, T), padded on the right.
+    """
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        tokens = _padded([ids[row] for row in rows], pad_token_id)
+        mask = _padded([[1] * len(ids[row]) for row in rows], 0)
+        yield rows, model_inputs(tokens.to(device), mask.to(device))
+
+
+def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+def model_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    """Add `position_ids`, counted from the first real token whichever side is padded; all (B, T)."""
+    positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+
+
+def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """States (B, T, H), mask (B, T) -> (B, H): the last token that the mask keeps, or the mean over those it keeps."""
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+    if pooling != "last":
+        raise InputError(f"pooling: {pooling!r} is neither last nor mean")
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+@torch.no_grad()
+def embed(
+    model,
+    tokenizer,
+    prompts: Sequence,
+    responses: Sequence | None = None,
+    layer: int = -1,
+    pooling: str = "last",
+    batch_size: int = 64,
+) -> Tensor:
+    """Embeddings (N, H), float32 on the CPU, of prompts or of prompts with their responses; one forward each.
+
+    `layer` counts hidden states: 0 is the token embedding, -1 the last. `pooling` is "last" (Legend, Feng et al. 2024:
+    the last token of the chat) or "mean" (over the response's tokens when there are responses). A causal language model
+    reads the chat template; an encoder reads the plain text, or the pair of texts, cut at its longest input.
+    """
+    count = model.config.get_text_config().num_hidden_layers + 1
+    if not -count <= layer < count:
+        raise InputError(f"layer: {layer} asked for, but this model has hidden states 0 to {count - 1}")
+    causal = is_causal(model)
+    if causal:
+        ids = conversation_ids(tokenizer, prompts, responses)
+        starts = [len(row) for row in conversation_ids(tokenizer, prompts)] if responses is not None else [0] * len(ids)
+    else:
+        ids, starts = _encoder_ids(tokenizer, prompts, responses)
+    trunk = model.base_model if causal else model
+    last = layer in (-1, count - 1)
+    embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
+    for rows, inputs in micro_batches(ids, tokenizer.pad_token_id, batch_size, model.device):
+        mask = inputs["attention_mask"]
+        if causal:
+            inputs["use_cache"] = False
+        else:
+            inputs.pop("position_ids")  # encoders count positions themselves, and right padding does not shift them
+        output = trunk(**inputs, output_hidden_states=not last)
+        states = output.last_hidden_state if last else output.hidden_states[layer]
+        if pooling == "mean":
+            first = torch.tensor([starts[row] for row in rows], device=mask.device).unsqueeze(1)
+            mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= first)
+        embeddings[rows] = pool(states.float(), mask, pooling).cpu()
+    if not embeddings.isfinite().all():
+        row = int((~embeddings.isfinite()).any(dim=1).nonzero()[0])
+        raise InputError(f"embedding of row {row} is not finite; check the model's weights")
+    return embeddings
+
+
+def _encoder_ids(tokenizer, prompts: Sequence, responses: Sequence | None) -> tuple[list[list[int]], list[int]]:
+    """Token ids of texts or text pairs, and where in each the response starts (0 without responses)."""
+    texts = [text_of(prompt) for prompt in prompts]
+    pairs = [text_of(response) for response in responses] if responses is not None else None
+    encoded = tokenizer(texts, pairs, truncation=True) if texts else {"input_ids": []}
+    ids = encoded["input_ids"]
+    if responses is None:
+        return ids, [0] * len(ids)
+    return ids, [encoded.sequence_ids(row).index(1) for row in range(len(ids))]

@@ -1,0 +1,121 @@
+"""Shadow reward models: one score per harm category for a response, behind one interface for every design.
+
+`separate`: one base model and K LoRA adapters, each trained on its own category's pairs. `pooled`: one encoder with K
+outputs. A set is a folder, read by `ShadowRewardModels.load`; nothing in it needs this library to be opened.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from srmir_lib.artifacts import InputError, read_json
+from srmir_lib.calibration import Calibration
+from srmir_lib.embeddings import fingerprint
+
+ALL = "all"
+"""The category of a single reward model for everything."""
+
+DESIGNS = ("separate", "pooled")
+
+
+class ShadowRewardModels:
+    """K reward models that score (prompt, response) pairs; higher is better. Made by `load` or by a design's `fit`.
+
+    A scorer is what a design provides: `score(prompts, completions) -> (N, K)`, and, where it is cheaper to run only one
+    model for a row, `score_routed(prompts, completions, columns) -> (N,)`.
+    """
+
+    def __init__(self, scorer, categories: Sequence[str], design: str, calibration: Calibration | None = None):
+        self.scorer, self.categories, self.design = scorer, list(categories), design
+        self.calibration = calibration
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str = "auto", base_model: str | None = None, batch_size: int = 64
+    ) -> "ShadowRewardModels":
+        """Read a `shadow_rms/` folder. `base_model` says where the base model lies now, if it was moved.
+
+        A missing folder or category, or another base model than the one trained on, is an `InputError`.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        if config["design"] == "separate":
+            from srmir_lib.separate_rewards import SeparateScorer
+
+            base = check_base(folder, config, base_model)
+            scorer = SeparateScorer(folder, base, config["categories"], device, batch_size)
+        else:
+            from srmir_lib.encoder_rewards import PooledScorer
+
+            scorer = PooledScorer(folder, device)
+        calibration = folder / "calibration.json"
+        return cls(
+            scorer,
+            config["categories"],
+            config["design"],
+            Calibration.load(calibration) if calibration.exists() else None,
+        )
+
+    def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:
+        """Raw scores (N, K), float32 on the CPU; with `categories` (one key a row) the scores (N,) of those models only.
+
+        Prompts are user texts or conversations; completions texts or `[assistant]` messages. A score that is not finite
+        and a category without a model are `InputError`s.
+        """
+        if len(prompts) != len(completions):
+            raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")
+        if categories is None:
+            scores = self.scorer.score(prompts, completions)
+        else:
+            columns = self._columns(categories, len(prompts))
+            if hasattr(self.scorer, "score_routed"):
+                scores = self.scorer.score_routed(prompts, completions, columns)
+            else:
+                scores = self.scorer.score(prompts, completions)[torch.arange(len(columns)), columns]
+        bad = (~scores.isfinite()).nonzero()
+        if len(bad):
+            row = int(bad[0, 0])
+            name = self.categories[bad[0, 1]] if categories is None else categories[row]
+            raise InputError(f"reward model {name}: the score of row {row} is not finite; train this model again")
+        return scores
+
+    def _columns(self, categories: Sequence[str], rows: int) -> Tensor:
+        if len(categories) != rows:
+            raise InputError(f"categories: {len(categories)} for {rows} prompts; give one for each")
+        for row, name in enumerate(categories):
+            if name not in self.categories:
+                raise InputError(f"category: row {row} is {name!r}; there are models for {', '.join(self.categories)}")
+        return torch.tensor([self.categories.index(name) for name in categories], dtype=torch.long)
+
+    def reward(self, strategy: str = "linear", **options):
+        """A reward function for TRL's `GRPOTrainer(reward_funcs=[...])`; `options` as in `rewards.RewardFunction`."""
+        from srmir_lib.rewards import RewardFunction
+
+        return RewardFunction(self, strategy, **options)
+
+
+def read_config(folder: str | Path) -> dict:
+    """`config.json` of a set of reward models, with its design, categories and their folders checked."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of reward models; run 02_shadow_reward_models")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not config.get("categories") or config.get("design") not in DESIGNS:
+        raise InputError(f"{folder}/config.json: needs categories and a design out of {', '.join(DESIGNS)}")
+    return config
+
+
+def check_base(folder: Path, config: dict, base_model: str | None = None) -> str:
+    """The base model of a set: `base_model`, else the path in its config (relative to the set's folder) or hub id."""
+    recorded = config["base_model"]
+    base = base_model or (os.path.normpath(folder / recorded) if config["base_is_folder"] else recorded)
+    if config["base_is_folder"] and not Path(base).is_dir():
+        raise InputError(f"{base}: the base model of {folder} is not there; put it back or pass base_model")
+    if fingerprint(base) != config["base_sha256"]:
+        raise InputError(
+            f"{base}: not the base model that {folder} was trained on (hash mismatch); train the set again"
+        )
+    return base
