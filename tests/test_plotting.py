@@ -1,0 +1,101 @@
+"""Every figure: right kind, labelled axes, the categories' own colours, and the numbers it was given."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from srmir_lib import plotting
+from srmir_lib.taxonomy import CATEGORIES, COLOURS
+
+KEYS = list(CATEGORIES)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def spread(shift=0.0):
+    random = np.random.default_rng(0)
+    return {key: random.normal(shift, 1, 50) for key in KEYS}
+
+
+def history(scale=1.0):
+    rows = [{"step": i, "reward": scale * i, "kl": 0.01 * i, "completions/mean_length": 12.0} for i in range(5)]
+    return [{"loss": 1.0}, *rows, {"step": 5, "monitor/insult": 1.0, "monitor/crimes": -1.0}]
+
+
+RATES = {"base": {"none": 0.7, "fiction": 0.9, "encoding": 0.5}, "linear": {"none": 0.1, "encoding": 0.4}}
+FIGURES = {
+    "category_counts": lambda: plotting.category_counts({k: i for i, k in enumerate(KEYS)}, dict.fromkeys(KEYS, 3)),
+    "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS),
+    "score_distributions": lambda: plotting.score_distributions(spread(1), spread(-1)),
+    "margin_histogram": lambda: plotting.margin_histogram(np.linspace(-1, 3, 40), KEYS * 5 + KEYS[:5]),
+    "training_curves": lambda: plotting.training_curves(history(), history(0.5)),
+    "reward_scales": lambda: plotting.reward_scales(spread(2), spread()),
+    "cost_and_reward": lambda: plotting.cost_and_reward(
+        [{"name": "SFT", "seconds": 9, "reward": 1, "low": 0, "high": 2}]
+    ),
+    "forest_plot": lambda: plotting.forest_plot([{"label": "a", "estimate": 1, "low": 0, "high": 2, "group": "g"}]),
+    "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
+    "monitor_curves": lambda: plotting.monitor_curves(history()),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_it_is_one_labelled_figure(name, tmp_path):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure)
+    labels = [figure.get_supxlabel(), *(axis.get_xlabel() for axis in figure.axes)]
+    assert any("(" in label or "pairs" in label for label in labels), f"{name}: no horizontal axis says its unit"
+    figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 3000
+
+
+def test_every_public_function_is_tried():
+    public = {n for n, f in vars(plotting).items() if callable(f) and getattr(f, "__module__", "") == plotting.__name__}
+    assert {name for name in public if not name.startswith("_")} == set(FIGURES)
+
+
+def test_categories_keep_their_colours_and_order():
+    axis = FIGURES["category_counts"]().axes[0]
+    solid = axis.containers[1]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in solid] == [COLOURS[key].upper() for key in KEYS]
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(CATEGORIES.values())
+
+
+def test_heat_map_prints_finite_cells_only():
+    matrix = np.full((2, 7), 0.5)
+    matrix[1, 3] = np.nan
+    figure = plotting.accuracy_heat_map(matrix, KEYS, row_labels=["insult", "all"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.50"] * 13
+
+
+def test_forest_plot_draws_each_interval():
+    rows = [
+        {"label": "a", "estimate": 0.5, "low": 0.25, "high": 1.0},
+        {"label": "b", "estimate": 0, "low": -1, "high": 1},
+    ]
+    axis = plotting.forest_plot(rows).axes[0]
+    drawn = [tuple(line.get_xdata()) for line in axis.lines]
+    assert (0.25, 1.0) in drawn and (-1, 1) in drawn and (0.5,) in drawn
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_training_curves_skip_rows_without_the_key():
+    axis = plotting.training_curves(history(), curves={"reward": "reward (score)"}).axes[0]
+    assert list(axis.lines[0].get_xdata()) == [0, 1, 2, 3, 4]
+    assert list(axis.lines[0].get_ydata()) == [0, 1, 2, 3, 4]
+
+
+def test_held_out_families_stand_last_with_a_star():
+    axis = plotting.attack_success_by_family(RATES, held_out=["none"]).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["fiction", "encoding", "none *"]
+    assert list(axis.lines[0].get_xdata()) == pytest.approx([90, 50, 70])
