@@ -1,0 +1,63 @@
+"""Checkpoints of a training that may be killed: which are whole, whose they are, and when they go.
+
+A trainer's checkpoint holds pickles (optimiser, random state), so it stays local, is read by the trainer alone, and is
+deleted when the training is done. A checkpoint cut short by a kill looks whole to the trainer; only marked ones count.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from srmir_lib.artifacts import read_json, read_jsonl, write_json
+
+COMPLETE = "complete"
+"""Name of the empty file that marks a checkpoint as wholly written."""
+
+
+class MarkComplete(TrainerCallback):
+    """Marks each checkpoint after its last file is written."""
+
+    def on_save(self, args, state, control, **kwargs):
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def run_key(base_model, dataset: Dataset, settings: dict, reward: str) -> str:
+    """A hash that changes with the settings, the data, the base model's files or the reward."""
+    folder = Path(base_model)
+    files = [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.rglob("*"))]
+    rows = hashlib.sha256()
+    for example in dataset:
+        rows.update(json.dumps(example, sort_keys=True, default=str).encode())
+    parts = [str(base_model), files, settings, rows.hexdigest(), reward]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def finished_history(output_dir: Path, key: str) -> list[dict] | None:
+    if not (output_dir / "training.json").is_file() or read_json(output_dir / "training.json")["key"] != key:
+        return None
+    return read_jsonl(output_dir / "history.jsonl")
+
+
+def checkpoint_folder(output_dir: Path, key: str, resume: bool) -> Path:
+    """The hidden folder beside `output_dir` for checkpoints: emptied unless they are this very training's."""
+    folder = output_dir.parent / f".{output_dir.name}.checkpoints"
+    ours = resume and (folder / "key.json").is_file() and read_json(folder / "key.json") == key
+    if not ours:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(folder / "key.json", key)
+    return folder
+
+
+def newest_complete(folder: Path) -> str | None:
+    """The newest checkpoint that was wholly written; half-written ones are deleted."""
+    complete = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / COMPLETE).is_file():
+            complete.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None

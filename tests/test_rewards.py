@@ -1,0 +1,227 @@
+"""Rewards: the pure functions by hand, the advantages against TRL's own table, and the callable that TRL calls."""
+
+import math
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trl import GRPOConfig, GRPOTrainer
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.calibration import Calibration
+from srmir_lib.models import load_policy, load_tokenizer
+from srmir_lib.rewards import RewardFunction, categorized_reward, group_advantages, linear_reward
+from srmir_lib.templates import assistant_message, user_message
+
+CATEGORIES = ["insult", "crimes", "privacy"]
+
+
+class FakeModels:
+    """Scores by reading: model j gives `(j + 1) * length of the completion`; `asked` counts rows per model."""
+
+    def __init__(self, calibration: Calibration | None = None, broken: str = ""):
+        self.categories, self.calibration, self.broken = CATEGORIES, calibration, broken
+        self.asked = dict.fromkeys(CATEGORIES, 0)
+
+    def score(self, prompts, completions, categories=None):
+        lengths = torch.tensor([float(len(completion[-1]["content"])) for completion in completions])
+        scores = lengths.unsqueeze(1) * torch.tensor([1.0, 2.0, 3.0])
+        if self.broken:
+            scores[-1, CATEGORIES.index(self.broken)] = math.nan
+        for name in CATEGORIES:
+            self.asked[name] += len(prompts) if categories is None else categories.count(name)
+        return scores if categories is None else scores[range(len(prompts)), [CATEGORIES.index(c) for c in categories]]
+
+
+class FakeRouter:
+    """Routes by the first word; counts how often it is asked."""
+
+    classes = ["crimes", "insult", "privacy"]
+
+    def __init__(self):
+        self.asked = []
+
+    def route(self, prompts):
+        self.asked += prompts
+        return [text.split()[0] for text in prompts]
+
+    def probabilities(self, prompts):
+        self.asked += prompts
+        return torch.tensor([[0.2, 0.5, 0.3]] * len(prompts))
+
+
+def batch(*pairs):
+    return [user_message(prompt) for prompt, _ in pairs], [assistant_message(answer) for _, answer in pairs]
+
+
+PROMPTS, COMPLETIONS = batch(("insult a", "xx"), ("insult a", "xxxx"), ("privacy b", "x"), ("unknown c", "xx"))
+LABELS = ["insult", "insult", "privacy", "unknown"]
+Z = Calibration(tuple(CATEGORIES), (1.0, 0.0, 0.0), (2.0, 1.0, 3.0), rows=10)
+# Raw scores of the four rows: (2 4 6) (4 8 12) (1 2 3) (2 4 6); calibrated: (.5 4 2) (1.5 8 4) (0 2 1) (.5 4 2).
+
+
+def test_linear_reward_by_hand():
+    scores = torch.tensor([[1.0, 2.0, 3.0], [0.0, -4.0, 8.0]])
+    assert linear_reward(scores, torch.tensor([0.5, 0.25, 0.25])).tolist() == [1.75, 1.0]
+    for weights in ([0.5, 0.25, 0.0], [1.5, -0.5, 0.0]):
+        with pytest.raises(InputError, match="at least 0 and sum to 1"):
+            linear_reward(scores, torch.tensor(weights))
+
+
+def test_categorized_reward_by_hand():
+    scores = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 6.0]])
+    assert categorized_reward(scores, torch.tensor([2, 0, -1])).tolist() == [3.0, 1.0, 3.0]
+
+
+def test_group_advantages_by_hand():
+    # Group (1, 3): mean 2, std with Bessel's correction sqrt(2). Group (5, 5): no spread, no signal.
+    high = 1 / (math.sqrt(2) + 1e-4)
+    assert group_advantages(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2).tolist() == pytest.approx([-high, high, 0, 0])
+
+
+rows = st.lists(st.floats(-50, 50, width=32), min_size=8, max_size=8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows, st.floats(-10, 10), st.floats(0.5, 10))
+def test_advantages_ignore_a_groups_offset_and_under_routing_its_scale(rewards, offset, scale):
+    rewards = torch.tensor(rewards, dtype=torch.float64)
+    plain = group_advantages(rewards, 4, eps=0.0 if rewards.view(2, 4).std(1).min() > 1e-3 else 1.0)
+    assert plain.view(2, 4).sum(1).abs().max() < 1e-6
+    if rewards.view(2, 4).std(1).min() > 1e-3:
+        moved = torch.cat([rewards[:4] * scale + offset, rewards[4:]])
+        assert torch.allclose(group_advantages(moved, 4, eps=0.0), plain, atol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows, st.integers(0, 7))
+def test_linear_reward_lies_between_the_lowest_and_highest_score(scores, one):
+    scores = torch.tensor([scores])
+    assert scores.min() - 1e-3 <= linear_reward(scores, torch.full((8,), 1 / 8)) <= scores.max() + 1e-3
+    assert linear_reward(scores, torch.eye(8)[one]) == categorized_reward(scores, torch.tensor([one]))
+
+
+def test_group_advantages_are_the_trainers(tiny_model, tmp_path):
+    """The real trainer, one step; rewards and advantages are read from the table that `log_completions` writes."""
+    words = iter(range(1000))
+    trainer = GRPOTrainer(
+        model=load_policy(tiny_model, "cpu"),
+        reward_funcs=[lambda completions, **columns: [math.sin(next(words)) * 3 for _ in completions]],
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=12,
+            num_generations=4,
+            max_completion_length=4,
+            max_steps=1,
+            log_completions=True,
+            num_completions_to_print=0,
+            logging_steps=1,
+            save_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [user_message(f"please {i}") for i in range(3)]}),
+        processing_class=load_tokenizer(tiny_model),
+    )
+    trainer.train()
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert len(table) == 12 and table["<lambda>"].std() > 0.5
+    ours = group_advantages(torch.tensor(table["<lambda>"].to_numpy()), 4)
+    assert ours.tolist() == pytest.approx(table["advantage"].tolist(), abs=1e-6)
+
+
+def test_linear_equal_weights_raw_and_calibrated():
+    assert RewardFunction(FakeModels(), calibrated=False)(PROMPTS, COMPLETIONS) == pytest.approx([4, 8, 2, 4])
+    expected = [6.5 / 3, 13.5 / 3, 1, 6.5 / 3]
+    assert RewardFunction(FakeModels(Z))(PROMPTS, COMPLETIONS) == pytest.approx(expected)
+    weighted = RewardFunction(FakeModels(), weights=[0, 0, 1], calibrated=False)
+    assert weighted(PROMPTS, COMPLETIONS) == pytest.approx([6, 12, 3, 6])
+
+
+def test_categorized_asks_only_the_model_that_answers():
+    models, router = FakeModels(Z), FakeRouter()
+    reward = RewardFunction(models, "categorized", router)
+    expected = [0.5, 1.5, 1.0, 6.5 / 3]
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(expected)
+    assert models.asked == {"insult": 3, "crimes": 1, "privacy": 2}, "only the unknown row needs all three models"
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(expected)
+    assert router.asked == ["insult a", "privacy b", "unknown c"], "a prompt is routed once, however often it comes"
+
+
+def test_categorized_by_label_and_by_gold():
+    by_label = RewardFunction(FakeModels(), "categorized", calibrated=False)
+    assert by_label(PROMPTS, COMPLETIONS, category=LABELS) == [2, 4, 3, 4]
+    oracle = RewardFunction(FakeModels(), "categorized", "gold", calibrated=False)
+    gold = ["crimes", "crimes", "benign", "benign"]
+    assert oracle(PROMPTS, COMPLETIONS, gold_category=gold) == [4, 8, 2, 4]
+    topics = ["insult", "insult", "privacy", "insult"]
+    assert oracle(PROMPTS, COMPLETIONS, gold_category=gold, gold_topic=topics) == [4, 8, 3, 2]
+
+
+def test_soft_routing_weighs_by_probability():
+    # The router's order is (crimes, insult, privacy) = (.2, .5, .3); the models' is (insult, crimes, privacy).
+    reward = RewardFunction(FakeModels(), "soft", FakeRouter(), calibrated=False)
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx([3.6, 7.2, 1.8, 3.6])  # 2 * (.5 + 2 * .2 + 3 * .3) = 3.6
+
+
+def test_metrics_have_a_name_per_category_and_the_monitor_reads_what_is_not_rewarded():
+    def run(step):
+        logged = {}
+        columns = {"log_metric": logged.__setitem__, "trainer_state": SimpleNamespace(global_step=step)}
+        reward(PROMPTS, COMPLETIONS, category=LABELS, **columns)
+        return logged
+
+    reward = RewardFunction(FakeModels(), "categorized", calibrated=False, monitor_every=5)
+    assert run(3) == {"reward/insult": 3.0, "reward/privacy": 3.0, "unknown": 0.25}
+    watched = run(5)
+    assert watched["monitor/insult"] == 1.5 and watched["monitor/crimes"] == 4.5 and watched["monitor/privacy"] == 8.0
+    reward = RewardFunction(FakeModels(), "linear", calibrated=False, monitor_every=1)
+    assert "unknown" not in run(0) and run(0)["reward/insult"] == 6.0
+
+
+def test_rewards_are_the_same_with_and_without_the_monitor():
+    plain, watched = (RewardFunction(FakeModels(Z), "categorized", monitor_every=n) for n in (0, 1))
+    columns = {"category": LABELS, "log_metric": lambda name, value: None}
+    assert plain(PROMPTS, COMPLETIONS, **columns) == pytest.approx(watched(PROMPTS, COMPLETIONS, **columns))
+
+
+@pytest.mark.parametrize(("strategy", "broken"), [("linear", "crimes"), ("categorized", "privacy")])
+def test_a_score_that_is_nan_names_model_and_row(strategy, broken):
+    reward = RewardFunction(FakeModels(broken=broken), strategy, calibrated=False)
+    with pytest.raises(InputError, match=f"model {broken} gave row 2 .*privacy b.* not finite"):
+        reward(PROMPTS[:3], COMPLETIONS[:3], category=LABELS[:3])
+
+
+def test_a_nan_in_the_mean_of_an_unknown_prompt_names_its_row_in_the_batch():
+    reward = RewardFunction(FakeModels(broken="crimes"), "categorized", calibrated=False)
+    with pytest.raises(InputError, match="model crimes gave row 3 .*unknown c"):
+        reward(PROMPTS, COMPLETIONS, category=LABELS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "best"}, "none of linear, categorized, soft"),
+        ({"strategy": "categorized", "router": "oracle"}, "neither a router nor one of label, gold"),
+        ({"strategy": "soft"}, "needs a trained router"),
+        ({"calibrated": True}, "no calibration.json"),
+        ({"weights": [1.0]}, "1 given for 3"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        RewardFunction(FakeModels(), **{"calibrated": False, **options})
+
+
+def test_bad_columns_are_refused():
+    reward = RewardFunction(FakeModels(), "categorized", calibrated=False)
+    with pytest.raises(InputError, match="no column category"):
+        reward(PROMPTS, COMPLETIONS)
+    with pytest.raises(InputError, match="row 1 is 'arson', but there are models only for insult"):
+        reward(PROMPTS, COMPLETIONS, category=["insult", "arson", "insult", "insult"])

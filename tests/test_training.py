@@ -1,0 +1,274 @@
+"""Training with TRL's real trainers on a tiny random model: it learns, repeats, resumes, stops, and cleans up."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+
+from srmir_lib.artifacts import InputError, read_jsonl
+from srmir_lib.models import load_policy, load_tokenizer
+from srmir_lib.monitors import distinct_bigrams, log_likelihood
+from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.training import (
+    DPOSettings,
+    GRPOSettings,
+    SFTSettings,
+    prompt_order,
+    train_dpo,
+    train_grpo,
+    train_sft,
+)
+
+COMMON = {
+    "learning_rate": 1e-2,
+    "lr_scheduler": "constant",
+    "max_steps": 6,
+    "micro_batch": 8,
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "seed": 3,
+    "device": "cpu",
+}
+GROUP = {
+    "prompts_per_step": 2,
+    "num_generations": 4,
+    "num_iterations": 1,
+    "max_completion_length": 6,
+    "temperature": 1.0,
+    "beta": 0.02,
+    "epsilon": 0.2,
+    "scale_rewards": "group",
+    "loss_type": "grpo",
+    "monitor_every": 2,
+    "checkpoint_every": 2,
+}
+PROMPTS = Dataset.from_list([{"prompt": user_message(f"please help {i}"), "category": "insult"} for i in range(5)])
+
+
+def grpo(**changes) -> GRPOSettings:
+    return GRPOSettings(**{**COMMON, **GROUP, **changes})
+
+
+def count_e(prompts, completions, category, **columns):
+    """A reward that a random model can earn at once: letters e, and a check that data columns arrive."""
+    assert category == ["insult"] * len(prompts) == ["insult"] * len(completions)
+    return [float(completion[0]["content"].count("e")) for completion in completions]
+
+
+def numbers(history):
+    """A history without its clocks."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "step_time")} for row in history]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grpo") / "policy"
+    return folder, train_grpo(tiny_model, PROMPTS, count_e, folder, grpo())
+
+
+def test_grpo_saves_an_adapter_and_its_history_and_nothing_else(undisturbed, tiny_model):
+    folder, history = undisturbed
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+    for key in ("reward", "kl", "entropy", "completions/mean_length", "num_tokens", "seconds"):
+        assert all(math.isfinite(row[key]) for row in history), key
+    assert history[0]["kl"] == 0 and history[-1]["kl"] > 0
+    assert ["coherence/log_likelihood" in row for row in history] == [True, False] * 3
+    assert read_jsonl(folder / "history.jsonl") == history
+    assert [path.name for path in folder.parent.iterdir()] == ["policy"], "checkpoints hold pickles and must be gone"
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    moved = [name for name, value in load_file(folder / "adapter_model.safetensors").items() if value.abs().max() > 0]
+    assert len(moved) == 2 * 2 * 7, "two LoRA matrices for each of seven linear maps in two layers, all trained"
+    policy = load_policy(tiny_model, "cpu", adapter=folder)
+    assert policy.peft_config["default"].r == 8
+
+
+def test_grpo_raises_the_reward(tiny_model, tmp_path):
+    history = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "p", grpo(max_steps=25, prompts_per_step=4, beta=0.0))
+    rewards = [row["reward"] for row in history]
+    assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(undisturbed, tiny_model, tmp_path):
+    _, history = undisturbed
+    again = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "again", grpo())
+    assert numbers(again) == numbers(history)
+    other = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "other", grpo(seed=4))
+    assert numbers(other) != numbers(history)
+
+
+def test_micro_batches_change_nothing_but_memory(undisturbed, tiny_model, tmp_path):
+    _, history = undisturbed
+    small = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "small", grpo(micro_batch=4, loss_type="dapo"))
+    whole = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "whole", grpo(loss_type="dapo"))
+    assert small[0]["reward"] == whole[0]["reward"] == history[0]["reward"]
+    assert small[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-4)
+
+
+def test_a_killed_run_resumes_from_a_complete_checkpoint_to_the_same_result(undisturbed, tiny_model, tmp_path):
+    folder, history = undisturbed
+    calls = []
+
+    def killed_at_step_six(**columns):
+        calls.append(columns["trainer_state"].global_step)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return count_e(**columns)
+
+    killed_at_step_six.__name__ = "count_e"  # the trainer names two of its metrics after the function
+    with pytest.raises(KeyboardInterrupt):
+        train_grpo(tiny_model, PROMPTS, killed_at_step_six, tmp_path / "policy", grpo())
+    checkpoints = tmp_path / ".policy.checkpoints"
+    assert not (tmp_path / "policy").exists() and (checkpoints / "checkpoint-4" / "complete").is_file()
+    # A kill while checkpoint 6 was being written: it is the newest, it is damaged, and it has no mark.
+    shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-6")
+    (checkpoints / "checkpoint-6" / "complete").unlink()
+    (checkpoints / "checkpoint-6" / "adapter_model.safetensors").write_bytes(b"cut")
+
+    calls.clear()
+    resumed = train_grpo(tiny_model, PROMPTS, killed_at_step_six, tmp_path / "policy", grpo(), resume=True)
+    assert calls == [4, 5], "steps 1 to 4 are not generated again"
+    assert numbers(resumed) == numbers(history)
+    left, right = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "policy", folder))
+    assert all(torch.equal(left[name], right[name]) for name in right)
+    assert not checkpoints.exists()
+
+
+def test_a_finished_adapter_is_kept_only_for_the_same_training(undisturbed, tiny_model, tmp_path):
+    folder, history = undisturbed
+    shutil.copytree(folder, tmp_path / "policy")
+
+    def forbidden(**columns):
+        raise AssertionError("trained again")
+
+    assert train_grpo(tiny_model, PROMPTS, forbidden, tmp_path / "policy", grpo(), resume=True) == history
+    for prompts, settings in ((PROMPTS, grpo(beta=0.03)), (PROMPTS.select(range(4)), grpo())):
+        with pytest.raises(AssertionError, match="trained again"):
+            train_grpo(tiny_model, prompts, forbidden, tmp_path / "policy", settings, resume=True)
+    assert read_jsonl(tmp_path / "policy" / "history.jsonl") == history, "an earlier adapter stays until the new one is"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_reward_that_is_not_finite_stops_the_run(tiny_model, tmp_path, bad):
+    def reward(prompts, **columns):
+        return [0.0, bad] + [1.0] * (len(prompts) - 2)
+
+    with pytest.raises(InputError, match=f"reward of row 1 is {bad}"):
+        train_grpo(tiny_model, PROMPTS, reward, tmp_path / "policy", grpo())
+    assert not (tmp_path / "policy").exists()
+
+
+def test_a_policy_that_breaks_down_stops_the_run(tiny_model, tmp_path):
+    settings = grpo(learning_rate=1e30, checkpoint_every=0)
+    with pytest.raises(InputError, match="policy: the policy broke down after step 1 .*lower learning_rate"):
+        train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "policy", settings)
+    assert not (tmp_path / "policy").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_model, tmp_path):
+    data = Dataset.from_list([{"prompt": user_message("a"), "completion": assistant_message("b")}])
+    settings = SFTSettings(**{**COMMON, "learning_rate": 1e30}, batch_size=8, max_length=64)
+    with pytest.raises(InputError, match="sft: loss is nan at step 2; nothing was saved; lower learning_rate"):
+        train_sft(tiny_model, data, tmp_path / "sft", settings)
+    assert not (tmp_path / "sft").exists()
+
+
+def test_prompts_come_all_once_before_one_comes_twice():
+    order = prompt_order(5, grpo(prompts_per_step=2, max_steps=6))
+    assert len(order) == 12
+    assert sorted(order[:5]) == sorted(order[5:10]) == [0, 1, 2, 3, 4]
+    assert list(order) == list(prompt_order(5, grpo())) and list(order) != list(prompt_order(5, grpo(seed=4)))
+    assert len(prompt_order(5, grpo(num_iterations=2))) == 6, "a batch of completions serves two updates"
+
+
+def test_several_updates_per_batch_use_the_clipped_ratio(tiny_model, tmp_path):
+    settings = grpo(num_iterations=2, learning_rate=0.1, epsilon=0.01)
+    history = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "policy", settings)
+    assert ["reward" in row for row in history] == [True, False] * 3
+    assert history[0]["clip_ratio/region_mean"] == 0 and history[1]["clip_ratio/region_mean"] > 0
+
+
+def test_sft_learns_the_completions_and_dpo_the_preferences(tiny_model, tmp_path):
+    pairs = [
+        {
+            "prompt": user_message(f"open the door {i}"),
+            "completion": assistant_message("I can not answer that"),
+            "chosen": assistant_message("I can not answer that"),
+            "rejected": assistant_message("first get ready"),
+            "category": "crimes",
+        }
+        for i in range(8)
+    ]
+    tuning = {**COMMON, "batch_size": 8, "max_length": 64}
+    data = Dataset.from_list(pairs)
+    sft = train_sft(tiny_model, data, tmp_path / "sft", SFTSettings(**tuning))
+    assert len(sft) == 6 and sft[-1]["loss"] < 0.8 * sft[0]["loss"]
+    dpo = train_dpo(tiny_model, data, tmp_path / "dpo", DPOSettings(**tuning, beta=0.1))
+    assert dpo[0]["loss"] == pytest.approx(math.log(2), abs=1e-4), "the policy starts as its own reference"
+    assert dpo[-1]["rewards/margins"] > 0.5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dpo", "sft"]
+    assert train_sft(tiny_model, data, tmp_path / "sft", SFTSettings(**tuning), resume=True) == sft
+
+
+def test_data_that_cannot_be_trained_on_is_refused(tiny_model, tmp_path):
+    settings = SFTSettings(**COMMON, batch_size=8, max_length=4)
+    long = Dataset.from_list([{"prompt": user_message("a b c d e"), "completion": assistant_message("f g h")}])
+    with pytest.raises(InputError, match=r"max_length: 1 conversations \(100%\) exceed 4 tokens"):
+        train_sft(tiny_model, long, tmp_path / "sft", settings)
+    with pytest.raises(InputError, match="missing columns: completion"):
+        train_sft(tiny_model, PROMPTS, tmp_path / "sft", settings)
+    with pytest.raises(InputError, match="missing columns: prompt"):
+        train_grpo(tiny_model, PROMPTS.remove_columns("prompt"), count_e, tmp_path / "policy", grpo())
+    with pytest.raises(InputError, match="micro_batch: 8 must divide batch_size = 12"):
+        train_sft(tiny_model, long, tmp_path / "sft", SFTSettings(**COMMON, batch_size=12, max_length=4))
+
+
+def test_a_template_without_end_token_is_refused(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|end|>", "."))
+    data = Dataset.from_list([{"prompt": user_message("a"), "completion": assistant_message("b")}])
+    with pytest.raises(InputError, match="chat template: .*without the end token '<|end|>'"):
+        train_sft(tmp_path / "model", data, tmp_path / "sft", SFTSettings(**COMMON, batch_size=8, max_length=64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": "5e-6"}, "learning_rate: '5e-6' is not a number .*write 5.0e-6"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0 must be a finite number above 0"),
+        ({"beta": math.nan}, "beta: nan must be a finite number at least 0"),
+        ({"max_steps": 2.5}, "max_steps: 2.5 is not a whole number"),
+        ({"num_generations": 1}, "needs at least 2"),
+        ({"micro_batch": 3}, "must divide prompts_per_step . num_generations = 8"),
+        ({"num_iterations": 4}, "checkpoint_every: 2 must be a multiple"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        grpo(**changes)
+
+
+def test_distinct_bigrams_by_hand():
+    assert distinct_bigrams("a b a b") == 2 / 3  # ab ba ab
+    assert distinct_bigrams("no no no no") == 1 / 3
+    assert distinct_bigrams("one two three") == distinct_bigrams("one") == distinct_bigrams("") == 1
+
+
+def test_log_likelihood_equals_one_row_at_a_time_by_the_models_own_loss(tiny_model):
+    model, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    prompts = [tokenizer(text)["input_ids"] for text in ("please help", "open the red door then", "a")]
+    answers = [tokenizer(text)["input_ids"] for text in ("first get ready then", "no", "it is done")]
+    values = log_likelihood(model, prompts, answers, micro_batch=2)
+    for prompt, answer, value in zip(prompts, answers, values, strict=True):
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        loss = model(input_ids=torch.tensor([prompt + answer]), labels=labels).loss
+        assert value.item() == pytest.approx(-loss.item(), abs=1e-5)
+
+
+def test_the_adapter_names_its_base_model(undisturbed, tiny_model):
+    config = json.loads((undisturbed[0] / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_model) and config["peft_type"] == "LORA"
