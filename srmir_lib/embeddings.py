@@ -5,11 +5,13 @@ depend on the padding side, on the amount of padding, or on what else is in the 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from srmir_lib.artifacts import InputError, sha256
 from srmir_lib.models import load_tokenizer, pick_device
@@ -22,11 +24,26 @@ def load_trunk(model: str | Path, device: str = "auto") -> tuple:
     Causal models need a chat template; encoders (no causal language model among their architectures) need none.
     """
     try:
-        trunk = AutoModel.from_pretrained(str(model), dtype=torch.float32).to(pick_device(device)).eval()
+        with quiet():
+            trunk = AutoModel.from_pretrained(str(model), dtype=torch.float32).to(pick_device(device)).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
     tokenizer = load_tokenizer(model) if is_causal(trunk) else AutoTokenizer.from_pretrained(str(model))
     return trunk.requires_grad_(False), tokenizer
+
+
+@contextmanager
+def quiet():
+    """Silence the loader's bar, and its report of a head that is left out or new: here that is meant."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def is_causal(model) -> bool:

@@ -24,8 +24,8 @@ DESIGNS = ("separate", "pooled")
 class ShadowRewardModels:
     """K reward models that score (prompt, response) pairs; higher is better. Made by `load` or by a design's `fit`.
 
-    A scorer is what a design provides: `score(prompts, completions) -> (N, K)`, and, where it is cheaper to run only one
-    model for a row, `score_routed(prompts, completions, columns) -> (N,)`.
+    A scorer is what a design provides: `score(prompts, completions) -> (N, K)`, and, where running one model for a row
+    is cheaper, `score_routed(prompts, completions, columns) -> (N,)`.
     """
 
     def __init__(self, scorer, categories: Sequence[str], design: str, calibration: Calibration | None = None):
@@ -60,7 +60,7 @@ class ShadowRewardModels:
         )
 
     def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:
-        """Raw scores (N, K), float32 on the CPU; with `categories` (one key a row) the scores (N,) of those models only.
+        """Raw scores (N, K), float32 on the CPU; with `categories` (one key a row) the scores (N,) of those models.
 
         Prompts are user texts or conversations; completions texts or `[assistant]` messages. A score that is not finite
         and a category without a model are `InputError`s.

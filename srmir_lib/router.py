@@ -155,7 +155,7 @@ class Router:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto", base_model: str | None = None) -> "Router":
-        """Read a router; a missing or damaged file, or another reading model than the one fitted on, is an `InputError`.
+        """Read a router; a damaged file, or another reading model than the one fitted on, is an `InputError`.
 
         `base_model` says where the reading model lies now, if it was moved.
         """

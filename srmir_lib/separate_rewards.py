@@ -9,7 +9,6 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +16,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
-from transformers.utils import logging
 
 from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
-from srmir_lib.embeddings import conversation_ids, fingerprint, micro_batches
+from srmir_lib.embeddings import conversation_ids, fingerprint, micro_batches, quiet
 from srmir_lib.models import load_tokenizer, pick_device
-from srmir_lib.reward_model import ALL, ShadowRewardModels
+from srmir_lib.reward_model import ALL
 from srmir_lib.taxonomy import UNKNOWN
 
 OBJECTIVES = ("bradley_terry", "margin")
@@ -75,7 +73,7 @@ def select_pairs(
 
 
 def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_terry"):
-    """Preference rows -> `datasets.Dataset` of `chosen_ids`, `rejected_ids` (and `margin`), as `RewardTrainer` takes it.
+    """Preference rows -> `Dataset` of `chosen_ids`, `rejected_ids` (and `margin`), as `RewardTrainer` takes them.
 
     TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
     """
@@ -218,20 +216,6 @@ def base_classifier(base_model: str | Path):
     tokenizer = load_tokenizer(base_model)
     classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # which token is last depends on it
     return classifier
-
-
-@contextmanager
-def quiet():
-    """Silence the report that a causal checkpoint has no `score` head: here that is meant."""
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
 
 
 class SeparateScorer:

@@ -1,0 +1,123 @@
+"""Legend margins: how much safer one answer is than another, read off a language model's hidden states.
+
+Feng et al. 2024 (arXiv 2406.08124, AAAI-25). The safety direction is a difference of means, not a principal component;
+a margin is the projection of (chosen - rejected) on it. Inference only: nothing is trained.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.embeddings import embed
+
+SCALES = ("none", "unit", "binned")
+NEGATIVES = ("keep", "clip", "drop", "flip")
+BIN_VALUES = (0.0, 1 / 3, 2 / 3, 1.0)
+
+
+def safety_direction(safe: Tensor, harmful: Tensor) -> Tensor:
+    r"""$v=\tilde v/\|\tilde v\|$, $\tilde v=\frac1N\sum_i[e(q_i,y^+)-e(q_i,y_i^-)]$ (Feng et al. 2024, section 3.1).
+
+    `safe`, `harmful` (N, H): embeddings of the same N questions with a refusal and with an unaligned model's answer.
+    Returns (H,) of unit length; no spread between the two is an `InputError`.
+    """
+    difference = (safe - harmful).float().mean(dim=0)
+    length = difference.norm()
+    if not length > 0 or not length.isfinite():
+        raise InputError(f"safety direction: its length is {float(length)}; the safe and harmful answers must differ")
+    return difference / length
+
+
+def legend_margin(chosen: Tensor, rejected: Tensor, direction: Tensor) -> Tensor:
+    r"""$m=(e(x,y_c)-e(x,y_r))^\top v$ (Feng et al. 2024, section 3.2).
+
+    (N, H), (N, H), (H,) -> (N,) in hidden-state units. Below zero the model disagrees with the pair.
+    """
+    return (chosen - rejected).float() @ direction
+
+
+def scale_margins(margins: Tensor, scale: str = "unit", negative: str = "keep", size: float = 1.0) -> Tensor:
+    """Margins (N,) in hidden-state units -> target margins (N,) in units of score; NaN marks a pair to leave out.
+
+    First the policy for negative margins: "keep" them, "clip" them to 0, "drop" the pair (NaN) or "flip" the sign (the
+    pair itself must then be swapped, see `with_margins`). Then the scale: "none"; "unit", divided by their standard
+    deviation about zero, so that the margins' root mean square is `size`; "binned", quartile bins of the values 0, 1/3,
+    2/3, 1, times `size` (below zero stays in the lowest bin). The published bins are not known.
+    """
+    if scale not in SCALES or negative not in NEGATIVES:
+        raise InputError(f"scale {scale!r}, negative {negative!r}: use one of {SCALES} and one of {NEGATIVES}")
+    if margins.ndim != 1 or len(margins) == 0 or not margins.isfinite().all():
+        raise InputError(f"margins: shape {tuple(margins.shape)}; need (N,) finite numbers, N at least 1")
+    margins = margins.float()
+    if negative == "clip":
+        margins = margins.clamp(min=0)
+    elif negative == "flip":
+        margins = margins.abs()
+    elif negative == "drop":
+        margins = torch.where(margins < 0, torch.nan, margins)
+    kept = margins[~margins.isnan()]
+    if scale == "none" or len(kept) == 0 or kept.abs().max() == 0:
+        return margins
+    if scale == "unit":
+        return size * margins / kept.square().mean().sqrt()
+    edges = torch.quantile(kept, torch.tensor([0.25, 0.5, 0.75]))
+    bins = torch.tensor(BIN_VALUES)[torch.bucketize(margins.nan_to_num(0.0), edges)]
+    return torch.where(margins.isnan(), torch.nan, size * bins)
+
+
+def estimate_direction(
+    model,
+    tokenizer,
+    prompts: Sequence,
+    harmful_answers: Sequence,
+    refusals: Sequence[str],
+    **options,
+) -> Tensor:
+    """Safety direction (H,) from N questions, an unaligned model's answers, and one or several refusals.
+
+    Question i is paired with refusal i mod M. With a single short refusal the direction is partly "short answer"; give
+    several of different lengths and look at `length_correlation`. `options` as in `embed`.
+    """
+    if not refusals:
+        raise InputError("refusals: give at least one")
+    safe = embed(model, tokenizer, prompts, [refusals[i % len(refusals)] for i in range(len(prompts))], **options)
+    return safety_direction(safe, embed(model, tokenizer, prompts, harmful_answers, **options))
+
+
+def annotate(model, tokenizer, pairs, direction: Tensor, **options) -> Tensor:
+    """Legend margins (N,), hidden-state units, of rows with `prompt`, `chosen`, `rejected`; one forward a text."""
+    chosen = embed(model, tokenizer, pairs["prompt"], pairs["chosen"], **options)
+    return legend_margin(chosen, embed(model, tokenizer, pairs["prompt"], pairs["rejected"], **options), direction)
+
+
+def with_margins(pairs, margins: Tensor, scale: str = "unit", negative: str = "keep", size: float = 1.0):
+    """Preference `Dataset` with a `margin` column in units of score; raw `margins` (N,) in its row order.
+
+    "drop" leaves out the pairs of a negative margin; "flip" swaps their chosen and rejected answers.
+    """
+    if len(margins) != len(pairs):
+        raise InputError(f"margins: {len(margins)} for {len(pairs)} pairs; give one for each")
+    scaled, swap = scale_margins(margins, scale, negative, size), (margins < 0).tolist()
+    if negative == "flip":
+        sides = zip(pairs["chosen"], pairs["rejected"], swap, strict=True)
+        chosen, rejected = zip(*((r, c) if swapped else (c, r) for c, r, swapped in sides), strict=True)
+        pairs = pairs.remove_columns(["chosen", "rejected"])
+        pairs = pairs.add_column("chosen", list(chosen)).add_column("rejected", list(rejected))
+    if "margin" in pairs.column_names:
+        pairs = pairs.remove_columns("margin")
+    return pairs.add_column("margin", scaled.tolist()).select((~scaled.isnan()).nonzero().flatten().tolist())
+
+
+def length_correlation(margins: Tensor, chosen: Sequence[str], rejected: Sequence[str]) -> float:
+    """Pearson correlation of margins with the difference in words; 0 when either is constant.
+
+    Far from 0 the margin measures length: use more refusals.
+    """
+    words = np.array([len(c.split()) - len(r.split()) for c, r in zip(chosen, rejected, strict=True)], dtype=float)
+    values = margins.double().numpy()
+    if words.std() == 0 or values.std() == 0:
+        return 0.0
+    return float(np.corrcoef(values, words)[0, 1])

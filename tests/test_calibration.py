@@ -1,0 +1,61 @@
+"""z-scores by hand; bad reference sets and damaged files are one clear line."""
+
+import pytest
+import torch
+
+from srmir_lib.artifacts import InputError, write_json
+from srmir_lib.calibration import Calibration
+
+
+def test_z_scores_by_hand(tmp_path):
+    scores = torch.tensor([[1.0, 10.0], [3.0, 30.0]])  # means 2, 20; std (n - 1) sqrt(2), 10 sqrt(2)
+    calibration = Calibration.fit(scores, ["crimes", "privacy"])
+    root = 2**0.5
+    expected = torch.tensor([[-1 / root, -1 / root], [1 / root, 1 / root]])
+    assert torch.allclose(calibration.apply(scores), expected)
+    assert torch.allclose(calibration.apply(torch.tensor([[2.0, 40.0]])), torch.tensor([[0.0, root]]))
+    again = Calibration.load(calibration.save(tmp_path / "calibration.json"))
+    assert again == calibration
+
+
+def test_a_loud_model_decides_a_raw_sum_and_not_a_calibrated_one():
+    scores = torch.tensor([[0.0, 100.0], [1.0, 0.0], [0.5, 50.0], [2.0, 10.0]])
+    raw = scores.sum(dim=1)
+    calibrated = Calibration.fit(scores, ["crimes", "privacy"]).apply(scores).sum(dim=1)
+    assert raw.argmax() == 0, "raw: the second model shouts"
+    assert calibrated.argmax() == 3, "calibrated: (2.0, 10.0) has z-scores 1.32 and -0.66, the largest sum"
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.tensor([[1.0, 2.0], [1.0, 3.0]]),
+        torch.tensor([[1.0, float("nan")], [2.0, 3.0]]),
+        torch.tensor([[1.0, float("inf")], [2.0, 3.0]]),
+        torch.ones(1, 2),
+        torch.ones(4, 3),
+        torch.ones(4),
+    ],
+)
+def test_useless_reference_sets_are_refused(scores):
+    with pytest.raises(InputError, match="calibration: "):
+        Calibration.fit(scores, ["crimes", "privacy"])
+
+
+def test_scores_of_other_models_are_refused():
+    calibration = Calibration(("crimes", "privacy"), (0.0, 0.0), (1.0, 1.0), 2)
+    with pytest.raises(InputError, match="for 2 models"):
+        calibration.apply(torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("value", [{}, [], {"rows": 3, "categories": {"crimes": {"mean": 0}}}, {"categories": 3}])
+def test_a_damaged_file_is_named(tmp_path, value):
+    path = write_json(tmp_path / "calibration.json", value)
+    with pytest.raises(InputError, match="calibration.json: not a calibration file"):
+        Calibration.load(path)
+
+
+def test_a_zero_std_in_a_file_is_refused(tmp_path):
+    path = write_json(tmp_path / "c.json", {"rows": 3, "categories": {"crimes": {"mean": 0, "std": 0}}})
+    with pytest.raises(InputError, match="model crimes"):
+        Calibration.load(path)

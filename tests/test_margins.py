@@ -1,0 +1,156 @@
+"""Legend by hand: direction, margins, their scale, and the embeddings they are read from."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.embeddings import embed, load_trunk
+from srmir_lib.margins import (
+    annotate,
+    estimate_direction,
+    legend_margin,
+    length_correlation,
+    safety_direction,
+    scale_margins,
+    with_margins,
+)
+from srmir_lib.models import load_policy
+from srmir_lib.templates import assistant_message, user_message
+
+
+def test_direction_by_hand():
+    safe, harmful = torch.tensor([[3.0, 4.0], [5.0, 4.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    # mean difference (3, 4), length 5
+    assert torch.allclose(safety_direction(safe, harmful), torch.tensor([0.6, 0.8]))
+
+
+def test_direction_ignores_the_order_of_pairs_and_has_unit_length():
+    generator = torch.Generator().manual_seed(0)
+    safe, harmful = torch.randn(20, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    order = torch.randperm(20, generator=generator)
+    direction = safety_direction(safe, harmful)
+    assert torch.allclose(direction, safety_direction(safe[order], harmful[order]), atol=1e-6)
+    assert direction.norm().item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_equal_answers_have_no_direction():
+    with pytest.raises(InputError, match="must differ"):
+        safety_direction(torch.ones(3, 2), torch.ones(3, 2))
+
+
+def test_margin_by_hand_and_antisymmetric():
+    chosen, rejected = torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, 2.0]])
+    direction = torch.tensor([0.6, 0.8])
+    assert legend_margin(chosen, rejected, direction).item() == pytest.approx(2 * 0.6 - 1 * 0.8)
+    assert legend_margin(rejected, chosen, direction) == -legend_margin(chosen, rejected, direction)
+
+
+@pytest.mark.parametrize(
+    ("negative", "expected"),
+    [
+        ("keep", [-3.0, 0.0, 4.0, 5.0]),
+        ("clip", [0.0, 0.0, 4.0, 5.0]),
+        ("flip", [3.0, 0.0, 4.0, 5.0]),
+        ("drop", [float("nan"), 0.0, 4.0, 5.0]),
+    ],
+)
+def test_policies_for_negative_margins(negative, expected):
+    result = scale_margins(torch.tensor([-3.0, 0.0, 4.0, 5.0]), "none", negative)
+    assert torch.equal(result.nan_to_num(9.0), torch.tensor(expected).nan_to_num(9.0))
+
+
+def test_scales_by_hand():
+    # root mean square of 3, 4, 0, 5 is sqrt(50 / 4)
+    result = scale_margins(torch.tensor([3.0, 4.0, 0.0, 5.0]), "unit", size=2.0)
+    assert torch.allclose(result, 2 * torch.tensor([3.0, 4.0, 0.0, 5.0]) / 12.5**0.5)
+    # quartiles of 1 .. 8 lie at 2.75, 4.5, 6.25
+    result = scale_margins(torch.tensor([8.0, 1, 2, 3, 4, 5, 6, 7]), "binned", size=3.0)
+    assert torch.allclose(result, torch.tensor([3.0, 0, 0, 1, 1, 2, 2, 3]))
+
+
+def test_bad_margins_and_options_are_refused():
+    for bad in (torch.tensor([1.0, float("nan")]), torch.ones(2, 2), torch.ones(0)):
+        with pytest.raises(InputError, match="finite"):
+            scale_margins(bad)
+    with pytest.raises(InputError, match="use one of"):
+        scale_margins(torch.ones(2), scale="cubic")
+
+
+def _pairs() -> Dataset:
+    rows = [("a", "no", "yes"), ("b", "never", "first open the door")]
+    return Dataset.from_list(
+        [
+            {"prompt": user_message(p), "chosen": assistant_message(c), "rejected": assistant_message(r)}
+            for p, c, r in rows
+        ]
+    )
+
+
+def test_with_margins_adds_drops_and_swaps():
+    margins = torch.tensor([2.0, -1.0])
+    kept = with_margins(_pairs(), margins, "none", "keep")
+    assert kept["margin"][:] == [2.0, -1.0]
+    dropped = with_margins(_pairs(), margins, "none", "drop")
+    assert [row["prompt"][0]["content"] for row in dropped] == ["a"]
+    flipped = with_margins(_pairs(), margins, "none", "flip")
+    assert [row["chosen"][0]["content"] for row in flipped] == ["no", "first open the door"]
+    assert [row["rejected"][0]["content"] for row in flipped] == ["yes", "never"]
+    assert flipped["margin"][:] == [2.0, 1.0]
+    with pytest.raises(InputError, match="3 for 2 pairs"):
+        with_margins(_pairs(), torch.ones(3))
+
+
+def test_length_correlation_by_hand():
+    chosen, rejected = ["a b", "a", "a b c"], ["a", "a", "a"]  # differences 1, 0, 2
+    assert length_correlation(torch.tensor([1.0, 0.0, 2.0]), chosen, rejected) == pytest.approx(1.0)
+    assert length_correlation(torch.tensor([-1.0, 0.0, -2.0]), chosen, rejected) == pytest.approx(-1.0)
+    assert length_correlation(torch.ones(3), chosen, rejected) == 0.0
+
+
+@pytest.mark.parametrize("layer", [-1, 1, 0])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_embeddings_equal_a_naive_loop(tiny_model, layer, pooling):
+    """Batch 1, full model, all hidden states: slow, and obviously right."""
+    policy = load_policy(tiny_model, "cpu")
+    trunk, tokenizer = load_trunk(tiny_model, "cpu")
+    prompts, answers = ["please help me", "open the door"], ["no", "first get ready, then check that it is done"]
+    ours = embed(trunk, tokenizer, prompts, answers, layer=layer, pooling=pooling)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        start = f"<|user|>{prompt}<|end|><|assistant|>"
+        ids = tokenizer(start + f"{answer}<|end|>", return_tensors="pt")
+        with torch.no_grad():
+            states = policy(**ids, output_hidden_states=True).hidden_states[layer][0]
+        first = len(tokenizer(start)["input_ids"])
+        naive = states[-1] if pooling == "last" else states[first:].mean(dim=0)
+        assert torch.allclose(ours[row], naive, atol=1e-5)
+    causal = embed(policy, tokenizer, prompts, answers, layer=layer, pooling=pooling)
+    assert torch.allclose(causal, ours, atol=1e-6), "a causal LM and its own trunk give the same embedding"
+
+
+def test_embeddings_do_not_depend_on_the_batch(tiny_model):
+    trunk, tokenizer = load_trunk(tiny_model, "cpu")
+    prompts = ["help", "first get ready, then open the red door", "you are right", "a"]
+    together = embed(trunk, tokenizer, prompts, batch_size=4)
+    alone = torch.cat([embed(trunk, tokenizer, [prompt]) for prompt in prompts])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_a_missing_layer_or_pooling_is_refused(tiny_model):
+    trunk, tokenizer = load_trunk(tiny_model, "cpu")
+    with pytest.raises(InputError, match="hidden states 0 to 2"):
+        embed(trunk, tokenizer, ["a"], layer=3)
+    with pytest.raises(InputError, match="pooling"):
+        embed(trunk, tokenizer, ["a"], pooling="max")
+
+
+def test_direction_and_margins_of_a_model(tiny_model):
+    trunk, tokenizer = load_trunk(tiny_model, "cpu")
+    prompts, answers, refusals = ["a", "b", "c"], ["yes", "first open", "check"], ["I can not.", "No, it would hurt."]
+    direction = estimate_direction(trunk, tokenizer, prompts, answers, refusals)
+    safe = embed(trunk, tokenizer, prompts, ["I can not.", "No, it would hurt.", "I can not."])
+    assert torch.allclose(direction, safety_direction(safe, embed(trunk, tokenizer, prompts, answers)), atol=1e-6)
+    margins = annotate(trunk, tokenizer, _pairs(), direction)
+    assert margins.shape == (2,)
+    with pytest.raises(InputError, match="refusals"):
+        estimate_direction(trunk, tokenizer, prompts, answers, [])

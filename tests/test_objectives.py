@@ -1,0 +1,68 @@
+"""Losses against numbers worked by hand, and against what TRL's `RewardTrainer` computes."""
+
+import math
+
+import pytest
+import torch
+
+from srmir_lib.objectives import bradley_terry_loss, margin_loss
+
+CHOSEN, REJECTED = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
+
+
+def test_bradley_terry_by_hand():
+    # gaps 1 and -2: (ln(1 + e^-1) + ln(1 + e^2)) / 2
+    expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2
+    assert bradley_terry_loss(CHOSEN, REJECTED).item() == pytest.approx(expected, abs=1e-6)
+    assert bradley_terry_loss(CHOSEN, CHOSEN).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_margin_moves_the_gap_that_costs_ln_2():
+    gaps = CHOSEN - REJECTED
+    assert margin_loss(CHOSEN, REJECTED, gaps).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert margin_loss(CHOSEN, REJECTED, torch.zeros(2)) == bradley_terry_loss(CHOSEN, REJECTED)
+    # gap 1, margin 0.5: ln(1 + e^-0.5)
+    one = margin_loss(CHOSEN[:1], REJECTED[:1], torch.tensor([0.5])).item()
+    assert one == pytest.approx(math.log(1 + math.exp(-0.5)), abs=1e-6)
+
+
+def test_a_margin_pushes_harder():
+    scores = torch.tensor([2.0], requires_grad=True)
+    plain = torch.autograd.grad(bradley_terry_loss(scores, torch.zeros(1)), scores)[0]
+    pushed = torch.autograd.grad(margin_loss(scores, torch.zeros(1), torch.tensor([1.0])), scores)[0]
+    assert pushed < plain < 0
+
+
+@pytest.mark.parametrize("margin", [None, [0.3, -0.2, 1.5]])
+def test_both_losses_are_what_the_trl_trainer_minimises(tiny_model, tmp_path, margin):
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    from srmir_lib.models import load_tokenizer
+    from srmir_lib.separate_rewards import base_classifier
+
+    columns = {"chosen_ids": [[7, 8, 9, 1]] * 3, "rejected_ids": [[9, 1], [8, 8, 1], [30, 40, 50, 60, 1]]}
+    if margin is not None:
+        columns["margin"] = margin
+    arguments = RewardConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=3,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to="none",
+        max_length=None,
+    )
+    trainer = RewardTrainer(
+        model=base_classifier(tiny_model),
+        args=arguments,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=load_tokenizer(tiny_model),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, dict(batch)).item()
+    with torch.no_grad():
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        chosen, rejected = trainer.model(**inputs).logits.squeeze(-1).chunk(2)
+    ours = bradley_terry_loss(chosen, rejected) if margin is None else margin_loss(chosen, rejected, batch["margin"])
+    assert loss == pytest.approx(ours.item(), abs=1e-6), "TRL's loss is no longer the one this library displays"
