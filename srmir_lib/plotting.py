@@ -115,7 +115,10 @@ def margin_histogram(margins, categories: Sequence[str] | None = None, unit: str
 
 
 def training_curves(
-    history: Sequence[Mapping], reference: Sequence[Mapping] | None = None, curves: Mapping[str, str] = CURVES
+    history: Sequence[Mapping],
+    reference: Sequence[Mapping] | None = None,
+    curves: Mapping[str, str] = CURVES,
+    labels: tuple[str, str] = ("this run", "reference run"),
 ) -> Figure:
     """One panel per key of `curves` over training steps; `reference` (another run's history) in grey behind.
 
@@ -125,8 +128,8 @@ def training_curves(
         figure, axes = plt.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.7), squeeze=False)
     for axis, (key, label) in zip(axes.flat, curves.items(), strict=True):
         if reference is not None:
-            axis.plot(*_series(reference, key), color=PALE, linestyle="--", label="reference run")
-        axis.plot(*_series(history, key), color=CHOSEN, label="this run")
+            axis.plot(*_series(reference, key), color=PALE, linestyle="--", label=labels[1])
+        axis.plot(*_series(history, key), color=CHOSEN, label=labels[0])
         axis.set(xlabel="step (updates)", title=label)
         axis.grid(color=GRID, linewidth=0.5)
     if reference is not None:
