@@ -1,3 +1,8 @@
 """SRMIR and the reward-model methods around it, as small readable functions. See README.md."""
 
+import warnings
+
 __version__ = "0.1.0"
+
+# Progress bars are plain text, so that a stored notebook keeps them; tqdm would warn that it finds no widgets.
+warnings.filterwarnings("ignore", message="IProgress not found")

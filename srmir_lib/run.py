@@ -1,0 +1,244 @@
+"""The series as a whole: check everything first, run what is not up to date, never lose a finished result.
+
+A preset is a folder `params/<preset>/` with one parameter file a notebook. A stage runs in a work folder
+`outputs/<preset>/.<notebook>.work/`, which takes the place of `outputs/<preset>/<notebook>/` only when the notebook,
+its checks included, has run to its end.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from srmir_lib.artifacts import InputError, atomic_path, read_json, sha256, write_json
+from srmir_lib.execute import execute, refresh_prose
+from srmir_lib.manifest import damaged, git_state, hash_outputs, machine, read_manifest, utc_now
+from srmir_lib.notebook import GIVEN_BY_RUNNER, Notebook, load_values
+from srmir_lib.stage import find_root
+
+TEXT = {".json", ".jsonl", ".yaml", ".md", ".html", ".ipynb"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage to run, checked: its notebook, all its parameters, and the artefacts it reads."""
+
+    notebook: Notebook
+    parameters: dict
+    reads: list[tuple[str, str]]
+
+    @property
+    def name(self) -> str:
+        return self.notebook.name
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage stands: `state` is done, skipped, or (from `status`) what is missing."""
+
+    name: str
+    state: str
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+    started: str = ""
+
+
+class Runner:
+    """Runs and reports the stages of one preset. An unknown preset is an `InputError`."""
+
+    def __init__(self, preset: str, root: str | Path | None = None):
+        self.root = Path(root).resolve() if root else find_root()
+        self.preset = preset
+        self.params = self.root / "params" / preset
+        self.outputs = self.root / "outputs" / preset
+        presets = sorted(p.name for p in (self.root / "params").glob("*") if p.is_dir())
+        if preset not in presets:
+            raise InputError(f"{preset}: unknown preset; there are {', '.join(presets) or 'none'} in params/")
+
+    def series(self) -> list[str]:
+        """The notebooks this preset has parameter files for, in running order: A0 comes before 06, A1 to A5 last."""
+        names = [path.stem for path in self.params.glob("*.yaml")]
+        return sorted(names, key=lambda name: "05_~" if name.startswith("A0") else name)
+
+    def select(self, wanted: Iterable[str] = (), start: str = "", everything: bool = False) -> list[str]:
+        """Names in running order: those `wanted` (by number or prefix), those from `start` on, else 00-06 and A0."""
+        series = self.series()
+        default = [name for name in series if everything or not name.startswith("A") or name.startswith("A0")]
+        chosen = {self._match(prefix) for prefix in wanted} or set(default)
+        first = series.index(self._match(start)) if start else 0
+        return [name for name in series[first:] if name in chosen]
+
+    def plan(self, names: Iterable[str], settings: dict | None = None, check_inputs: bool = True) -> list[Task]:
+        """Check all that is to run before anything does: notebooks, parameters, and that inputs exist or will."""
+        tasks, settings, unused = [], settings or {}, set(settings or {})
+        for name in names:
+            notebook = self._notebook(name)
+            where = self._shown(self.params / f"{name}.yaml")
+            values = load_values(self.params / f"{name}.yaml")
+            parameters = notebook.parameters(values, where)
+            if parameters["preset"] != self.preset or parameters["output_dir"]:
+                raise InputError(f"{where}: write `preset: {self.preset}`, and leave output_dir to the runner")
+            own = {key: value for key, value in settings.items() if key in parameters and key not in GIVEN_BY_RUNNER}
+            if own:
+                parameters = notebook.parameters(values | own, "--set")
+            unused -= own.keys()
+            tasks.append(Task(notebook, parameters, notebook.reads(parameters)))
+        if unused:
+            among = ", ".join(task.name for task in tasks)
+            raise InputError(f"--set {', '.join(sorted(unused))}: not a parameter that can be set in {among}")
+        if check_inputs:
+            self._check_inputs(tasks)
+        return tasks
+
+    def state(self, task: Task) -> str:
+        """done; or why it has to run: missing, interrupted, stale (parameters, code or inputs changed), damaged."""
+        folder = self.outputs / task.name
+        manifest = read_manifest(folder)
+        if manifest is None or not manifest["ok"]:
+            return "interrupted" if self._work(task.name).is_dir() else "missing"
+        try:
+            key, _ = self._key(task)
+        except InputError:
+            return "stale"
+        if manifest["key"] != key:
+            return "stale"
+        return "damaged" if damaged(folder, manifest) else "done"
+
+    def status(self, tasks: list[Task]) -> list[Result]:
+        """How each stage stands; nothing is run or changed."""
+        return [self._result(task, self.state(task)) for task in tasks]
+
+    def run(self, tasks: list[Task], say=print) -> Iterator[Result]:
+        """Run what is not done, in order, yielding a result a stage. Stops at the first failure with `StageFailed`."""
+        with self._lock():
+            for task in tasks:
+                if self.state(task) == "done":
+                    refresh_prose(self.outputs / task.name / task.notebook.path.name, task.notebook.path)
+                    yield self._result(task, "skipped")
+                else:
+                    say(f"{task.name}: running")
+                    self._run(task)
+                    yield self._result(task, "done")
+
+    def _run(self, task: Task) -> None:
+        """One stage, into its work folder; what an earlier, killed attempt with the same key left there is kept."""
+        key, inputs = self._key(task)
+        work, folder = self._work(task.name), self.outputs / task.name
+        if not (work / "key.json").is_file() or read_json(work / "key.json") != key:
+            shutil.rmtree(work, ignore_errors=True)
+        write_json(work / "key.json", key)
+        facts = {"started": utc_now()} | git_state(self.root)
+        executed = work / f"{task.name}.ipynb"
+        parameters = task.parameters | {"output_dir": self._shown(work)}
+        seconds, peak = execute(task.notebook.path, executed, parameters, self.root)
+        self._rename_inside(work, folder)
+        manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "key": key}
+        manifest |= {"parameters": task.parameters, "seed": task.parameters["seed"], **facts}
+        manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak)} | machine()
+        write_json(work / "manifest.json", manifest | {"inputs": inputs, "outputs": hash_outputs(work)})
+        with atomic_path(folder) as fresh:
+            os.replace(work, fresh)
+        (folder / "key.json").unlink()
+
+    def _key(self, task: Task) -> tuple[str, dict[str, str]]:
+        """Hash of all that decides a stage's results, and the hashes of its inputs; a damaged input is an `InputError`.
+
+        Prose is left out: editing a markdown cell never trains a model again.
+        """
+        inputs = {}
+        for notebook, name in task.reads:
+            folder, wanted = self.outputs / notebook, f"{self.preset} {notebook.split('_')[0]}"
+            manifest, top = read_manifest(folder), name.split("/")[0]
+            if manifest is None or not (folder / name).exists():
+                raise InputError(f"{self._shown(folder / name)}: missing; run `srmir run {wanted}` first")
+            digest = inputs[f"{notebook}/{top}"] = sha256(folder / top)
+            if digest != manifest["outputs"].get(top, digest):
+                raise InputError(f"{self._shown(folder / top)}: damaged since it was made; run `srmir run {wanted}`")
+        inputs |= self._outside_inputs(task)
+        code = {self._shown(file): sha256(file) for file in task.notebook.sources(self.root)}
+        parts = [task.parameters, task.notebook.code_cells(), code, inputs]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), inputs
+
+    def _outside_inputs(self, task: Task) -> dict[str, str]:
+        """Files and folders that parameters name. They may be large: names, sizes and times are hashed."""
+        named = {key: value for key, value in task.parameters.items() if isinstance(value, str) and value}
+        if task.parameters.get("data_dir") == "" and os.environ.get("SRMIR_DATA"):
+            named["data_dir"] = os.environ["SRMIR_DATA"]
+        inputs = {}
+        for key, value in named.items():
+            path = self.root / os.path.expandvars(Path(value).expanduser())
+            if key not in GIVEN_BY_RUNNER and path.exists():
+                files = sorted(path.rglob("*")) if path.is_dir() else [path]
+                facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+                inputs[f"parameter {key}"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return inputs
+
+    def _check_inputs(self, tasks: list[Task]) -> None:
+        """Every artefact read must exist, or be written by a stage that runs before its reader."""
+        coming: set[str] = set()
+        for task in tasks:
+            for notebook, name in task.reads:
+                folder, path = self.outputs / notebook, self.outputs / notebook / name
+                if notebook not in coming and not (path.exists() and read_manifest(folder)):
+                    fix = f"run `srmir run {self.preset} {notebook.split('_')[0]}` first"
+                    raise InputError(f"{task.name} reads {self._shown(path)}, which is missing; {fix}")
+            coming.add(task.name)
+
+    def _notebook(self, name: str) -> Notebook:
+        path = self.root / "notebooks" / f"{name}.ipynb"
+        if not path.is_file():
+            raise InputError(f"{self._shown(self.params / name)}.yaml: there is no notebook {self._shown(path)}")
+        notebook = Notebook.load(path)
+        missing = [key for key in (*GIVEN_BY_RUNNER, "seed") if key not in notebook.model.model_fields]
+        if missing:
+            raise InputError(f"{self._shown(path)}: its parameters cell lacks {', '.join(missing)}")
+        return notebook
+
+    def _match(self, prefix: str) -> str:
+        """The notebook that `prefix` (01, A0, 04_grpo) means; none or several is an `InputError`."""
+        found = [name for name in self.series() if name.startswith(prefix.removesuffix(".ipynb"))]
+        if len(found) != 1:
+            problem = "unknown notebook" if not found else "more than one notebook"
+            raise InputError(f"{prefix}: {problem}; preset {self.preset} has {', '.join(self.series())}")
+        return found[0]
+
+    def _work(self, name: str) -> Path:
+        return self.outputs / f".{name}.work"
+
+    def _shown(self, path: Path) -> str:
+        """A path as a reader at the repository root would type it."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+    def _result(self, task: Task, state: str) -> Result:
+        manifest = read_manifest(self.outputs / task.name) or {}
+        return Result(task.name, state, *(manifest.get(k) for k in ("seconds", "peak_memory_mb", "started")))
+
+    def _rename_inside(self, work: Path, folder: Path) -> None:
+        """Files that name their own folder (a config beside its weights) say the final name, not the work folder's."""
+        for file in work.rglob("*"):
+            if file.suffix in TEXT and file.is_file() and file.name != "key.json":
+                text = file.read_text(encoding="utf8")
+                if work.name in text:
+                    file.write_text(text.replace(f"{self.preset}/{work.name}", f"{self.preset}/{folder.name}"), "utf8")
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the preset's outputs for one run; a second run is an `InputError`. The lock dies with its process."""
+        try:
+            self.outputs.mkdir(parents=True, exist_ok=True)
+            file = (self.outputs / ".lock").open("w")
+        except OSError as error:
+            reason = error.strerror.lower()
+            raise InputError(f"{self.outputs}: cannot write here ({reason}); check the folder's permissions") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                busy = f"{self._shown(self.outputs)}: another `srmir run {self.preset}` is at work; wait for it to end"
+                raise InputError(busy) from error
+            yield

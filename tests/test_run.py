@@ -1,0 +1,376 @@
+"""The runner on a series of two small notebooks: strict before it starts, careful while it runs, exact afterwards."""
+
+import fcntl
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import yaml
+
+from srmir_lib.artifacts import InputError, sha256
+from srmir_lib.cli import main
+from srmir_lib.execute import Watch
+from srmir_lib.notebook import Notebook, load_values
+from srmir_lib.run import Runner
+
+COMMON = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # empty: outputs/<preset>\nseed: int = 0  # seed\n'
+MAKE = [
+    "# 1 · Make",
+    COMMON
+    + "rate: float = 1.0e-3  # learning rate\nweights: list[float] = [1.0, 2]  # one a model\nlimit: int = 9  # most",
+    "from srmir_lib.artifacts import write_json\nfrom srmir_lib.stage import Stage\n"
+    "stage = Stage('01_make', preset, output_dir)",
+    "write_json(stage.path('numbers') / 'data.json', {'rate': rate, 'folder': str(stage.folder), 'seed': seed})\n"
+    "if not stage.path('part.txt').exists():\n    stage.path('part.txt').write_text(output_dir)\n"
+    "else:\n    stage.path('kept.txt').write_text('kept')",
+    "import time\nwhile (stage.root / 'wait').exists():\n    time.sleep(0.05)",
+    "stage.save_metrics({'rate': rate})",
+    "## Check",
+    "assert seed < limit",
+]
+USE = [
+    "# 2 · Use",
+    COMMON + 'source: str = "01_make"  # whose numbers',
+    "from srmir_lib.artifacts import read_json, write_json\nfrom srmir_lib.stage import Stage\n"
+    "stage = Stage('02_use', preset, output_dir)\n"
+    "numbers = read_json(stage.input(source, 'numbers') / 'data.json')",
+    "write_json(stage.path('copy.json'), numbers)",
+]
+
+
+def write_notebook(path: Path, sources: list[str]) -> None:
+    cells = [
+        nbformat.v4.new_markdown_cell(s, id=f"cell-{i}")
+        if s.startswith("#")
+        else nbformat.v4.new_code_cell(s, id=f"cell-{i}")
+        for i, s in enumerate(sources)
+    ]
+    cells[1].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository of two notebooks, and a user whose own `python3` kernel is broken."""
+    root, user = tmp_path / "repository", tmp_path / "user/kernels/python3"
+    for folder in (root / "notebooks", root / "params/lab", root / "srmir_lib", user):
+        folder.mkdir(parents=True)
+    (user / "kernel.json").write_text('{"argv": ["false"], "display_name": "Python 3", "language": "python"}')
+    (root / "pyproject.toml").touch()
+    write_notebook(root / "notebooks/01_make.ipynb", MAKE)
+    write_notebook(root / "notebooks/02_use.ipynb", USE)
+    (root / "params/lab/01_make.yaml").write_text("rate: 5.0e-3\n")
+    (root / "params/lab/02_use.yaml").write_text("")
+    monkeypatch.setenv("SRMIR_ROOT", str(root))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "user"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    return root
+
+
+@pytest.fixture
+def finished(root):
+    """The same repository after `srmir run lab`."""
+    (root / "srmir_lib").rmdir()
+    assert main(["run", "lab"]) == 0
+    return root
+
+
+def states(**settings) -> list[str]:
+    runner = Runner("lab")
+    return [result.state for result in runner.status(runner.plan(runner.select(), settings))]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.name: sha256(p) for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+# What a wrong request says: one line with what, where and the fix, before anything runs.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "nope: unknown preset; there are lab"),
+        (["lab", "07"], "07: unknown notebook; preset lab has 01_make, 02_use"),
+        (["lab", "0"], "0: more than one notebook"),
+        (["lab", "--from", "A9"], "A9: unknown notebook"),
+        (["lab", "--set", "rats=1"], "--set rats: not a parameter that can be set in 01_make, 02_use"),
+        (["lab", "--set", "preset=smoke"], "--set preset: not a parameter that can be set"),
+        (["lab", "--set", "rate"], "--set rate: write NAME=VALUE"),
+        (["lab", "--set", "rate=5e-6"], "--set: rate = '5e-6' is text, but 01_make wants float; write 5.0e-6"),
+        (["lab", "--set", "seed=1.5"], "--set: seed = 1.5 is of type float, but 01_make wants int"),
+        (["lab", "--set", "seed='3'"], "--set: seed = '3' is text, but 01_make wants int; write 3"),
+        (["lab", "--set", "seed=true"], "--set: seed = True is true/false, but 01_make wants int"),
+        (["lab", "--set", "weights=[1.0, x]"], "--set: weights.1 = 'x' is text, but 01_make wants list[float]"),
+        (["lab", "--set", "rate=.nan"], "--set: rate = nan is not finite, but 01_make wants float"),
+        (["lab", "--set", "rate=[1"], "--set rate=[1: '[1' is not a YAML value"),
+        (["lab", "02"], "02_use reads outputs/lab/01_make/numbers, which is missing; run `srmir run lab 01` first"),
+    ],
+)
+def test_wrong_request_is_one_line_and_exit_code_2(root, capsys, arguments, message):
+    assert main(["run", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"srmir: {message}")
+    assert not (root / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rats: 1", "params/lab/01_make.yaml: 01_make has no parameter rats; it has preset, output_dir, seed, rate"),
+        ("rate: 5e-6", "params/lab/01_make.yaml: rate = '5e-6' is text, but 01_make wants float; write 5.0e-6"),
+        ("- 1", "01_make.yaml: write one `name: value` a line, not a list"),
+        ("rate: [", "01_make.yaml: not valid YAML"),
+        ("preset: smoke", "params/lab/01_make.yaml: write `preset: lab`"),
+        ("output_dir: elsewhere", "params/lab/01_make.yaml: write `preset: lab`, and leave output_dir to the runner"),
+    ],
+)
+def test_wrong_parameter_file_is_refused(root, capsys, text, message):
+    (root / "params/lab/01_make.yaml").write_text(text)
+    assert main(["run", "lab"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_parameter_file_without_notebook_and_damaged_notebook(root, capsys):
+    (root / "params/lab/03_gone.yaml").touch()
+    assert main(["run", "lab"]) == 2
+    assert "03_gone.yaml: there is no notebook notebooks/03_gone.ipynb" in capsys.readouterr().err
+    (root / "params/lab/03_gone.yaml").unlink()
+    (root / "notebooks/02_use.ipynb").write_text("{")
+    assert main(["run", "lab"]) == 2
+    assert "02_use.ipynb: not a readable notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("rate = 1.0", "not `rate = 1.0`"),
+        ("rate: float = 1.0 + x", "not `rate: float = 1.0 [+] x`"),
+        ("path: Path = ''", "not `path: Path = ''`"),
+    ],
+)
+def test_parameters_cell_holds_annotated_literals_only(root, cell, message):
+    path = root / "notebooks/01_make.ipynb"
+    write_notebook(path, [MAKE[0], COMMON + cell])
+    with pytest.raises(InputError, match=message):
+        Notebook.load(path)
+
+
+def test_inputs_are_found_in_the_cells_or_listed_in_the_metadata(root):
+    path = root / "notebooks/02_use.ipynb"
+    assert Notebook.load(path).reads({"source": "03_other"}) == [("03_other", "numbers")]
+    write_notebook(path, [*USE, "stage.base_model('')", "for n in 'ab':\n    stage.input(n, 'policy')"])
+    with pytest.raises(
+        InputError, match=r"stage.input\(n, 'policy'\): use literals or parameters, or list srmir.reads"
+    ):
+        Notebook.load(path).reads({"source": "01_make"})
+    book = nbformat.read(path, 4)
+    book.metadata["srmir"] = {"reads": ["a/policy", "b/policy"]}
+    nbformat.write(book, path)
+    found = Notebook.load(path).reads({"source": "01_make"})
+    assert found == [("01_data", "base_model"), ("01_make", "numbers"), ("a", "policy"), ("b", "policy")]
+
+
+def test_baselines_run_before_the_evaluation_and_appendices_only_when_asked(root):
+    for name in ("06_evaluation", "A0_baselines", "A1_more", "05_x"):
+        (root / f"params/lab/{name}.yaml").touch()
+    runner = Runner("lab")
+    assert runner.select() == ["01_make", "02_use", "05_x", "A0_baselines", "06_evaluation"]
+    assert runner.select(everything=True)[-1] == "A1_more"
+    assert runner.select(["A1", "01"]) == ["01_make", "A1_more"]
+    assert runner.select(start="A0") == ["A0_baselines", "06_evaluation"]
+
+
+def test_place_that_cannot_be_written_is_one_line(root, capsys):
+    (root / "outputs").write_text("a file where the folder should be")
+    assert main(["run", "lab"]) == 2
+    error = capsys.readouterr().err
+    assert "outputs/lab: cannot write here" in error and error.count("\n") == 1
+
+
+def test_second_run_at_the_same_time_is_refused(root, capsys):
+    (root / "outputs/lab").mkdir(parents=True)
+    with (root / "outputs/lab/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["run", "lab"]) == 2
+    assert "another `srmir run lab` is at work" in capsys.readouterr().err
+
+
+def test_command_line_starts_without_the_slow_imports(root):
+    check = "import sys; from srmir_lib.cli import main; main(['run', 'lab', '07']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert not {"torch", "papermill", "transformers", "numpy"} & set(done.stdout.split())
+    assert "unknown notebook" in done.stderr
+
+
+# What a run leaves behind.
+
+
+def test_run_records_what_it_did_and_the_second_run_skips_it(finished, capsys):
+    folder = finished / "outputs/lab/01_make"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["ok"] and manifest["preset"] == "lab" and manifest["notebook"] == "01_make"
+    assert manifest["parameters"]["rate"] == 0.005 and manifest["parameters"]["weights"] == [1.0, 2.0]
+    assert manifest["seed"] == 0 and manifest["seconds"] > 0 and manifest["peak_memory_mb"] > 20
+    assert manifest["started"].endswith("+00:00") and manifest["versions"]["torch"] and manifest["threads"] >= 1
+    assert manifest["outputs"].keys() == {"metrics.json", "numbers", "part.txt"}
+    assert manifest["outputs"]["numbers"] == sha256(folder / "numbers")
+    used = json.loads((finished / "outputs/lab/02_use/manifest.json").read_text())
+    assert used["inputs"] == {"01_make/numbers": manifest["outputs"]["numbers"]}
+    # Every file that named the work folder now names the place it was moved to; no secret is anywhere.
+    assert json.loads((folder / "numbers/data.json").read_text())["folder"] == str(folder)
+    everything = "".join(p.read_text() for p in folder.rglob("*") if p.is_file() and p.suffix != ".txt")
+    assert ".work" not in everything and "hf_secret" not in everything
+    assert sorted(p.name for p in folder.parent.iterdir()) == [".lock", "01_make", "02_use", "report"]
+
+    before = contents(folder)
+    capsys.readouterr()
+    assert main(["run", "lab"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("01_make: skipped") and said[-1] == str(finished / "outputs/lab/report/index.html")
+    assert contents(folder) == before
+    assert main(["status", "lab"]) == 0
+    assert capsys.readouterr().out.count("done") == 2
+
+
+def test_what_makes_a_stage_run_again(finished):
+    assert states() == ["done", "done"]
+    assert states(seed=1) == ["stale", "stale"]
+    assert states(rate=0.1) == ["stale", "done"]  # 02 is looked at again once 01 has run
+    write_notebook(finished / "notebooks/01_make.ipynb", [*MAKE[:-1], "assert seed < limit + 1"])
+    assert states() == ["stale", "done"]
+    write_notebook(finished / "notebooks/01_make.ipynb", MAKE)
+    (finished / "srmir_lib").mkdir()
+    (finished / "srmir_lib/artifacts.py").write_text("# another implementation\n")
+    assert states() == ["stale", "stale"]
+    (finished / "srmir_lib/artifacts.py").unlink()
+    (finished / "srmir_lib/plotting.py").write_text("# not imported by these notebooks\n")
+    assert states() == ["done", "done"]
+    (finished / "outputs/lab/02_use/copy.json").unlink()
+    assert states() == ["done", "damaged"]
+
+
+def test_library_files_count_through_imports_of_imports(root):
+    library = root / "srmir_lib"
+    (library / "lab").mkdir()
+    for name, text in {
+        "artifacts.py": "def f():\n    import srmir_lib.lab.world",
+        "lab/world.py": "",
+        "lab/words.json": "{}",
+        "lab/__init__.py": "",
+        "__init__.py": "",
+        "stage.py": "",
+        "unused.py": "",
+    }.items():
+        (library / name).write_text(text)
+    sources = Notebook.load(root / "notebooks/01_make.ipynb").sources(root)
+    assert {str(p.relative_to(library)) for p in sources} == {
+        "__init__.py", "artifacts.py", "stage.py", "lab/__init__.py", "lab/words.json", "lab/world.py"
+    }  # fmt: skip
+
+
+def test_new_prose_is_shown_without_running_again(finished, capsys):
+    write_notebook(finished / "notebooks/01_make.ipynb", ["# 1 · Better words", *MAKE[1:], "## Next"])
+    capsys.readouterr()
+    assert main(["run", "lab", "01"]) == 0
+    assert "01_make: skipped" in capsys.readouterr().out
+    book = nbformat.read(finished / "outputs/lab/01_make/01_make.ipynb", 4)
+    assert book.cells[0].source == "# 1 · Better words" and book.cells[-1].source == "## Next"
+    injected = [cell.source for cell in book.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert len(injected) == 1 and "rate = 0.005" in injected[0]
+
+
+def test_failed_check_names_notebook_cell_and_reason_and_touches_nothing(finished, capsys):
+    folder = finished / "outputs/lab/01_make"
+    before = contents(folder)
+    assert main(["run", "lab", "--set", "seed=10"]) == 1
+    error = capsys.readouterr().err
+    assert "01_make, cell 9, In [7]: AssertionError: assert seed < limit" in error and error.count("\n") == 1
+    kept = Path(error.rsplit("see ", 1)[1].strip())
+    assert kept.is_file() and kept.parent.name == ".01_make.work"
+    assert contents(folder) == before and states() == ["done", "done"]
+
+
+def test_damaged_input_is_named_and_its_stage_can_be_run_again(finished, capsys):
+    (finished / "outputs/lab/01_make/numbers/data.json").write_text('{"rate"')
+    assert main(["run", "lab", "02"]) == 2
+    expected = "outputs/lab/01_make/numbers: damaged since it was made; run `srmir run lab 01`"
+    assert expected in capsys.readouterr().err
+    assert main(["run", "lab", "01"]) == 0
+    assert states() == ["done", "done"]
+
+
+def start_and_wait_for(root: Path, file: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """Start `srmir run lab 01` on a notebook that waits in its fourth cell; returns it and its kernel's processes."""
+    (root / "wait").touch()
+    command = [sys.executable, "-m", "srmir_lib", "run", "lab", "01"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (root / "outputs/lab/.01_make.work" / file).exists():
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+        time.sleep(0.05)
+    return run, psutil.Process(run.pid).children(recursive=True)
+
+
+def test_killed_run_goes_on_where_it_was_and_leaves_no_kernel(root, capsys):
+    (root / "srmir_lib").rmdir()
+    run, kernels = start_and_wait_for(root, "part.txt")
+    run.kill()
+    run.communicate()
+    assert kernels and not psutil.wait_procs(kernels, timeout=20)[1], "the kernel outlived its runner"
+    assert Runner("lab").status(Runner("lab").plan(["01_make"]))[0].state == "interrupted"
+    (root / "wait").unlink()
+    assert main(["run", "lab", "01"]) == 0
+    assert (root / "outputs/lab/01_make/kept.txt").exists(), "finished parts of a killed run are kept"
+
+    assert main(["run", "lab", "01", "--set", "seed=1"]) == 0
+    assert not (root / "outputs/lab/01_make/kept.txt").exists(), "parts made with other parameters are not"
+
+
+def test_stop_signal_ends_the_kernel_too(root):
+    (root / "srmir_lib").rmdir()
+    run, kernels = start_and_wait_for(root, "part.txt")
+    run.send_signal(signal.SIGTERM)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130 and error == "srmir: interrupted; the same command goes on from here\n"
+    assert not psutil.wait_procs(kernels, timeout=20)[1]
+
+
+def test_plain_papermill_runs_the_same_notebook_from_anywhere(root, tmp_path, monkeypatch):
+    monkeypatch.delenv("JUPYTER_DATA_DIR")
+    parameters = root / "params/lab/01_make.yaml"
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        root / "notebooks/01_make.ipynb",
+        tmp_path / "out.ipynb",
+        "-f",
+        parameters,
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert json.loads((root / "outputs/lab/01_make/metrics.json").read_text()) == {"rate": 0.005}
+
+
+def test_watch_says_where_it_is():
+    stream = io.StringIO()
+    with Watch("04_x", 36, stream, every=0.1) as watch:
+        watch.cell_start(None, 11)
+        watch.write("step 1\rstep 2\r")
+        time.sleep(0.8)
+    assert stream.getvalue().splitlines()[0] == "  04_x  cell 12/36  0:00  step 2"
+    assert watch.seconds >= 0.8
+
+
+def test_parameter_file_errors_name_the_file(tmp_path):
+    with pytest.raises(InputError, match="gone.yaml: no such file"):
+        load_values(tmp_path / "gone.yaml")
+    assert yaml.safe_load("5e-6") == "5e-6", "YAML 1.1 still reads 5e-6 as text: the check above is needed"
