@@ -172,8 +172,8 @@ def train_grpo(
             raise
         step = trainer.state.global_step
         raise InputError(
-            f"{output_dir.name}: the policy broke down after step {step} (its probabilities are not finite); nothing was "
-            f"saved; lower learning_rate"
+            f"{output_dir.name}: the policy broke down after step {step} (its probabilities are not finite); "
+            f"nothing was saved; lower learning_rate"
         ) from error
     return _save(trainer, output_dir, key, checkpoints)
 
