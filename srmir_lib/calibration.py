@@ -66,3 +66,28 @@ class Calibration:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: not a calibration file ({error!r}); run 03_margins again") from error
+
+
+def reference_set(pairs) -> tuple[list, list]:
+    """Prompts and responses to calibrate on, from preference rows whose rejected answer is the policy's own.
+
+    Each prompt comes twice: with what the policy says today and with its demonstration, the two ends of what a trained
+    policy will say. Corrupted answers are left out.
+    """
+    rows = [row for row, origin in enumerate(pairs["origin"]) if origin == "policy"]
+    if len(rows) < 2:
+        raise InputError(
+            f"calibration: {len(rows)} pairs have origin policy; at least 2 are needed, hundreds are better"
+        )
+    kept = pairs.select(rows)
+    return [*kept["prompt"], *kept["prompt"]], [*kept["rejected"], *kept["chosen"]]
+
+
+def voices(scores: Tensor) -> Tensor:
+    r"""Share of the variance of a sum that comes through each model: $\mathrm{cov}(r_j, R)/\mathrm{var}(R)$.
+
+    `scores` (N, K) -> (K,), sums to 1, with $R=\sum_j r_j$. Models with an equal say have about 1 / K each; a loud one more.
+    """
+    centred = scores.double() - scores.double().mean(dim=0)
+    total = centred.sum(dim=1)
+    return (centred * total.unsqueeze(1)).mean(dim=0) / total.square().mean()

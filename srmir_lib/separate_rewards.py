@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
 from srmir_lib.embeddings import conversation_ids, fingerprint, micro_batches, quiet
 from srmir_lib.models import load_tokenizer, pick_device
-from srmir_lib.reward_model import ALL
+from srmir_lib.reward_model import ALL, read_config
 from srmir_lib.taxonomy import UNKNOWN
 
 OBJECTIVES = ("bradley_terry", "margin")
@@ -146,6 +146,16 @@ def fit_separate(
                 write_json(fresh / "fit.json", fit)
         history[category] = fit["history"]
     return history
+
+
+def settings_of(folder: str | Path) -> SeparateSettings:
+    """The settings that a set in `folder` was trained with, so that another set can be trained alike."""
+    category = read_config(folder)["categories"][0]
+    fit = read_json(Path(folder) / category / "fit.json")
+    try:
+        return SeparateSettings(**fit["key"]["settings"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}/{category}/fit.json: no settings ({error!r}); train the set again (02)") from error
 
 
 def _write_config(output_dir: Path, base_model, base_sha256: str, categories, settings, training: str) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from srmir_lib.artifacts import InputError, write_json
-from srmir_lib.calibration import Calibration
+from srmir_lib.calibration import Calibration, reference_set, voices
 
 
 def test_z_scores_by_hand(tmp_path):
@@ -59,3 +60,19 @@ def test_a_zero_std_in_a_file_is_refused(tmp_path):
     path = write_json(tmp_path / "c.json", {"rows": 3, "categories": {"crimes": {"mean": 0, "std": 0}}})
     with pytest.raises(InputError, match="model crimes"):
         Calibration.load(path)
+
+
+def test_the_reference_set_is_what_the_policy_says_and_the_demonstrations():
+    rows = {"prompt": ["a", "b", "c"], "chosen": ["A", "B", "C"], "rejected": ["1", "2", "3"]}
+    pairs = Dataset.from_dict(rows | {"origin": ["policy", "shuffled", "policy"]})
+    assert reference_set(pairs) == (["a", "c", "a", "c"], ["1", "3", "A", "C"])
+    with pytest.raises(InputError, match="1 pairs have origin policy"):
+        reference_set(pairs.select([0, 1]))
+
+
+def test_voices_by_hand():
+    # R = (3, -3): every model's covariance with R over var(R) = 9 is 3 a / 9 for scores (a, -a)
+    assert torch.allclose(voices(torch.tensor([[1.0, 2.0], [-1.0, -2.0]])), torch.tensor([1 / 3, 2 / 3]).double())
+    # two independent models, one three times as loud: variances 1 and 9 of a total of 10
+    scores = torch.tensor([[1.0, 3.0], [1.0, -3.0], [-1.0, 3.0], [-1.0, -3.0]])
+    assert torch.allclose(voices(scores), torch.tensor([0.1, 0.9]).double())

@@ -13,7 +13,7 @@ from srmir_lib.calibration import Calibration
 from srmir_lib.embeddings import conversation_ids, model_inputs
 from srmir_lib.models import load_tokenizer
 from srmir_lib.reward_model import ALL, ShadowRewardModels
-from srmir_lib.separate_rewards import SeparateSettings, fit_separate, select_pairs, tokenize_pairs
+from srmir_lib.separate_rewards import SeparateSettings, fit_separate, select_pairs, settings_of, tokenize_pairs
 from srmir_lib.templates import assistant_message, user_message
 
 CATEGORIES = ["insult", "crimes"]
@@ -156,6 +156,13 @@ def test_the_same_seed_gives_the_same_model(trained, tiny_model, tmp_path):
 def test_no_checkpoint_or_pickle_is_left(trained):
     names = {path.name for path in trained[0].rglob("*") if path.is_file()}
     assert names == {"config.json", "fit.json", "adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_a_set_remembers_its_settings(copied):
+    assert settings_of(copied) == SETTINGS
+    write_json(copied / "insult" / "fit.json", {"key": {}})
+    with pytest.raises(InputError, match="no settings"):
+        settings_of(copied)
 
 
 def test_a_single_model_covers_all_categories(tiny_model, tmp_path):

@@ -1,0 +1,99 @@
+"""How often a reward model prefers the better answer, and how far a bag of words gets on the same pairs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.templates import text_of
+
+FEATURES = ("response", "prompt_and_response")
+
+
+def reward_gaps(models, pairs) -> Tensor:
+    r"""$d_j=r_j(x,y^+)-r_j(x,y^-)$ of every model: rows with prompt, chosen, rejected -> (N, K), raw score units."""
+    return models.score(pairs["prompt"], pairs["chosen"]) - models.score(pairs["prompt"], pairs["rejected"])
+
+
+def correct(gaps: Tensor) -> np.ndarray:
+    """1 where the chosen answer scores higher, 0 where lower, one half for a tie; same shape as `gaps`."""
+    return (gaps > 0).double().numpy() + 0.5 * (gaps == 0).double().numpy()
+
+
+def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:
+    """Pair accuracy of model i on pairs labelled category j: gaps (N, K), labels (N,) -> (K, C); NaN without pairs."""
+    right, labels = correct(gaps), np.asarray(labels)
+    means = [
+        right[labels == name].mean(axis=0) if (labels == name).any() else np.full(right.shape[1], np.nan)
+        for name in categories
+    ]
+    return np.stack(means, axis=1)
+
+
+def category_index(names: Sequence[str], categories: Sequence[str]) -> Tensor:
+    """Which model answers for each row, (N,) long; -1 for a name without a model: there the mean of all answers."""
+    index = {name: j for j, name in enumerate(categories)}
+    return torch.tensor([index.get(name, -1) for name in names], dtype=torch.long)
+
+
+def bag_of_words_gaps(
+    train, validation, test, features: str = "response", penalties: Sequence[float] = (0.01, 0.1, 1.0, 10.0)
+) -> Tensor:
+    """Reward gaps (N,) on `test` of a linear Bradley-Terry model on TF-IDF words, fitted on `train`.
+
+    "response": words of the answer only. "prompt_and_response": also every (prompt word, answer word) together; the
+    prompt's words alone would cancel in the gap. The inverse penalty has the best likelihood on `validation`.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if features not in FEATURES:
+        raise InputError(f"features: {features!r} is none of {', '.join(FEATURES)}")
+    encode = _encoder(train, crossed=features == "prompt_and_response")
+    x_train, x_valid, x_test = encode(train), encode(validation), encode(test)
+    both, target = _stacked(x_train), np.repeat([1, 0], x_train.shape[0])
+    fits = [
+        LogisticRegression(C=penalty, fit_intercept=False, max_iter=1000).fit(both, target) for penalty in penalties
+    ]
+    likelihood = [-np.logaddexp(0, -fit.decision_function(x_valid)).mean() for fit in fits]
+    return torch.tensor(fits[int(np.argmax(likelihood))].decision_function(x_test))
+
+
+def _stacked(gaps):
+    """Each pair both ways round, so that the two classes are balanced and no intercept is needed."""
+    from scipy.sparse import vstack
+
+    return vstack([gaps, -gaps])
+
+
+def _encoder(train, crossed: bool):
+    """A function from rows to sparse feature gaps (N, F): chosen minus rejected."""
+    from scipy.sparse import csr_array, hstack, vstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    def texts(rows, column: str) -> list[str]:
+        return [text_of(messages) for messages in rows[column]]
+
+    def vectorizer() -> TfidfVectorizer:
+        return TfidfVectorizer(token_pattern=r"\S+")
+
+    answers = vectorizer().fit(texts(train, "chosen") + texts(train, "rejected"))
+    questions = vectorizer().fit(texts(train, "prompt"))
+
+    def encode(rows):
+        gaps = answers.transform(texts(rows, "chosen")) - answers.transform(texts(rows, "rejected"))
+        if not crossed:
+            return csr_array(gaps)
+        asked = questions.transform(texts(rows, "prompt"))
+        products = [_outer(asked, gaps, row) for row in range(gaps.shape[0])]
+        return csr_array(hstack([gaps, vstack(products)]))
+
+    return encode
+
+
+def _outer(left, right, row: int):
+    """Row `row` of every product of a left and a right feature, (1, F_left * F_right) sparse."""
+    from scipy.sparse import csr_array, kron
+
+    return csr_array(kron(csr_array(left[[row]]), csr_array(right[[row]])))

@@ -1,0 +1,62 @@
+"""Pair accuracy by hand, and a bag of words that solves what words can solve and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.pair_accuracy import accuracy_matrix, bag_of_words_gaps, category_index, correct, reward_gaps
+
+
+def test_accuracy_by_hand():
+    gaps = torch.tensor([[1.0, -1.0], [-2.0, 3.0], [0.0, 0.5]])
+    assert correct(gaps).tolist() == [[1, 0], [0, 1], [0.5, 1]]
+    matrix = accuracy_matrix(gaps, ["crimes", "crimes", "privacy"], ["crimes", "privacy", "ethics"])
+    assert matrix[:, :2].tolist() == [[0.5, 0.5], [0.5, 1.0]]
+    assert np.isnan(matrix[:, 2]).all(), "no pair of ethics"
+
+
+def test_names_become_columns():
+    assert category_index(["b", "a", "unknown"], ["a", "b"]).tolist() == [1, 0, -1]
+
+
+def test_reward_gaps_are_chosen_minus_rejected():
+    class Lengths:
+        def score(self, prompts, completions):
+            return torch.tensor([[len(c), len(p)] for p, c in zip(prompts, completions, strict=True)])
+
+    pairs = {"prompt": ["ab", "c"], "chosen": ["xyz", "x"], "rejected": ["x", "xy"]}
+    assert reward_gaps(Lengths(), pairs).tolist() == [[2, 0], [-1, 0]]
+
+
+def pairs(rule, rows: int, seed: int) -> Dataset:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(100, (rows, 3), generator=generator).tolist()
+    table = []
+    for i, (a, b, c) in enumerate(noise):
+        good, bad = rule(i)
+        table.append({"prompt": f"ask{i % 2} n{a}", "chosen": f"{good} w{b}", "rejected": f"{bad} w{c}"})
+    return Dataset.from_list(table)
+
+
+def accuracy(rule, features: str) -> float:
+    gaps = bag_of_words_gaps(pairs(rule, 200, 0), pairs(rule, 100, 1), pairs(rule, 100, 2), features)
+    return correct(gaps).mean()
+
+
+def test_a_telling_word_is_found():
+    assert accuracy(lambda i: ("no", "yes"), "response") > 0.97
+
+
+def test_a_word_whose_meaning_depends_on_the_prompt_needs_both():
+    def rule(i):
+        return ("no", "yes") if i % 2 else ("yes", "no")
+
+    assert accuracy(rule, "response") < 0.7
+    assert accuracy(rule, "prompt_and_response") > 0.8
+
+
+def test_unknown_features_are_refused():
+    with pytest.raises(InputError, match="features: 'images'"):
+        bag_of_words_gaps(None, None, None, "images")
