@@ -12,6 +12,7 @@ import yaml
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.execute import StageFailed
+from srmir_lib.reference import bless
 from srmir_lib.run import Result, Runner
 
 
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a parameter")
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")
+    _command(commands, "bless", _bless, "copy a finished preset, without weights, to outputs/reference")
     return parser
 
 
@@ -71,6 +73,10 @@ def _status(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     Runner(options.preset)
     print(_write_report(options.preset))
+
+
+def _bless(options: argparse.Namespace) -> None:
+    print(bless(Runner(options.preset)))
 
 
 def _write_report(preset: str) -> str:

@@ -374,3 +374,34 @@ def test_parameter_file_errors_name_the_file(tmp_path):
     with pytest.raises(InputError, match="gone.yaml: no such file"):
         load_values(tmp_path / "gone.yaml")
     assert yaml.safe_load("5e-6") == "5e-6", "YAML 1.1 still reads 5e-6 as text: the check above is needed"
+
+
+# The reference run.
+
+
+def test_bless_copies_words_and_numbers_without_this_machines_paths(finished, capsys):
+    assert main(["bless", "lab"]) == 0
+    reference = finished / "outputs/reference/lab"
+    assert capsys.readouterr().out.splitlines()[-1] == str(reference)
+    assert sorted(str(p.relative_to(reference)) for p in reference.rglob("*.*")) == [
+        "01_make/01_make.ipynb",
+        "01_make/manifest.json",
+        "01_make/metrics.json",
+        "02_use/02_use.ipynb",
+        "02_use/manifest.json",
+    ]
+    assert not [p for p in reference.rglob("*.*") if str(finished) in p.read_text()]
+
+
+def test_bless_refuses_an_unfinished_or_large_run(finished, capsys):
+    assert main(["bless", "lab"]) == 0
+    blessed = contents(finished / "outputs/reference/lab")
+    write_notebook(finished / "notebooks/02_use.ipynb", [*USE, "1 + 1"])
+    assert main(["bless", "lab"]) == 2
+    assert "02_use is stale; only a finished run can be a reference" in capsys.readouterr().err
+    write_notebook(finished / "notebooks/02_use.ipynb", USE)
+    book = finished / "outputs/lab/02_use/02_use.ipynb"
+    book.write_text(book.read_text() + " " * 1_000_000)
+    assert main(["bless", "lab"]) == 2
+    assert "02_use.ipynb" in capsys.readouterr().err
+    assert contents(finished / "outputs/reference/lab") == blessed

@@ -1,0 +1,63 @@
+# Everything a user types. Only Python >= 3.11, make and git need to be there; the rest lands in .venv.
+
+PYTHON ?= python3
+PRESET ?= lab
+# Extra package index for torch, for instance PyTorch's own CPU builds: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab smoke realdata everything report status test lint jupyter bless clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## create .venv with the pinned dependencies (done by the others when needed)
+
+# torch comes first and from one place, so that a CPU build that pip is told to use is not replaced by a CUDA one.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name a newer one: make setup PYTHON=python3.12")'
+	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools
+	$(PIP) --no-build-isolation -e '.[test,realdata]'
+	@touch $@
+
+lab: $(READY)  ## the whole series, 00-06 and A0, on the embedded lab; ends with the path of the report
+	@$(BIN)/srmir run lab
+
+smoke: $(READY)  ## the same notebooks, tiny: does everything run?
+	@$(BIN)/srmir run smoke
+
+realdata: $(READY)  ## 01-03 on public data in the folder SRMIR_DATA
+	@$(BIN)/srmir run realdata
+
+everything: $(READY)  ## lab, and the appendices A1-A5
+	@$(BIN)/srmir run lab --all
+
+report: $(READY)  ## write the HTML report of PRESET (lab) again
+	@$(BIN)/srmir report $(PRESET)
+
+status: $(READY)  ## how each notebook of PRESET (lab) stands
+	@$(BIN)/srmir status $(PRESET)
+
+test: $(READY)  ## all tests, the smoke series among them
+	@$(BIN)/python -m pytest -q --durations=10
+
+lint: $(READY)  ## style of the code, and notebooks without outputs
+	$(BIN)/ruff check srmir_lib tests notebooks
+	$(BIN)/ruff format --check srmir_lib tests notebooks
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
+
+jupyter: $(READY)  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+bless: $(READY)  ## copy a finished PRESET (lab), without weights, to outputs/reference
+	@$(BIN)/srmir bless $(PRESET)
+
+clean:  ## delete results and caches; .venv and outputs/reference stay
+	find outputs -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+	find srmir_lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info

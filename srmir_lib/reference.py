@@ -1,0 +1,41 @@
+"""The blessed run: what a reader sees without running anything. Words, pictures and numbers; no weights."""
+
+import re
+import tempfile
+from pathlib import Path
+
+from srmir_lib.artifacts import InputError, atomic_path
+from srmir_lib.run import Runner
+
+KEPT = ("manifest.json", "metrics.json", "results.json", "claims.json")
+LARGEST = 1_000_000
+
+
+def bless(runner: Runner) -> Path:
+    """Copy each stage's executed notebook and numbers to `outputs/reference/<preset>/`, all of them or none.
+
+    A stage that is not done, or no longer what its notebook, parameters and code would give, is an `InputError`; so is
+    a file of 1 MB or more. Paths of this machine are made relative to the repository.
+    """
+    tasks = runner.plan(runner.select())
+    wrong = [f"{result.name} is {result.state}" for result in runner.status(tasks) if result.state != "done"]
+    if wrong:
+        raise InputError(f"{', '.join(wrong)}; only a finished run can be a reference: run `srmir run {runner.preset}`")
+    target = runner.root / "outputs" / "reference" / runner.preset
+    with atomic_path(target) as fresh:
+        for task in tasks:
+            (fresh / task.name).mkdir(parents=True)
+            for name in (f"{task.name}.ipynb", *KEPT):
+                source = runner.outputs / task.name / name
+                if source.is_file():
+                    text = _without_places(source.read_text(encoding="utf8"), runner.root)
+                    if len(text.encode()) >= LARGEST:
+                        raise InputError(f"{source}: 1 MB or more; print or draw less")
+                    (fresh / task.name / name).write_text(text, encoding="utf8")
+    return target
+
+
+def _without_places(text: str, root: Path) -> str:
+    """`text` without where this machine keeps things: the repository, the folder around it, a kernel's scratch files."""
+    text = re.sub(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py", "<cell>", text)
+    return text.replace(f"{root}/", "").replace(str(root), ".").replace(f"{root.parent}/", "../")
