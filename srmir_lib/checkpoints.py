@@ -19,10 +19,13 @@ COMPLETE = "complete"
 
 
 class MarkComplete(TrainerCallback):
-    """Marks each checkpoint after its last file is written."""
+    """Marks each checkpoint after its last file is written, then deletes all but the newest two."""
 
     def on_save(self, args, state, control, **kwargs):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        folder = Path(args.output_dir)
+        (folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        for old in sorted(folder.glob("checkpoint-*"), key=step_of)[:-2]:
+            shutil.rmtree(old)
 
 
 def run_key(base_model, dataset: Dataset, settings: dict, reward: str) -> str:
@@ -60,4 +63,8 @@ def newest_complete(folder: Path) -> str | None:
             complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+    return str(max(complete, key=step_of)) if complete else None
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.taxonomy import UNKNOWN
@@ -28,6 +29,25 @@ def linear_reward(scores: Tensor, weights: Tensor) -> Tensor:
     if weights.min() < 0 or not torch.isclose(weights.sum(), weights.new_tensor(1.0)):
         raise InputError(f"weights: {weights.tolist()} must be at least 0 and sum to 1")
     return scores @ weights
+
+
+def tune_weights(gaps: Tensor) -> Tensor:
+    """argmin_w mean -log sigmoid(s w . gap), w = softmax(z), s > 0: gaps (N, K) of held-out pairs; weights (K,).
+
+    The weighted sum of K models that explains preferences best (Bradley & Terry 1952), with a weak pull towards 1/K.
+    """
+    z, log_scale = torch.zeros(gaps.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
+    optimiser = torch.optim.LBFGS([z, log_scale], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = -logsigmoid(log_scale.exp() * (gaps @ z.softmax(0))).mean()
+        loss = loss + 1e-3 * (z.square().mean() + log_scale.square())
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return z.detach().softmax(0)
 
 
 def categorized_reward(scores: Tensor, category: Tensor) -> Tensor:

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from peft import LoraConfig
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from srmir_lib.artifacts import InputError, atomic_path, write_json, write_jsonl
 from srmir_lib.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
+from srmir_lib.embeddings import quiet
 from srmir_lib.models import load_policy, load_tokenizer, pick_device
 from srmir_lib.monitors import RunCallback, WatchedReward
 
@@ -151,7 +152,6 @@ def train_grpo(
         shuffle_dataset=False,
         save_strategy="steps" if settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 500,
-        save_total_limit=2,
     )
     reward = WatchedReward(reward_function, tokenizer, settings.monitor_every, settings.micro_batch)
     trainer = GRPOTrainer(
@@ -207,6 +207,7 @@ def _train(trainer_class, config_class, base_model, dataset, columns, output_dir
         save_strategy="no",
         **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
     )
+    disable_progress_bars()  # one bar for a training, its own, not five for reading the data
     trainer = trainer_class(
         model=_policy(base_model, settings),
         args=config,
@@ -215,6 +216,7 @@ def _train(trainer_class, config_class, base_model, dataset, columns, output_dir
         peft_config=_lora(settings),
         callbacks=[RunCallback(output_dir.name)],
     )
+    enable_progress_bars()
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return _save(trainer, output_dir, key, checkpoints)
@@ -244,7 +246,8 @@ def _arguments(settings: Settings, folder: Path) -> dict:
 
 def _policy(base_model, settings: Settings):
     cuda = pick_device(settings.device).type == "cuda"
-    return load_policy(base_model, settings.device, "bfloat16" if cuda else "float32")
+    with quiet():
+        return load_policy(base_model, settings.device, "bfloat16" if cuda else "float32")
 
 
 def _lora(settings: Settings) -> LoraConfig:

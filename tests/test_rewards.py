@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from srmir_lib.artifacts import InputError
 from srmir_lib.calibration import Calibration
 from srmir_lib.models import load_policy, load_tokenizer
-from srmir_lib.rewards import RewardFunction, categorized_reward, group_advantages, linear_reward
+from srmir_lib.rewards import RewardFunction, categorized_reward, group_advantages, linear_reward, tune_weights
 from srmir_lib.templates import assistant_message, user_message
 
 CATEGORIES = ["insult", "crimes", "privacy"]
@@ -70,6 +70,15 @@ def test_linear_reward_by_hand():
     for weights in ([0.5, 0.25, 0.0], [1.5, -0.5, 0.0]):
         with pytest.raises(InputError, match="at least 0 and sum to 1"):
             linear_reward(scores, torch.tensor(weights))
+
+
+def test_tuned_weights_go_to_the_models_that_know():
+    guess = torch.tensor([1.0, -1.0]).repeat(100)
+    know = torch.tensor([1.0] * 18 + [-1.0] * 2).repeat(10)  # right in nine of ten pairs, whatever the guess says
+    weights = tune_weights(torch.stack([guess, know], dim=1))
+    assert weights.sum().item() == pytest.approx(1) and weights[1] > 0.9
+    twins = tune_weights(torch.stack([know - 3 * (guess < 0), know - 3 * (guess < 0)], dim=1))
+    assert twins.tolist() == pytest.approx([0.5, 0.5], abs=1e-3), "two models that always agree share the weight"
 
 
 def test_categorized_reward_by_hand():

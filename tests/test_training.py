@@ -123,6 +123,7 @@ def test_a_killed_run_resumes_from_a_complete_checkpoint_to_the_same_result(undi
         train_grpo(tiny_model, PROMPTS, killed_at_step_six, tmp_path / "policy", grpo())
     checkpoints = tmp_path / ".policy.checkpoints"
     assert not (tmp_path / "policy").exists() and (checkpoints / "checkpoint-4" / "complete").is_file()
+    assert len(list(checkpoints.glob("checkpoint-*"))) == 2
     # A kill while checkpoint 6 was being written: it is the newest, it is damaged, and it has no mark.
     shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-6")
     (checkpoints / "checkpoint-6" / "complete").unlink()
