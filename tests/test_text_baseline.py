@@ -1,0 +1,91 @@
+"""The TF-IDF rival and the measures it shares with the reward models."""
+
+import numpy as np
+import pytest
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.detection import auroc, pair_accuracy, paired_auroc_gain, youden_threshold
+from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.text_baseline import fit_text_baseline
+
+
+def labelled(*rows) -> list[dict]:
+    return [{"prompt": prompt, "completion": text, "unsafe": unsafe} for prompt, text, unsafe in rows]
+
+
+TRAIN = labelled(
+    ("how", "sorry I cannot help", 0),
+    ("why", "sorry that is wrong", 0),
+    ("how", "I cannot do that", 0),
+    ("how", "sure here is how", 1),
+    ("why", "sure first take this", 1),
+)
+HELD = labelled(("how", "sorry no", 0), ("why", "sure yes", 1), ("how", "I cannot", 0))
+
+
+def test_auroc_by_counting_pairs():
+    danger, unsafe = [3.0, 1.0, 2.0, 2.0, 0.5], [1, 0, 1, 0, 0]
+    wins = [(p > n) + 0.5 * (p == n) for p in (3.0, 2.0) for n in (1.0, 2.0, 0.5)]
+    assert auroc(danger, unsafe) == pytest.approx(sum(wins) / 6)
+    with pytest.raises(InputError, match="all are the same"):
+        auroc([1.0, 2.0], [1, 1])
+    with pytest.raises(InputError, match="row 1 is not finite"):
+        auroc([1.0, float("nan")], [0, 1])
+
+
+def test_pair_accuracy_counts_ties_half():
+    assert pair_accuracy([1, 2, 3, 4], [0, 2, 4, 3]) == pytest.approx(2.5 / 4)
+
+
+def test_youden_threshold_separates_as_well_as_any():
+    danger, unsafe = [0.1, 0.4, 0.35, 0.8, 0.9], [0, 0, 1, 1, 1]
+    threshold = youden_threshold(danger, unsafe)
+    flagged = np.array(danger) >= threshold
+    gain = flagged[np.array(unsafe) == 1].mean() - flagged[np.array(unsafe) == 0].mean()
+    tries = [(np.array(danger) >= t) for t in danger]
+    assert gain == pytest.approx(max(f[np.array(unsafe) == 1].mean() - f[np.array(unsafe) == 0].mean() for f in tries))
+
+
+def test_gain_over_a_rival_redraws_groups():
+    random = np.random.default_rng(0)
+    groups, unsafe = np.repeat(np.arange(12), 10), np.tile([0, 1], 60)
+    good, poor = unsafe + random.normal(0, 0.5, 120), unsafe + random.normal(0, 3.0, 120)
+    gain = paired_auroc_gain(good, poor, unsafe, groups, resamples=200)
+    assert gain.estimate == pytest.approx(auroc(good, unsafe) - auroc(poor, unsafe))
+    assert 0 < gain.low < gain.estimate < gain.high
+    same = paired_auroc_gain(good, good, unsafe, groups, resamples=50)
+    assert same == (0.0, 0.0, 0.0)
+
+
+def test_labelled_responses_teach_which_words_are_safe():
+    baseline = fit_text_baseline(TRAIN, [], HELD, [])
+    safe, unsafe = baseline.score(["how", "how"], ["sorry cannot", "sure here is"])
+    assert safe > unsafe
+    assert baseline.about["validation"] == 1.0
+    assert len(baseline.about["tried"]) == 2 * 2 * 3
+    conversations = baseline.score([user_message("how")] * 2, [assistant_message("sorry cannot"), "sure here is"])
+    assert conversations == pytest.approx([safe, unsafe])
+
+
+def test_pairs_alone_teach_a_direction():
+    words = [("kind", "cruel"), ("kind calm", "cruel loud"), ("calm", "loud"), ("kind", "loud")]
+    pairs = [{"prompt": user_message("p"), "chosen": good, "rejected": bad} for good, bad in words]
+    baseline = fit_text_baseline([], pairs, [], pairs, reads=["response"])
+    kind, cruel = baseline.score(["p", "p"], ["kind", "cruel"])
+    assert kind > 0 > cruel
+    assert baseline.about["validation"] == 1.0
+
+
+def test_same_evidence_with_and_without_pairs_differs():
+    pairs = [{"prompt": "how", "chosen": "here is", "rejected": "sorry"}] * 20
+    alone, both = fit_text_baseline(TRAIN, [], HELD, []), fit_text_baseline(TRAIN, pairs, HELD, [], pair_weight=5.0)
+    assert both.score(["how"], ["sorry"])[0] < alone.score(["how"], ["sorry"])[0]
+
+
+def test_bad_evidence_is_one_clear_line():
+    with pytest.raises(InputError, match="all safe or all unsafe"):
+        fit_text_baseline(TRAIN[:3], [], HELD, [])
+    with pytest.raises(InputError, match="validation rows of the same kind"):
+        fit_text_baseline(TRAIN, [], [], [])
+    with pytest.raises(InputError, match="reads: 'prompt'"):
+        fit_text_baseline(TRAIN, [], HELD, [], reads=["prompt"])
