@@ -44,10 +44,13 @@ def resolve_encoder(encoder: str | Path = MINILM) -> str:
 
 
 def load_classifier(model: str | Path, num_labels: int | None = None, **options) -> tuple:
-    """(encoder with a classification head, tokenizer) by folder or hub id; a new head when `num_labels` is given."""
+    """(encoder with a classification head, tokenizer) by folder or hub id.
+
+    With `num_labels` a head of another size, or none, is replaced by a new one; otherwise the head must be there.
+    """
     try:
         with quiet():
-            head = {} if num_labels is None else {"num_labels": num_labels}
+            head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
             classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **options)
             tokenizer = AutoTokenizer.from_pretrained(str(model))
     except (OSError, ValueError) as error:

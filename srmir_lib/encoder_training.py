@@ -4,6 +4,8 @@ Two kinds of evidence in one loss: responses that people labelled safe or unsafe
 pairs of which people preferred one (Bradley-Terry on the gap). The category of an example picks the output it trains.
 """
 
+import hashlib
+import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from srmir_lib.artifacts import InputError, atomic_path, write_json
+from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
 from srmir_lib.embeddings import fingerprint
 from srmir_lib.encoder_rewards import PairReading, collate, load_classifier, pool_windows, resolve_encoder
 from srmir_lib.models import pick_device
@@ -59,13 +61,26 @@ def fit_pooled(
 
     `labelled`: rows or `Dataset` with prompt, completion, unsafe (0/1), category. `pairs`: prompt, chosen, rejected,
     category, and optionally `margin` (target gap, score units). Either may be empty. The category "unknown" trains the
-    mean of the outputs. The set is read by `ShadowRewardModels.load(output_dir)`.
+    mean of the outputs. The set is read by `ShadowRewardModels.load(output_dir)`. A finished set that these very
+    settings, data and encoder made is kept, so a stage that was killed later does not train again.
     """
-    base = resolve_encoder(encoder)
+    base, output_dir = resolve_encoder(encoder), Path(output_dir)
     torch.manual_seed(seed)
     # Attention dropout off: with it the processor falls back to an attention three times slower on long texts.
     model, tokenizer = load_classifier(base, num_labels=len(categories), attention_probs_dropout_prob=0.0)
     examples = _examples(tokenizer, labelled, pairs, categories, reading)
+    config = {
+        "design": "pooled",
+        "categories": list(categories),
+        "reading": asdict(reading),
+        "base_model": str(encoder),
+        "base_sha256": fingerprint(base),
+        "settings": asdict(settings),
+        "seed": seed,
+        "examples_sha256": hashlib.sha256(json.dumps(examples).encode()).hexdigest(),
+    }
+    if (output_dir / "fit.json").exists() and read_json(output_dir / "config.json") == config:
+        return read_json(output_dir / "fit.json")
     order = length_batches([e["length"] for e in examples], settings.batch_size, settings.epochs, seed)
     on_cpu = pick_device(device).type == "cpu"
     with tempfile.TemporaryDirectory() as scratch:
@@ -80,7 +95,7 @@ def fit_pooled(
             use_cpu=on_cpu,
             remove_unused_columns=False,
             save_strategy="no",
-            logging_steps=10,
+            logging_steps=max(1, len(order) // settings.batch_size // 40),
             report_to="none",
             disable_tqdm=not progress,
             dataloader_pin_memory=not on_cpu,
@@ -99,19 +114,11 @@ def fit_pooled(
         trainer.train()
     average.put_into(model)
     history = [row for row in trainer.state.log_history if "loss" in row]
-    config = {
-        "design": "pooled",
-        "categories": list(categories),
-        "reading": asdict(reading),
-        "base_model": str(encoder),
-        "base_sha256": fingerprint(base),
-        "settings": asdict(settings),
-        "seed": seed,
-    }
     with atomic_path(output_dir) as fresh:
         model.save_pretrained(fresh / "encoder")
         tokenizer.save_pretrained(fresh / "encoder")
         write_json(fresh / "config.json", config)
+        write_json(fresh / "fit.json", history)
     return history
 
 

