@@ -29,7 +29,7 @@ class Notebook:
     cells: list[dict]
     code: ast.Module
     model: type[BaseModel]
-    parameters_line: dict[str, str]
+    comments: dict[str, str]
 
     @classmethod
     def load(cls, path: Path) -> "Notebook":
@@ -53,7 +53,8 @@ class Notebook:
             except (AttributeError, NameError, TypeError, ValueError) as error:
                 bad = lines[statement.lineno - 1]
                 raise InputError(f"{path}: write `name: type = literal` in the parameters cell, not `{bad}`") from error
-            comments[name] = lines[statement.end_lineno - 1].rpartition("#")[2].strip()
+            written = lines[statement.lineno - 1 : statement.end_lineno]
+            comments[name] = next((line.rpartition("  # ")[2] for line in written if "  # " in line), "")
         strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
         model = create_model("Parameters", __config__=strict, **fields)
         return cls(path.stem, path, book.get("metadata", {}), cells, code, model, comments)
@@ -80,9 +81,11 @@ class Notebook:
         """The artefacts of earlier stages it reads, `(notebook, name)`, from its `stage.input(...)` calls.
 
         Arguments are literals or parameters. Where a loop or a condition chooses, the notebook's metadata lists them:
-        `"srmir": {"reads": ["01_data/prompts", ...]}`. An empty base model means the one of 01.
+        `"srmir": {"reads": ["01_data/prompts", "04_grpo_linear", ...]}`; a notebook alone means all it wrote, as does
+        the empty name. An empty base model means the one of 01.
         """
-        found = {tuple(entry.split("/", 1)) for entry in self.metadata.get("srmir", {}).get("reads", [])}
+        entries = self.metadata.get("srmir", {}).get("reads", [])
+        found = {(entry.partition("/")[0], entry.partition("/")[2]) for entry in entries}
         listed = bool(found)
         for call in ast.walk(self.code):
             method = call.func if isinstance(call, ast.Call) else None

@@ -36,6 +36,6 @@ def bless(runner: Runner) -> Path:
 
 
 def _without_places(text: str, root: Path) -> str:
-    """`text` without where this machine keeps things: the repository, the folder around it, a kernel's scratch files."""
+    """`text` without where this machine keeps things: the repository, what is beside it, a kernel's scratch files."""
     text = re.sub(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py", "<cell>", text)
     return text.replace(f"{root}/", "").replace(str(root), ".").replace(f"{root.parent}/", "../")

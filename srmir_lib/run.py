@@ -153,12 +153,15 @@ class Runner:
         inputs = {}
         for notebook, name in task.reads:
             folder, wanted = self.outputs / notebook, f"{self.preset} {notebook.split('_')[0]}"
-            manifest, top = read_manifest(folder), name.split("/")[0]
+            manifest = read_manifest(folder)
             if manifest is None or not (folder / name).exists():
                 raise InputError(f"{self._shown(folder / name)}: missing; run `srmir run {wanted}` first")
-            digest = inputs[f"{notebook}/{top}"] = sha256(folder / top)
-            if digest != manifest["outputs"].get(top, digest):
-                raise InputError(f"{self._shown(folder / top)}: damaged since it was made; run `srmir run {wanted}`")
+            for top in [name.split("/")[0]] if name else manifest["outputs"]:
+                digest = sha256(folder / top) if (folder / top).exists() else "gone"
+                inputs[f"{notebook}/{top}"] = digest
+                if digest != manifest["outputs"].get(top, digest):
+                    where = self._shown(folder / top)
+                    raise InputError(f"{where}: damaged since it was made; run `srmir run {wanted}`")
         inputs |= self._outside_inputs(task)
         code = {self._shown(file): sha256(file) for file in task.notebook.sources(self.root)}
         parts = [task.parameters, task.notebook.code_cells(), code, inputs]

@@ -173,10 +173,10 @@ def test_inputs_are_found_in_the_cells_or_listed_in_the_metadata(root):
     ):
         Notebook.load(path).reads({"source": "01_make"})
     book = nbformat.read(path, 4)
-    book.metadata["srmir"] = {"reads": ["a/policy", "b/policy"]}
+    book.metadata["srmir"] = {"reads": ["a/policy", "b"]}
     nbformat.write(book, path)
     found = Notebook.load(path).reads({"source": "01_make"})
-    assert found == [("01_data", "base_model"), ("01_make", "numbers"), ("a", "policy"), ("b", "policy")]
+    assert found == [("01_data", "base_model"), ("01_make", "numbers"), ("a", "policy"), ("b", "")]
 
 
 def test_baselines_run_before_the_evaluation_and_appendices_only_when_asked(root):
@@ -297,6 +297,16 @@ def test_failed_check_names_notebook_cell_and_reason_and_touches_nothing(finishe
     kept = Path(error.rsplit("see ", 1)[1].strip())
     assert kept.is_file() and kept.parent.name == ".01_make.work"
     assert contents(folder) == before and states() == ["done", "done"]
+
+
+def test_stage_that_reads_all_of_another_depends_on_each_of_its_outputs(finished):
+    path = finished / "notebooks/02_use.ipynb"
+    book = nbformat.read(path, 4)
+    book.metadata["srmir"] = {"reads": ["01_make"]}
+    nbformat.write(book, path)
+    assert main(["run", "lab"]) == 0
+    used = json.loads((finished / "outputs/lab/02_use/manifest.json").read_text())
+    assert used["inputs"].keys() == {"01_make/metrics.json", "01_make/numbers", "01_make/part.txt"}
 
 
 def test_damaged_input_is_named_and_its_stage_can_be_run_again(finished, capsys):

@@ -1,0 +1,138 @@
+"""The notebooks keep the house style: parameters first, prose around short cells, checks that can fail, no outputs."""
+
+import ast
+import re
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import pytest
+
+from srmir_lib.notebook import Notebook, load_values
+from srmir_lib.run import Runner
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = sorted(ROOT.glob("notebooks/*.ipynb"))
+SAME_IN_ALL = ["preset", "output_dir", "seed"]
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def cells(path) -> list:
+    return nbformat.read(path, as_version=4).cells
+
+
+def code(cells: list) -> list[str]:
+    return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
+def section(cells: list, title: str) -> list:
+    """Cells from the heading `title` up to the next heading of that level."""
+    found, inside = [], False
+    for cell in cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            inside = cell.source.startswith(f"## {title}")
+        found += [cell] if inside else []
+    return found
+
+
+def test_stored_without_outputs_and_with_stable_ids(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert (book.nbformat, book.nbformat_minor) == (4, 5) and book.metadata.kernelspec.name == "python3"
+    assert len({cell.id for cell in book.cells}) == len(book.cells)
+    stored = [cell.id for cell in book.cells if cell.get("outputs") or cell.get("execution_count")]
+    assert stored == [], "strip outputs: .venv/bin/nbstripout --keep-id notebooks/*.ipynb"
+
+
+def test_parameters_come_first_are_literals_and_have_a_comment_each(path, cells):
+    first = next(cell for cell in cells if cell.cell_type == "code")
+    assert "parameters" in first.metadata.get("tags", []), "the first code cell is tagged `parameters`"
+    notebook = Notebook.load(path)
+    assert list(notebook.model.model_fields)[:3] == SAME_IN_ALL
+    assert [name for name, comment in notebook.comments.items() if len(comment) < 3] == [], "parameters without comment"
+    for name, field in notebook.model.model_fields.items():
+        assert notebook.parameters({name: field.default}, "default"), f"the default of {name} has another type"
+
+
+def test_the_stage_is_made_once_under_the_notebooks_own_name(path, cells):
+    assert re.findall(r"stage = Stage\((.*)\)", "\n".join(code(cells))) == [f'"{path.stem}", preset, output_dir']
+    for values in ({}, {"base_model": "some/model"}):
+        notebook = Notebook.load(path)
+        own = {key: value for key, value in values.items() if key in notebook.model.model_fields}
+        assert all(isinstance(name, str) for name, _ in notebook.reads(notebook.parameters(own, "test")))
+
+
+def test_size_and_balance(cells):
+    sizes = [len(source.splitlines()) for source in code(cells)]
+    ratio = (len(cells) - len(sizes)) / len(sizes)
+    assert len(cells) <= 45
+    assert max(sizes) <= 25 and median(sizes) <= 10
+    assert 1.2 <= ratio <= 1.8, f"{ratio:.2f} markdown cells per code cell"
+
+
+def test_head_says_what_it_reads_writes_needs_and_takes(path, cells):
+    head = cells[0].source
+    number = path.stem.split("_")[0].removeprefix("0")
+    assert re.match(rf"# {number} · ", head), f"title: # {number} · ..."
+    assert "\n> " in head and "| Reads | Writes | Needs | Takes |" in head
+    assert any("**You will**" in c.source for c in cells) and any("depart from the paper" in c.source for c in cells)
+
+
+def test_prose_holds_no_typed_results(cells):
+    seen = section(cells, "What we see")
+    assert seen, "a section `## What we see`"
+    words = "\n".join(cell.source for cell in seen if cell.cell_type == "markdown")
+    words = re.sub(r"\$[^$]*\$|`[^`]*`", "", words)  # formulas and names are not results
+    assert re.findall(r"\d+\.\d+|\d+ ?%", words) == [], "print results from a cell, do not type them"
+
+
+def test_check_cell_can_fail(cells):
+    checks = [ast.parse(source) for source in code(section(cells, "Check"))]
+    asserts = [node.test for tree in checks for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert asserts and not any(isinstance(test, ast.Constant | ast.Tuple) for test in asserts)
+
+
+def test_three_exercises_with_folded_answers(cells):
+    text = "\n".join(cell.source for cell in section(cells, "Exercises"))
+    assert text.count("<details>") == text.count("</details>") == text.count("<summary>") == 3
+    assert section(cells, "Next"), "a section `## Next`"
+
+
+def test_no_classes_no_plumbing(cells):
+    for source in code(cells):
+        tree = ast.parse(source)
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)], source
+        assert "pip install" not in source and "sys.path" not in source
+
+
+def presets_with(*names: str) -> list[str]:
+    folders = [folder for folder in sorted(ROOT.glob("params/*")) if folder.is_dir()]
+    return [folder.name for folder in folders if all((folder / f"{name}.yaml").is_file() for name in names)]
+
+
+@pytest.mark.parametrize("preset", presets_with("04_grpo_linear", "05_grpo_categorized"))
+def test_linear_and_categorized_differ_by_one_parameter(preset):
+    linear, categorized = (
+        Notebook.load(ROOT / f"notebooks/{name}.ipynb").parameters(
+            load_values(ROOT / f"params/{preset}/{name}.yaml"), name
+        )
+        for name in ("04_grpo_linear", "05_grpo_categorized")
+    )
+    differing = {key for key in linear.keys() | categorized.keys() if linear.get(key) != categorized.get(key)}
+    assert differing == {"strategy"}
+
+
+@pytest.mark.parametrize("preset", presets_with())
+def test_every_parameter_file_fits_its_notebook(preset):
+    runner = Runner(preset, ROOT)
+    tasks = runner.plan(runner.select(everything=True), check_inputs=False)
+    assert [task.name for task in tasks] == runner.series()
+    written_before: set[str] = set()
+    for task in tasks:
+        assert {notebook for notebook, _ in task.reads} <= written_before, f"{task.name} reads what comes later"
+        written_before.add(task.name)

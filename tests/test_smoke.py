@@ -1,0 +1,81 @@
+"""The whole series, tiny, through the real runner: offline, with an empty home, in a copy of the repository."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_offline import attempts, offline_environment, without_network
+
+from srmir_lib.artifacts import sha256
+
+ROOT = Path(__file__).resolve().parents[1]
+ARTEFACTS = {
+    "00_tour": [],
+    "01_data": ["prompts", "demonstrations", "preferences", "base_model", "router", "world.json"],
+    "02_shadow_reward_models": ["shadow_rms/config.json"],
+    "03_margins": ["preferences_with_margins", "calibration.json", "shadow_rms/config.json"],
+    "04_grpo_linear": ["policy/adapter_model.safetensors", "history.jsonl"],
+    "05_grpo_categorized": ["policy/adapter_model.safetensors", "history.jsonl"],
+    "A0_baselines": [f"{name}/adapter_model.safetensors" for name in ("sft", "dpo", "grpo_single")],
+    "06_evaluation": ["results.json", "claims.json"],
+}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle")
+
+
+def srmir(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = offline_environment(repository.parent) | {"SRMIR_ROOT": str(repository)}
+    command = [*without_network(), sys.executable, "-m", "srmir_lib", *arguments]
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def series(tmp_path_factory):
+    """`srmir run smoke` in a copy of the repository; returns (the copy, what the command printed)."""
+    repository = tmp_path_factory.mktemp("smoke") / "repository"
+    repository.mkdir()
+    for name in ("notebooks", "params", "srmir_lib", "pyproject.toml"):
+        (repository / name).symlink_to(ROOT / name)
+    done = srmir(repository, "run", "smoke")
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    return repository, done.stdout
+
+
+@pytest.mark.timeout(1800)
+def test_series_runs_in_order_and_ends_with_the_report(series):
+    repository, said = series
+    order = [line.split(":")[0] for line in said.splitlines() if line.endswith(": running")]
+    assert order == list(ARTEFACTS)
+    assert Path(said.splitlines()[-1]) == repository / "outputs/smoke/report/index.html"
+    assert Path(said.splitlines()[-1]).is_file()
+
+
+def test_nothing_tried_to_leave_the_machine(series):
+    assert attempts(series[0].parent) == []
+
+
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_stage_left_its_artefacts_metrics_and_manifest(series, name):
+    folder = series[0] / "outputs/smoke" / name
+    assert [artefact for artefact in ARTEFACTS[name] if not (folder / artefact).exists()] == []
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics and all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["ok"] and manifest["outputs"] == {key: sha256(folder / key) for key in manifest["outputs"]}
+    assert [path.name for pattern in PICKLES for path in folder.rglob(pattern)] == []
+
+
+def test_executed_notebooks_hold_no_errors_and_no_work_folders(series):
+    for path in series[0].glob("outputs/smoke/*/*.ipynb"):
+        text = path.read_text()
+        assert '"output_type": "error"' not in text and ".work" not in text, path.name
+
+
+def test_second_run_skips_everything_and_changes_nothing(series):
+    repository, _ = series
+    before = sha256(repository / "outputs/smoke")
+    done = srmir(repository, "run", "smoke")
+    assert done.returncode == 0 and done.stdout.count(": skipped") == len(ARTEFACTS)
+    assert sha256(repository / "outputs/smoke") == before
