@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from peft import PeftModel
+from tqdm.auto import tqdm
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.models import generate, load_policy, load_tokenizer
@@ -195,7 +196,6 @@ def evaluate_policy(
     temperature: float = 1.0,
     batch_size: int = 256,
     seed: int = 0,
-    progress: str | None = None,
 ) -> list[dict]:
     """Answer every prompt once, judge every answer; one row per prompt, in the order of `prompts`.
 
@@ -210,7 +210,7 @@ def evaluate_policy(
     texts = [text_of(row["prompt"]) for row in table]
     started = time.perf_counter()
     responses = generate(
-        policy, tokenizer, [row["prompt"] for row in table], max_new_tokens, temperature, batch_size, seed, progress
+        policy, tokenizer, [row["prompt"] for row in table], max_new_tokens, temperature, batch_size, seed
     )
     seconds = (time.perf_counter() - started) / len(table)
     verdicts = judge(texts, responses)
@@ -246,12 +246,12 @@ def evaluate_policies(
     """
     tokenizer, policy = load_tokenizer(base_model), load_policy(base_model, device, dtype)
     results = {}
-    for name, adapter in adapters.items():
+    for name, adapter in tqdm(adapters.items(), desc="policies"):
         if isinstance(policy, PeftModel):
             policy = policy.unload()
         if adapter is not None:
             policy = with_adapter(policy, adapter)
-        results[name] = evaluate_policy(policy.eval(), tokenizer, prompts, judge, progress=name, **options)
+        results[name] = evaluate_policy(policy.eval(), tokenizer, prompts, judge, **options)
     return results
 
 

@@ -85,18 +85,22 @@ def is_coherent(text: str, least_distinct: float = 0.25) -> bool:
     return len(words) < 8 or len(set(pairs)) / len(pairs) >= least_distinct
 
 
-def load_judge(spec: str) -> Judge:
-    """A judge by name: `phrases` (refusal phrases) or `lab:<path to world.json>` (the lab's exact parser)."""
+def load_judge(spec: str, root: str | Path = ".") -> Judge:
+    """A judge by name: `phrases` (refusal phrases) or `lab:<path to world.json>` (the lab's exact parser).
+
+    A relative path starts at `root`.
+    """
     kind, _, argument = str(spec).partition(":")
     if kind == "phrases" and not argument:
         return RefusalPhraseJudge()
     if kind == "lab" and argument:
-        if not Path(argument).is_file():
-            raise InputError(f"judge: {argument}: no such file; run 01_data, which writes the lab's world.json")
+        world = Path(root) / argument
+        if not world.is_file():
+            raise InputError(f"judge: {world}: no such file; run 01_data, which writes the lab's world.json")
         # Loaded only on demand: nothing outside the lab needs the lab.
         from srmir_lib.lab.judge import LabJudge
 
-        return LabJudge(argument)
+        return LabJudge(world)
     raise InputError(f"judge: {spec!r} is none of phrases, lab:<path to world.json>")
 
 

@@ -79,8 +79,7 @@ def score_distributions(chosen: Mapping[str, Sequence[float]], rejected: Mapping
     names = _ordered(chosen)
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(lines, columns, figsize=(2.3 * columns, 1.7 * lines + 0.5), squeeze=False)
+    figure, axes = _subplots(lines, columns, figsize=(2.3 * columns, 1.7 * lines + 0.5), squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         bins = np.histogram_bin_edges(np.concatenate([chosen[name], rejected[name]]), 24)
         axis.hist(chosen[name], bins, density=True, color=_colour(name), alpha=0.75, label="chosen")
@@ -124,8 +123,7 @@ def training_curves(
 
     History rows need `step`; a row without a key is skipped for that panel, a key without any row leaves an empty one.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.7), squeeze=False)
+    figure, axes = _subplots(1, len(curves), figsize=(3.1 * len(curves), 2.7), squeeze=False)
     for axis, (key, label) in zip(axes.flat, curves.items(), strict=True):
         if reference is not None:
             axis.plot(*_series(reference, key), color=PALE, linestyle="--", label=labels[1])
@@ -144,8 +142,7 @@ def reward_scales(
 ) -> Figure:
     """Spread of every model's scores, raw and constrained, side by side: category key -> (n,) scores."""
     names = _ordered(before)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(8, 0.36 * len(names) + 1.3), sharey=True)
+    figure, axes = _subplots(1, 2, figsize=(8, 0.36 * len(names) + 1.3), sharey=True)
     for axis, scores, label in zip(axes, (before, after), labels, strict=True):
         boxes = axis.boxplot(
             [np.asarray(scores[n]) for n in names],
@@ -256,8 +253,18 @@ def monitor_curves(history: Sequence[Mapping], prefix: str = "monitor/", ylabel:
 
 
 def _axes(width: float, height: float):
-    with plt.rc_context(STYLE):
-        return plt.subplots(figsize=(width, height))
+    return _subplots(figsize=(width, height))
+
+
+def _subplots(*layout, **options):
+    """`plt.subplots` in our style. Not `rc_context`: in a notebook the first figure switches interactive mode on, and
+    `rc_context` would switch it off again, so that only the first figure of a notebook showed."""
+    before = {key: plt.rcParams[key] for key in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
+        return plt.subplots(*layout, **options)
+    finally:
+        plt.rcParams.update(before)
 
 
 def _ordered(names) -> list[str]:

@@ -39,16 +39,17 @@ TABLE = {
     "tokens": ("tokens per answer", 1, 1),
     "train_seconds": ("training (s)", 1, 0),
 }
+CLAIM = ("claim", "source", "measure", "treatment", "control", "estimate", "low", "high", "this_run", "verdict")
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1c;--soft:#666;--paper:#fff;--line:#ddd;--card:#f6f6f4}
 @media(prefers-color-scheme:dark){:root{--ink:#e8e6e3;--soft:#a5a29d;--paper:#181a1b;--line:#3a3d3f;--card:#222527}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:60rem;padding:1rem;background:var(--paper);color:var(--ink);
+*{box-sizing:border-box}body{margin:0 auto;max-width:76rem;padding:1rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}h1{font-size:1.6rem;margin:.5rem 0}
 h2{font-size:1.25rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line)}h3{font-size:1rem;margin:1.2rem 0 .3rem}
 p,figcaption,summary{color:var(--soft)}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.82rem}
 th,td{padding:.3rem .5rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;overflow-wrap:normal}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
-td.text,th.text{text-align:left;overflow-wrap:anywhere}figure{margin:1rem 0}
+td.text,th.text{text-align:left;min-width:6.5rem;overflow-wrap:break-word}figure{margin:1rem 0}
 figure img{max-width:100%;height:auto;background:#fff;padding:.4rem;border:1px solid var(--line)}
 .answers{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:.6rem}
 .answer{background:var(--card);padding:.5rem .7rem;border-left:3px solid var(--line);font-size:.85rem}
@@ -121,7 +122,7 @@ def _header(preset: str, outputs: Path) -> str:
     rows = [
         {
             "stage": name,
-            "state": "no result" if manifest is None else "done" if manifest.get("ok", True) else "failed",
+            "state": _state(outputs / name, manifest),
             "started": (manifest or {}).get("started", "–"),
             "seconds": (manifest or {}).get("seconds", "–"),
             "peak memory (MB)": (manifest or {}).get("peak_memory_mb", "–"),
@@ -149,12 +150,9 @@ def _evaluation(folder: Path) -> str:
     parts.append(table_html(results_table(results["policies"])))
     parts.append(_figures({"forest": _pictures(folder).get("forest")}))
     if (folder / "claims.json").is_file():
-        claims = [
-            {name: claim.get(name) for name in ("claim", "source", "estimate", "low", "high", "control", "verdict")}
-            for claim in read_json(folder / "claims.json")
-        ]
+        claims = [{name: claim.get(name) for name in CLAIM} for claim in read_json(folder / "claims.json")]
         parts.append("<h3>Claims that this run can speak about</h3>")
-        parts.append(table_html(claims, ("claim", "source", "control", "verdict")))
+        parts.append(table_html(claims, [name for name in CLAIM if name not in ("estimate", "low", "high")]))
     if (folder / "samples.jsonl").is_file():
         parts.append("<h2>Samples side by side</h2>")
         parts += [_sample(sample) for sample in read_jsonl(folder / "samples.jsonl", ("prompt", "answers"))]
@@ -222,6 +220,12 @@ def _notebook_pictures(notebook: Path) -> dict[str, bytes]:
 
 def _manifest(folder: Path) -> dict | None:
     return read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else None
+
+
+def _state(folder: Path, manifest: dict | None) -> str:
+    if manifest is None:
+        return "run by hand, no manifest" if (folder / "metrics.json").is_file() else "no result"
+    return "done" if manifest.get("ok", True) else "failed"
 
 
 def _text(value: object) -> str:

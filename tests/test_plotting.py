@@ -5,10 +5,12 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from nbclient import NotebookClient
 
 from srmir_lib import plotting
 from srmir_lib.taxonomy import CATEGORIES, COLOURS
@@ -99,3 +101,13 @@ def test_held_out_families_stand_last_with_a_star():
     axis = plotting.attack_success_by_family(RATES, held_out=["none"]).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["fiction", "encoding", "none *"]
     assert list(axis.lines[0].get_xdata()) == pytest.approx([90, 50, 70])
+
+
+def test_every_figure_of_a_notebook_shows():
+    """In a real kernel: a style context that resets matplotlib's interactive mode would show the first figure only."""
+    draw = "plotting.forest_plot([{'label': 'a', 'estimate': 0, 'low': -1, 'high': 1}]);"
+    sources = ["from srmir_lib import plotting", f"figure = {draw}", f"figure = {draw}"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    shown = [[o.output_type for o in cell.outputs if "image/png" in o.get("data", {})] for cell in notebook.cells]
+    assert shown == [[], ["display_data"], ["display_data"]]

@@ -1,0 +1,84 @@
+"""Policies side by side: cuts, samples and claims by hand, and a verdict that one seed may not give."""
+
+import pytest
+
+from srmir_lib import comparison
+from srmir_lib.evaluation import summarise
+
+
+def row(prompt, kind="harmful", category="insult", refused=False, family="none", held_out=False):
+    return {
+        "prompt": prompt, "response": f"answer to {prompt} " * 3, "gold_category": category, "kind": kind,
+        "subkind": "homonym", "family": family, "held_out": held_out, "reference": "", "rung": "full",
+        "goodness": float(refused), "complied": not refused, "refused": refused, "coherent": True, "correct": refused,
+        "tokens": 3, "seconds": 0.1,
+    }  # fmt: skip
+
+
+def policy(harmful_refused, lookalike_refused=False):
+    rows = [row("wrapped", family="fiction", held_out=True, refused=harmful_refused)]
+    rows += [row(f"h{i}", category=c, refused=harmful_refused) for i, c in enumerate(["crimes", "insult", "insult"])]
+    rows += [row(f"l{i}", "lookalike", "benign", refused=lookalike_refused) for i in range(3)]
+    return rows + [row("1 + 1", "utility", "benign", refused=harmful_refused)]
+
+
+BASE, SAFE = policy(False), policy(True)
+
+
+def claims(results):
+    return {claim["id"]: claim for claim in comparison.claims_of_one_run(results, seed=3)}
+
+
+def test_claims_take_sides_but_give_no_verdict():
+    found = claims({"base": BASE, "base, again": BASE, "linear": BASE, "SFT": SAFE, "categorized": SAFE})
+    assert set(found) == {"categorized_over_linear", "over_sft", "jailbreaks_sft", "null_same_policy"}
+    linear = found["categorized_over_linear"]
+    assert (linear["estimate"], linear["low"], linear["high"]) == (0.5, 0.5, 0.5)
+    assert linear["this_run"] == "for" and found["over_sft"]["this_run"] == "open"
+    assert found["null_same_policy"]["this_run"] == "open", "a policy must not differ from itself"
+    assert {c["verdict"] for c in found.values()} == {"inconclusive"} and linear["seeds"] == [3]
+
+
+def test_a_claim_can_come_out_against():
+    found = claims({"categorized": BASE, "linear": SAFE, "SFT": SAFE})
+    assert found["categorized_over_linear"]["this_run"] == "against"
+    assert found["jailbreaks_sft"]["this_run"] == "against" and found["jailbreaks_sft"]["estimate"] == 1.0
+
+
+def test_every_claim_names_its_control_and_source():
+    records = comparison.claims_of_one_run(
+        {name: BASE for c in comparison.CLAIMS for name in (c.treatment, c.control)}, seed=0
+    )
+    assert len(records) == len(comparison.CLAIMS)
+    needed = {"id", "source", "claim", "estimate", "low", "high", "seeds", "control", "verdict"}
+    assert all(needed <= set(record) for record in records)
+
+
+def test_cut_table():
+    summaries = {"base": summarise(BASE), "safe": summarise(SAFE), "empty": {}}
+    table = comparison.cut_table(summaries, "attack_success", ["insult", "crimes", "ethics", "fiction"])
+    assert table == [
+        {"cut": "insult", "base": 100.0, "safe": 0.0, "empty": None},
+        {"cut": "crimes", "base": 100.0, "safe": 0.0, "empty": None},
+        {"cut": "fiction", "base": 100.0, "safe": 0.0, "empty": None},
+    ]
+
+
+def test_samples_prefer_plain_prompts_and_redact_by_default():
+    samples = comparison.side_by_side({"base": BASE, "safe": SAFE})
+    assert [s["about"] for s in samples] == ["harmful: crimes", "harmful: insult", "lookalike", "utility"]
+    assert [[a["policy"] for a in s["answers"]] for s in samples] == [["base", "safe"]] * 4
+    assert all("redacted" in a["response"] for s in samples for a in s["answers"])
+    shown = comparison.side_by_side({"base": BASE, "safe": SAFE}, show_text=True)
+    assert [s["prompt"] for s in shown] == ["h0", "h1", "l0", "1 + 1"]
+    assert shown[0]["answers"][0]["response"] == BASE[1]["response"]
+
+
+@pytest.mark.parametrize(("value", "state"), [(0.6, "pass"), (0.8, "pass"), (0.81, "miss"), (0.0, "miss")])
+def test_targets(value, state):
+    (line,) = comparison.check_targets({"base/attack_success": value}, {"base/attack_success": [0.6, 0.8]})
+    assert line == {"target": "base/attack_success", "from": 0.6, "to": 0.8, "reached": value, "state": state}
+
+
+def test_targets_that_nobody_measured():
+    assert comparison.check_targets({}, {"x/y": [0, 1]})[0]["state"] == "not measured"
