@@ -1,12 +1,13 @@
 """How often a reward model prefers the better answer, and how far a bag of words gets on the same pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from srmir_lib.artifacts import InputError
+from srmir_lib.evaluation import bootstrap_interval
 from srmir_lib.templates import text_of
 
 FEATURES = ("response", "prompt_and_response")
@@ -36,6 +37,34 @@ def category_index(names: Sequence[str], categories: Sequence[str]) -> Tensor:
     """Which model answers for each row, (N,) long; -1 for a name without a model: there the mean of all answers."""
     index = {name: j for j, name in enumerate(categories)}
     return torch.tensor([index.get(name, -1) for name in names], dtype=torch.long)
+
+
+def accuracy_rows(gaps: Mapping[str, Tensor], levels: Sequence[str], seed: int = 0) -> list[dict]:
+    """Pair accuracy of every method on every difficulty: rows with label, group, estimate, low, high (95 % bootstrap).
+
+    `gaps`: method -> reward gaps (N,) on the same pairs, `levels` (N,) their difficulty.
+    """
+    levels = np.asarray(levels)
+    return [
+        {"label": name, "group": level, **bootstrap_interval(correct(gap)[levels == level], seed=seed)._asdict()}
+        for name, gap in gaps.items()
+        for level in sorted(set(levels.tolist()))
+    ]
+
+
+def difference_rows(treatment: Tensor, control: Tensor, levels: Sequence[str], seed: int = 0) -> list[dict]:
+    """Accuracy of one method minus that of another on the same pairs, per difficulty, as rows like `accuracy_rows`."""
+    levels, difference = np.asarray(levels), correct(treatment) - correct(control)
+    return [
+        {"label": "difference", "group": level, **bootstrap_interval(difference[levels == level], seed=seed)._asdict()}
+        for level in sorted(set(levels.tolist()))
+    ]
+
+
+def as_metrics(rows: Sequence[Mapping]) -> dict[str, float]:
+    """Rows -> `pair_accuracy_<group>_<label>` with its `_low` and `_high`, for metrics.json."""
+    parts = {"estimate": "", "low": "_low", "high": "_high"}
+    return {f"pair_accuracy_{row['group']}_{row['label']}{end}": row[key] for row in rows for key, end in parts.items()}
 
 
 def bag_of_words_gaps(

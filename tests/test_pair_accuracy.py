@@ -6,7 +6,16 @@ import torch
 from datasets import Dataset
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.pair_accuracy import accuracy_matrix, bag_of_words_gaps, category_index, correct, reward_gaps
+from srmir_lib.pair_accuracy import (
+    accuracy_matrix,
+    accuracy_rows,
+    as_metrics,
+    bag_of_words_gaps,
+    category_index,
+    correct,
+    difference_rows,
+    reward_gaps,
+)
 
 
 def test_accuracy_by_hand():
@@ -28,6 +37,23 @@ def test_reward_gaps_are_chosen_minus_rejected():
 
     pairs = {"prompt": ["ab", "c"], "chosen": ["xyz", "x"], "rejected": ["x", "xy"]}
     assert reward_gaps(Lengths(), pairs).tolist() == [[2, 0], [-1, 0]]
+
+
+def test_rows_and_metrics_by_hand():
+    gaps = {"seven": torch.tensor([1.0, 1.0, -1.0, 1.0]), "single": torch.tensor([1.0, -1.0, 0.0, 1.0])}
+    levels = ["easy", "subtle", "subtle", "easy"]
+    rows = accuracy_rows(gaps, levels)
+    assert [(row["label"], row["group"], row["estimate"]) for row in rows] == [
+        ("seven", "easy", 1.0),
+        ("seven", "subtle", 0.5),
+        ("single", "easy", 1.0),
+        ("single", "subtle", 0.25),
+    ]
+    assert all(row["low"] <= row["estimate"] <= row["high"] for row in rows)
+    difference = difference_rows(gaps["seven"], gaps["single"], levels)
+    assert [(row["group"], row["estimate"]) for row in difference] == [("easy", 0.0), ("subtle", 0.25)]
+    metrics = as_metrics(rows)
+    assert metrics["pair_accuracy_subtle_single"] == 0.25 and metrics["pair_accuracy_easy_seven_low"] == 1.0
 
 
 def pairs(rule, rows: int, seed: int) -> Dataset:

@@ -1,0 +1,123 @@
+"""Notebooks 02 and 03 run on any data that keeps the contract: here 60 made-up pairs a category and a tiny model."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from srmir_lib.artifacts import load_dataset, read_json, save_dataset
+from srmir_lib.margins import SCALES
+from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.router import PromptReader, Router
+from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
+from srmir_lib.templates import assistant_message, user_message
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TRAINING = {"device": "cpu", "max_steps": 12, "batch_size": 8, "learning_rate": 0.02, "single_learning_rate": 0.005}
+
+
+def made_up_pairs(rows: int, seed: int, test: bool = False) -> Dataset:
+    """Chosen answers refuse and rejected ones comply, except for benign prompts, which are of no category."""
+    draw, table = random.Random(seed), []
+    for i in range(rows * (len(CATEGORIES) + 1)):
+        category = [*CATEGORIES, UNKNOWN][i % (len(CATEGORIES) + 1)]
+        no, yes = f"I can not, {draw.choice('abcd')}", f"first get ready {draw.choice('abcd')}, then check"
+        chosen, rejected = (yes, no) if category == UNKNOWN else (no, yes)
+        table.append(
+            {
+                "prompt": user_message(f"{category} {draw.choice('xyz')} {draw.randrange(10)}"),
+                "chosen": assistant_message(chosen),
+                "rejected": assistant_message(rejected),
+                "category": category,
+                "origin": "shuffled" if i % 9 == 0 else "policy",
+                "difficulty": ("subtle" if draw.random() < 0.5 else "easy") if test else "",
+                "harm_gap": draw.random() + 0.1 if test else 0.0,
+                "severity": "mild" if test else "",
+            }
+        )
+    return Dataset.from_list(table)
+
+
+@pytest.fixture(scope="module")
+def root(tiny_model, tmp_path_factory) -> Path:
+    """A repository root with what 01 would have written."""
+    root = tmp_path_factory.mktemp("root")
+    data = root / "outputs" / "lab" / "01_data"
+    splits = {"train": made_up_pairs(20, 0), "validation": made_up_pairs(6, 1), "test": made_up_pairs(8, 2, test=True)}
+    save_dataset(DatasetDict(splits), data / "preferences")
+    shutil.copytree(tiny_model, data / "base_model")
+    reader = PromptReader(str(data / "base_model"))
+    embeddings = {name: reader.embed(splits[name]["prompt"], "cpu") for name in splits}
+    labels = {name: list(splits[name]["category"]) for name in splits}
+    router = Router.fit(
+        embeddings["train"],
+        labels["train"],
+        embeddings["validation"],
+        labels["validation"],
+        [*CATEGORIES, UNKNOWN],
+        reader=reader,
+        device="cpu",
+    )
+    router.save(data / "router")
+    return root
+
+
+def execute(name: str, root: Path, **parameters) -> Path:
+    """Run a notebook as `papermill` would, with `root` as the repository its stage sees; return its output folder."""
+    import papermill
+
+    executed = root / f"{name}.ipynb"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SRMIR_ROOT", str(root))
+        papermill.execute_notebook(
+            REPOSITORY / "notebooks" / f"{name}.ipynb", executed, parameters, cwd=REPOSITORY, progress_bar=False
+        )
+    return root / "outputs" / "lab" / name
+
+
+@pytest.fixture(scope="module")
+def second(root) -> Path:
+    return execute("02_shadow_reward_models", root, **TRAINING)
+
+
+@pytest.fixture(scope="module")
+def third(root, second) -> Path:
+    return execute("03_margins", root, device="cpu", direction_pairs=40)
+
+
+def test_02_writes_three_calibrated_sets_and_their_numbers(second):
+    for name, models in (("shadow_rms", 7), ("cross_rms", 7), ("single_rm", 1)):
+        loaded = ShadowRewardModels.load(second / name, "cpu")
+        assert loaded.score(["insult x 1"], ["I can not"]).shape == (1, models)
+        assert loaded.calibration is not None
+    metrics = read_json(second / "metrics.json")
+    assert metrics["pair_accuracy_easy_seven_gold"] > 0.8, "pairs that a word decides are learned"
+    for name in ("seven", "single", "cross", "words_both"):
+        assert 0 <= metrics[f"pair_accuracy_subtle_{name}_low"] <= metrics[f"pair_accuracy_subtle_{name}_high"] <= 1
+    assert {path.name for path in (second / "figures").iterdir()} >= {"heat_map.png", "seven_against_one.png"}
+
+
+def test_03_writes_margins_a_calibration_and_retrained_models(third, second):
+    pairs = load_dataset(third / "preferences_with_margins", columns=["margin", "category"])
+    assert torch.tensor(pairs["train"]["margin"][:]).isfinite().all()
+    assert ShadowRewardModels.load(third / "shadow_rms", "cpu").calibration is not None
+    assert read_json(third / "shadow_rms" / "config.json")["objective"] == "margin"
+    before, after = (read_json(f / "shadow_rms" / "insult" / "fit.json")["key"]["settings"] for f in (second, third))
+    assert before | {"objective": "margin"} == after, "only the objective may differ"
+    metrics = read_json(third / "metrics.json")
+    assert -1 <= metrics["margin_harm_spearman"] <= 1 and -1 <= metrics["margin_length_correlation"] <= 1
+
+
+def test_a_notebook_stops_with_one_line_when_its_input_is_missing(tmp_path):
+    from papermill import PapermillExecutionError
+
+    with pytest.raises(PapermillExecutionError, match=r"preferences: missing; run `srmir run lab 01` first"):
+        execute("02_shadow_reward_models", tmp_path)
+
+
+def test_the_scales_offered_are_the_scales_there_are():
+    source = (REPOSITORY / "notebooks" / "03_margins.ipynb").read_text(encoding="utf8")
+    assert all(scale in source for scale in SCALES)
