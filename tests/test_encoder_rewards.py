@@ -9,13 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    BertTokenizer,
-)
+from tiny_bert import WORDS, write_tiny_bert
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.encoder_rewards import (
@@ -31,8 +26,6 @@ from srmir_lib.encoder_training import EncoderSettings, fit_pooled, length_batch
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.templates import assistant_message, user_message
 
-WORDS = ["how", "why", "when", "can", "you", "do", "it", "sorry", "no", "i", "cannot", "help", "sure", "here"]
-WORDS += ["is", "first", "take", "this", "then", "that", "now", "end"]
 CATEGORIES = ["insult", "crimes", "privacy"]
 READING = PairReading(max_tokens=40, prompt_tokens=8)
 SETTINGS = EncoderSettings(
@@ -52,23 +45,7 @@ SETTINGS = EncoderSettings(
 
 @pytest.fixture(scope="module")
 def tiny_encoder(tmp_path_factory) -> Path:
-    """Folder with a random 2-layer BERT (hidden 32) and a word-level WordPiece tokenizer."""
-    folder = tmp_path_factory.mktemp("encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "…", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: at for at, word in enumerate(words)}, model_max_length=64)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
+    return write_tiny_bert(tmp_path_factory.mktemp("encoder"))
 
 
 def examples(count: int = 60) -> tuple[list[dict], list[dict]]:

@@ -1,0 +1,130 @@
+"""From the data files to a trained set of reward models, on a miniature data pack and a tiny encoder."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bert import WORDS, write_tiny_bert
+
+from srmir_lib.encoder_rewards import PairReading
+from srmir_lib.encoder_training import EncoderSettings, fit_pooled
+from srmir_lib.realdata import fit_real_router, human_preferences, labelled_responses, real_prompts, router_accuracy
+from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.router import Router
+from srmir_lib.sources import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES
+from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
+from srmir_lib.text_baseline import fit_text_baseline
+
+
+def write_pack(folder: Path) -> Path:
+    """About 400 rows in the layout of the real files: each category asks with a word of its own."""
+    draw = np.random.default_rng(0)
+
+    def text(count: int) -> str:
+        return " ".join(draw.choice(WORDS, count))
+
+    def put(name: str, content: str | bytes) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    for word, name in zip(WORDS, XSAFETY_CATEGORIES, strict=False):
+        put(f"xsafety_en/{name}", "".join(f"{word} {word} {word} {word} {text(4)}\r\n" for _ in range(20)))
+    put(
+        "gptfuzz/question_list_0-79.csv", "index,text\n" + "".join(f"{n},{WORDS[n % 7]} {text(3)}\n" for n in range(10))
+    )
+    answers = [(n, *(("sorry no " + text(3), 0), ("sure here " + text(20), 1))[n // 10 % 2]) for n in range(100)]
+    put(
+        "gptfuzz/responses_labeled_train.csv",
+        "question,Response,label\n" + "".join(f"{n % 10},{a},{u}\n" for n, a, u in answers),
+    )
+    openings = [f"\n\nHuman: {text(6)}\n\nAssistant:" for _ in range(40)]
+    pairs = [{"chosen": o + " sorry " + text(3), "rejected": o + " sure " + text(3)} for o in openings]
+    pairs[0]["rejected"] = openings[1] + " sure"
+    put("hh-rlhf/harmless-base_test.jsonl.gz", gzip.compress("\n".join(map(json.dumps, pairs)).encode()))
+    replies = [("sorry no", "Safe"), ("sure here", "Unsafe")] * 10
+    rows = [{"context": text(3), "response": r, "category": "Biased Opinion", "label": label} for r, label in replies]
+    put("diasafety/test.json", json.dumps(rows))
+    for model in OVERREFUSAL_MODELS:
+        for steering, answered in (("baseline", 1), ("actadd", 0)):
+            row = {"prompt": text(3), "response": text(5), "is_jailbreak_substring_matching": answered}
+            content = json.dumps({"completions": [row] * 3})
+            put(f"overrefusal-completions/{model}_harmless_{steering}_evaluations.json", content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(data pack, encoder, prompts, router) of the miniature."""
+    pack, encoder = write_pack(tmp_path_factory.mktemp("pack")), write_tiny_bert(tmp_path_factory.mktemp("encoder"))
+    prompts = real_prompts(pack, seed=0)
+    return pack, encoder, prompts, fit_real_router(prompts, str(encoder), device="cpu")
+
+
+def test_prompts_have_the_columns_of_every_prompts_folder(made):
+    _, _, prompts, _ = made
+    columns = {"prompt", "category", "gold_category", "kind", "subkind", "family", "held_out", "reference"}
+    assert all(set(part.column_names) == columns for part in prompts.values())
+    assert sum(len(part) for part in prompts.values()) == 140
+    texts = [{row["prompt"][0]["content"] for row in part} for part in prompts.values()]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+
+
+def test_the_router_learns_the_categories_and_is_saved(made, tmp_path):
+    _, _, prompts, router = made
+    accuracy = router_accuracy(router, prompts["test"])
+    assert accuracy["mean"] > 0.7 and set(accuracy) == {*CATEGORIES, "mean", UNKNOWN}
+    router.save(tmp_path / "router")
+    again = Router.load(tmp_path / "router", "cpu")
+    assert again.route(prompts["test"]["prompt"]) == router.route(prompts["test"]["prompt"])
+
+
+def test_responses_and_pairs_get_a_category_and_splits_share_no_question(made):
+    pack, _, _, router = made
+    labelled = labelled_responses(router, pack, seed=0)
+    assert {name: len(part) for name, part in labelled.items()} == {
+        "train": 60,
+        "validation": 20,
+        "test": 20,
+        "diasafety": 20,
+        "overrefusal": 18,
+    }
+    groups = [set(labelled[name]["group"]) for name in ("train", "validation", "test")]
+    assert [len(part) for part in groups] == [6, 2, 2] and len(set.union(*groups)) == 10
+    assert set(labelled["train"]["category"]) <= {*CATEGORIES, UNKNOWN}
+    assert not any(labelled["overrefusal"]["unsafe"]) and sum(labelled["diasafety"]["unsafe"]) == 10
+    assert labelled["overrefusal"]["kind"].count("answered") == 9
+    preferences, left_out = human_preferences(router, pack, seed=0)
+    assert left_out["prompts differ"] == 1 and sum(len(part) for part in preferences.values()) == 39
+    assert preferences["train"][0]["chosen"][0]["content"].startswith("sorry")
+
+
+def test_the_chain_from_files_to_reward_models(made, tmp_path):
+    pack, encoder, _, router = made
+    labelled, (preferences, _) = labelled_responses(router, pack), human_preferences(router, pack)
+    settings = EncoderSettings(
+        epochs=10,
+        batch_size=16,
+        learning_rate=3e-3,
+        head_learning_rate=1e-2,
+        layer_decay=0.9,
+        warmup=0.1,
+        weight_decay=0.01,
+        pair_weight=0.5,
+        mean_weight=0.5,
+        averaging=0.5,
+        bf16=False,
+    )
+    folder, reading = tmp_path / "shadow_rms", PairReading(32, 8)
+    train = labelled["train"], preferences["train"]
+    fit_pooled(encoder, *train, folder, list(CATEGORIES), reading, settings, device="cpu", progress=False)
+    models = ShadowRewardModels.load(folder, "cpu")
+    from srmir_lib.detection import auroc
+
+    test = labelled["test"]
+    danger = -models.score(test["prompt"], test["completion"]).mean(dim=1)
+    assert auroc(danger, test["unsafe"]) > 0.95
+    words = fit_text_baseline(*train, labelled["validation"], preferences["validation"])
+    assert auroc(-words.score(test["prompt"], test["completion"]), test["unsafe"]) > 0.95
