@@ -22,6 +22,7 @@ from srmir_lib.embeddings import fingerprint
 from srmir_lib.encoder_rewards import PairReading, collate, load_classifier, pool_windows, resolve_encoder
 from srmir_lib.models import pick_device
 from srmir_lib.objectives import margin_loss
+from srmir_lib.rewards import categorized_reward
 from srmir_lib.taxonomy import UNKNOWN
 
 LABELLED_COLUMNS = ("prompt", "completion", "unsafe", "category")
@@ -158,12 +159,6 @@ def mixed_loss(scores: Tensor, batch: dict[str, Tensor], pair_weight: float) -> 
     return loss / (labelled + pairs)
 
 
-def routed_scores(scores: Tensor, head: Tensor) -> Tensor:
-    """(R, K) and head (R,) long -> (R,): the score of each response's own output; head -1 is the mean of all."""
-    own = scores.gather(1, head.clamp(min=0).unsqueeze(1)).squeeze(1)
-    return torch.where(head >= 0, own, scores.mean(dim=1))
-
-
 class _EncoderTrainer(Trainer):
     """The loss above, inside `transformers.Trainer`."""
 
@@ -173,7 +168,7 @@ class _EncoderTrainer(Trainer):
         batch = {name: inputs.pop(name) for name in ("owners", "head", "safe", "margin")}
         logits = model(**inputs).logits.float()
         scores, (pair_weight, mean_weight) = pool_windows(logits, batch["owners"], len(batch["head"])), self.weights
-        loss = mixed_loss(routed_scores(scores, batch["head"]), batch, pair_weight)
+        loss = mixed_loss(categorized_reward(scores, batch["head"]), batch, pair_weight)
         if mean_weight:
             loss = loss + mean_weight * mixed_loss(scores.mean(dim=1), batch, pair_weight)
         return (loss, scores) if return_outputs else loss

@@ -111,8 +111,9 @@ def human_preferences(
 ) -> tuple[DatasetDict, dict[str, int]]:
     """hh-rlhf's harmless pairs as a `preferences/` folder, and how many pairs were left out, by reason.
 
-    Split by the dialogue's opening question; the category is that of the last question. `origin` and `difficulty` are
-    "human": nobody knows how far apart the two answers are.
+    Split by the dialogue's opening question; the category is that of the last question. `origin` is "policy": both
+    answers were sampled from a language model, and people chose. `difficulty` is "human": nobody knows how far apart
+    the two are.
     """
     pairs, left_out = sources.load_hh_pairs(data_dir)
     rows = [pair | {"opening": pair["prompt"][0]["content"]} for pair in pairs]
@@ -124,7 +125,7 @@ def human_preferences(
                 "chosen": assistant_message(row["chosen"]),
                 "rejected": assistant_message(row["rejected"]),
                 "category": category[row["prompt"][-1]["content"]],
-                "origin": "human",
+                "origin": "policy",
                 "difficulty": "human",
             }
             for row in part

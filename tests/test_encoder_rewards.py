@@ -22,7 +22,7 @@ from srmir_lib.encoder_rewards import (
     resolve_encoder,
     score_pairs,
 )
-from srmir_lib.encoder_training import EncoderSettings, fit_pooled, length_batches, mixed_loss, routed_scores
+from srmir_lib.encoder_training import EncoderSettings, fit_pooled, length_batches, mixed_loss
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.templates import assistant_message, user_message
 
@@ -149,11 +149,6 @@ def test_mixed_loss_by_hand():
     softplus = [math.log1p(math.exp(value)) for value in (-2.0, 1.0, -(1.5 - 0.5 - 0.25))]
     expected = (softplus[0] + softplus[1] + 0.5 * softplus[2]) / 3
     assert mixed_loss(scores, batch, pair_weight=0.5).item() == pytest.approx(expected)
-
-
-def test_routed_scores_take_the_head_or_the_mean():
-    scores = torch.tensor([[1.0, 2.0, 6.0], [1.0, 2.0, 6.0]])
-    assert routed_scores(scores, torch.tensor([1, -1])).tolist() == [2.0, 3.0]
 
 
 def test_training_learns_and_moves_every_head(tiny_encoder, trained):
