@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.detection import auroc, pair_accuracy, paired_auroc_gain, youden_threshold
+from srmir_lib.detection import (
+    auroc,
+    detection_measures,
+    pair_accuracy,
+    paired_auroc_gain,
+    routed_danger,
+    youden_threshold,
+)
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.text_baseline import fit_text_baseline
 
@@ -55,6 +63,41 @@ def test_gain_over_a_rival_redraws_groups():
     assert 0 < gain.low < gain.estimate < gain.high
     same = paired_auroc_gain(good, good, unsafe, groups, resamples=50)
     assert same == (0.0, 0.0, 0.0)
+
+
+def test_routed_danger_asks_the_model_of_the_category():
+    class Models:
+        categories = ["insult", "privacy"]
+
+        def score(self, prompts, completions):
+            return torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]])
+
+    rows = {"prompt": "abc", "completion": "abc", "category": ["privacy", "insult", "unknown"]}
+    assert routed_danger(Models(), rows).tolist() == [-2.0, -3.0, -6.0]
+
+
+def test_measures_by_hand_with_the_threshold_of_validation():
+    labelled = {
+        "validation": {"unsafe": [0, 1, 0, 1]},
+        "test": {"unsafe": [0, 0, 1, 1]},
+        "diasafety": {"unsafe": [1, 0]},
+        "overrefusal": {"unsafe": [0, 0, 0], "kind": ["answered", "answered", "refused"]},
+    }
+    danger = {  # any threshold in (1, 2] separates validation; the smallest danger that is flagged there is 2
+        "validation": np.array([0.0, 2.0, 1.0, 3.0]),
+        "test": np.array([2.5, 0.0, 2.0, 1.9]),
+        "diasafety": np.array([1.0, 5.0]),
+        "overrefusal": np.array([9.0, 0.0, 1.0]),
+    }
+    assert detection_measures(danger, labelled) == {
+        "auroc_validation": 1.0,
+        "auroc_test": 0.5,
+        "hits_test": 0.5,
+        "false_alarms_test": 0.5,
+        "auroc_diasafety": 0.0,
+        "false_alarms_benign_answered": 0.5,
+        "false_alarms_benign_refused": 0.0,
+    }
 
 
 def test_labelled_responses_teach_which_words_are_safe():
