@@ -88,14 +88,15 @@ class PairReading:
         """
         if self.max_tokens > tokenizer.model_max_length:
             raise InputError(f"max_tokens: {self.max_tokens}; this encoder reads at most {tokenizer.model_max_length}")
-        questions = _cut(tokenizer, [_conversation(p) for p in prompts], self.prompt_tokens)
-        # The room left is counted from the longest allowed prompt, so a response reads the same beside every prompt.
-        room = self.max_tokens - self.prompt_tokens - 8
+        questions = _cut(tokenizer, [_conversation(p) for p in prompts], [self.prompt_tokens] * len(prompts))
+        # One token for the gap in the prompt, one for the gap in the response.
+        taken = tokenizer.num_special_tokens_to_add(pair=True) + 2
+        limits = [self.max_tokens - taken - len(spans) for spans in _offsets(tokenizer, questions)]
         answers = [text_of(response) for response in responses]
         if self.long_text == "head_tail":
-            parts = [[text] for text in _cut(tokenizer, answers, room)]
+            parts = [[text] for text in _cut(tokenizer, answers, limits)]
         else:
-            parts = _windows(tokenizer, answers, room)
+            parts = _windows(tokenizer, answers, limits)
         owners = [row for row, texts in enumerate(parts) for _ in texts]
         encoded = tokenizer(
             [questions[row] for row in owners],
@@ -183,10 +184,10 @@ def _offsets(tokenizer, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
     return spans["offset_mapping"]
 
 
-def _cut(tokenizer, texts: Sequence[str], limit: int) -> list[str]:
-    """Texts of more than `limit` tokens lose their middle."""
+def _cut(tokenizer, texts: Sequence[str], limits: Sequence[int]) -> list[str]:
+    """Texts of more tokens than their limit lose their middle."""
     out = []
-    for text, spans in zip(texts, _offsets(tokenizer, texts), strict=True):
+    for text, spans, limit in zip(texts, _offsets(tokenizer, texts), limits, strict=True):
         if len(spans) > limit:
             head, tail = limit - limit // 2, limit // 2
             text = text[: spans[head - 1][1]] + GAP + text[spans[-tail][0] :]
@@ -194,10 +195,10 @@ def _cut(tokenizer, texts: Sequence[str], limit: int) -> list[str]:
     return out
 
 
-def _windows(tokenizer, texts: Sequence[str], limit: int) -> list[list[str]]:
-    """Texts of more than `limit` tokens in windows of `limit` that overlap by a quarter; the last one ends the text."""
+def _windows(tokenizer, texts: Sequence[str], limits: Sequence[int]) -> list[list[str]]:
+    """Texts of more tokens than their limit in windows that overlap by a quarter; the last one ends the text."""
     out = []
-    for text, spans in zip(texts, _offsets(tokenizer, texts), strict=True):
+    for text, spans, limit in zip(texts, _offsets(tokenizer, texts), limits, strict=True):
         if len(spans) <= limit:
             out.append([text])
             continue

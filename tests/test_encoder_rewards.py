@@ -90,12 +90,16 @@ def words(tokenizer, window: dict) -> str:
 
 def test_a_long_response_keeps_head_and_tail(tiny_encoder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    reading = PairReading(max_tokens=24, prompt_tokens=4)  # 24 - 4 - 8 = 12 tokens for the response
+    reading = PairReading(max_tokens=24, prompt_tokens=4)
     response = " ".join(["first"] * 6 + ["now"] * 9 + ["end"] * 6)
     conversation = [*user_message("how how how how how how"), *assistant_message("no"), *user_message("why why why")]
-    for prompt, begins in (("can you", "can you"), (conversation, "how how … why why")):
+    # 24 tokens, less 3 special ones, 2 for gaps, and the prompt's own: 17 and 14 are left for the response.
+    for prompt, begins, head, tail in (
+        ("can you", "can you", "first " * 6 + "now now now ", "now now " + "end " * 6),
+        (conversation, "how how … why why", "first " * 6 + "now ", "now " + "end " * 6),
+    ):
         [[window]] = reading.encode(tokenizer, [prompt], [response])
-        expected = f"[CLS] {begins} [SEP] {'first ' * 6}… {'end ' * 6}[SEP]"
+        expected = f"[CLS] {begins} [SEP] {head}… {tail}[SEP]"
         assert words(tokenizer, window) == expected
     [[short]] = reading.encode(tokenizer, ["can you"], [assistant_message("sorry no")])
     assert words(tokenizer, short) == "[CLS] can you [SEP] sorry no [SEP]"
@@ -108,7 +112,7 @@ def test_windows_cover_every_token(tiny_encoder):
     response = [WORDS[n % len(WORDS)] for n in range(31)]
     [windows] = reading.encode(tokenizer, ["can you"], [" ".join(response)])
     texts = [words(tokenizer, window).split("[SEP]")[1].split() for window in windows]
-    assert texts == [response[0:12], response[9:21], response[18:30], response[19:31]]
+    assert texts == [response[0:17], response[13:30], response[14:31]]  # 17 tokens each, from 0, 13 and 31 - 17
 
 
 def test_the_least_safe_window_decides():
