@@ -10,7 +10,8 @@ zero and go on); prompts come in an order fixed by the seed, in one long epoch, 
 import math
 import shutil
 import warnings
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ class Settings:
     seed: int
     device: str = "auto"
     gradient_checkpointing: bool = False  # less memory, more time
+
+    @classmethod
+    def of(cls, values: Mapping):
+        """Settings from a mapping that holds at least their names, such as a notebook's `globals()`."""
+        missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
+        if missing:
+            raise InputError(f"{cls.__name__}: no value for {', '.join(missing)}; set it in the parameters cell")
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def __post_init__(self):
         for field in fields(self):
@@ -170,10 +179,9 @@ def train_grpo(
     except RuntimeError as error:
         if "probability tensor" not in str(error):
             raise
-        step = trainer.state.global_step
         raise InputError(
-            f"{output_dir.name}: the policy broke down after step {step} (its probabilities are not finite); "
-            f"nothing was saved; lower learning_rate"
+            f"{output_dir.name}: the policy broke down after step {trainer.state.global_step} (its probabilities are not "
+            f"finite); nothing was saved; lower learning_rate"
         ) from error
     return _save(trainer, output_dir, key, checkpoints)
 
@@ -251,9 +259,8 @@ def _policy(base_model, settings: Settings):
 
 
 def _lora(settings: Settings) -> LoraConfig:
-    return LoraConfig(
-        r=settings.lora_r, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    shape = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha}
+    return LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _check_columns(dataset: Dataset, columns: tuple[str, ...]) -> None:

@@ -253,6 +253,14 @@ def test_bad_settings_are_refused(changes, message):
         grpo(**changes)
 
 
+def test_settings_are_read_from_parameters_of_the_same_names():
+    parameters = {**COMMON, **GROUP, "preset": "lab", "variants": ["own"]}
+    assert GRPOSettings.of(parameters) == grpo()
+    del parameters["beta"]
+    with pytest.raises(InputError, match="GRPOSettings: no value for beta; set it in the parameters cell"):
+        GRPOSettings.of(parameters)
+
+
 def test_distinct_bigrams_by_hand():
     assert distinct_bigrams("a b a b") == 2 / 3  # ab ba ab
     assert distinct_bigrams("no no no no") == 1 / 3

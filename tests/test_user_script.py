@@ -1,0 +1,69 @@
+"""The README's own TRL script: a trained set of reward models as `reward_funcs`, in any GRPO training."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from srmir_lib.artifacts import save_dataset
+from srmir_lib.calibration import Calibration, reference_set
+from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.separate_rewards import SeparateSettings, fit_separate
+from srmir_lib.templates import assistant_message, user_message
+
+ROOT = Path(__file__).resolve().parents[1]
+CATEGORIES = ["insult", "privacy"]
+
+
+def user_script() -> str:
+    """The fenced block of the README that follows the mark `<!-- user-script -->`."""
+    found = re.search(r"<!-- user-script -->\s*```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found, "README.md has no python block marked <!-- user-script -->"
+    return found.group(1)
+
+
+@pytest.fixture(scope="module")
+def outputs(tiny_model, tmp_path_factory) -> Path:
+    """What 01 and 02 leave, in small: base model, prompts, and two shadow reward models."""
+    folder = tmp_path_factory.mktemp("user") / "outputs" / "lab"
+    pairs = Dataset.from_list(
+        [
+            {
+                "prompt": user_message(f"open the door {i}"),
+                "chosen": assistant_message("I can not answer that"),
+                "rejected": assistant_message("first get ready"),
+                "category": CATEGORIES[i % 2],
+                "origin": "policy",
+            }
+            for i in range(8)
+        ]
+    )
+    base = folder / "01_data" / "base_model"
+    shutil.copytree(tiny_model, base)
+    save_dataset(DatasetDict(train=pairs.select_columns(["prompt", "category"])), folder / "01_data" / "prompts")
+    models = folder / "02_shadow_reward_models" / "shadow_rms"
+    settings = SeparateSettings(max_steps=2, batch_size=4, learning_rate=1e-3, lora_rank=4, lora_alpha=8, max_length=64)
+    fit_separate(base, {"train": pairs}, models, CATEGORIES, settings, device="cpu")
+    scores = ShadowRewardModels.load(models, "cpu").score(*reference_set(pairs))
+    Calibration.fit(scores, CATEGORIES).save(models / "calibration.json")
+    return folder
+
+
+def test_the_script_is_short_and_trains_a_policy(outputs):
+    script = user_script()
+    lines = [line for line in script.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    assert len(lines) <= 20, "about fifteen lines were promised"
+    assert 'models.reward("categorized")' in script
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=outputs.parents[1], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "reward/insult" in run.stdout and "reward/privacy" in run.stdout, "rewards are logged by category"
+    saved = list(outputs.parents[1].rglob("adapter_model.safetensors"))
+    assert any(outputs not in path.parents for path in saved), "the script must save its policy"
