@@ -160,7 +160,8 @@ class Watch:
 
     def _draw(self) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        line = f"  {self.name}  cell {self.cell}/{self.cells}  {minutes}:{seconds:02d}  {self.said}"
+        place = f"cell {self.cell}/{self.cells}" if self.cell else "starting"
+        line = f"  {self.name}  {place}  {minutes}:{seconds:02d}  {self.said}"
         line = line[: shutil.get_terminal_size((120, 24)).columns - 1]
         self.stream.write(f"\r\x1b[K{line}" if self.live else f"{line}\n")
         self.stream.flush()
