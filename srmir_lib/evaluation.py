@@ -201,7 +201,7 @@ def evaluate_policy(
 
     `prompts` is a `Dataset` (or list of dicts) with `COLUMNS`; `judge(prompts, responses)` returns a list of `Verdict`.
     A row holds the prompt's text and gold columns, `response`, the verdict's fields, `correct` (utility only, else
-    False), `tokens` (of the answer, without the end token) and `seconds` (generation time divided by the prompts).
+    False), `tokens` (of the text, tokenized again) and `seconds` (generation time divided by the prompts).
     """
     table = [dict(row) for row in prompts]
     missing = [column for column in COLUMNS if not table or column not in table[0]]

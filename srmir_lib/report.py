@@ -224,7 +224,7 @@ def _manifest(folder: Path) -> dict | None:
 
 def _state(folder: Path, manifest: dict | None) -> str:
     if manifest is None:
-        return "run by hand, no manifest" if (folder / "metrics.json").is_file() else "no result"
+        return "by hand" if (folder / "metrics.json").is_file() else "no result"
     return "done" if manifest.get("ok", True) else "failed"
 
 

@@ -229,7 +229,7 @@ def test_rows_hold_prompt_verdict_and_cost(tiny_model):
     assert again[0]["correct"] and not greedy[0]["correct"]
     assert set(greedy[0]) == set(row()), "rows must hold exactly the documented fields"
     assert [r["prompt"] for r in greedy] == [p["prompt"][0]["content"] for p in prompts]
-    assert 0 < greedy[0]["tokens"] <= 4 and greedy[0]["seconds"] > 0
+    assert greedy[0]["tokens"] > 0 and greedy[0]["seconds"] > 0
 
 
 def test_bad_input_is_one_clear_line(tiny_model, tmp_path):
