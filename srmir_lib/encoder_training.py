@@ -8,8 +8,8 @@ import hashlib
 import json
 import random
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -44,6 +44,24 @@ class EncoderSettings:
     mean_weight: float  # weight of the loss on the mean of all outputs, next to the loss on the routed one
     averaging: float  # decay of the running average of the weights that is kept (0: keep the last weights)
     bf16: bool  # bfloat16 matrix products; faster where the processor has them
+
+
+def from_parameters(kind: type, values: Mapping, name: str):
+    """A `PairReading` or `EncoderSettings` from the mapping that a parameter file holds, checked like any parameter.
+
+    A missing, unknown or wrongly typed entry is an `InputError` that names it.
+    """
+    wanted = {field.name: field for field in fields(kind)}
+    missing = [key for key, field in wanted.items() if key not in values and field.default is MISSING]
+    if missing or values.keys() - wanted.keys():
+        unknown = ", ".join(sorted(values.keys() - wanted.keys())) or "nothing unknown"
+        raise InputError(f"{name}: lacks {', '.join(missing) or 'nothing'}; has {unknown}; give {', '.join(wanted)}")
+    for key, value in values.items():
+        kind_of = wanted[key].type
+        if type(value) is not kind_of and not (kind_of is float and type(value) is int):
+            hint = "; in YAML write 5.0e-5, not 5e-5" if isinstance(value, str) else ""
+            raise InputError(f"{name}.{key}: {value!r} is not of type {kind_of.__name__}{hint}")
+    return kind(**values)
 
 
 def fit_pooled(
@@ -261,3 +279,12 @@ def _stack(examples: Sequence[dict], tokenizer) -> dict[str, Tensor]:
     batch["safe"] = torch.tensor([example["safe"] for example in single])
     batch["margin"] = torch.tensor([example["margin"] for example in double])
     return batch
+
+
+def settings_of(folder: str | Path) -> tuple[PairReading, EncoderSettings]:
+    """What a pooled set in `folder` was trained with, so that another set can be trained alike."""
+    config = read_json(Path(folder) / "config.json")
+    try:
+        return PairReading(**config["reading"]), EncoderSettings(**config["settings"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}/config.json: no settings ({error!r}); train the set again (02)") from error

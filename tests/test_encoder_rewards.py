@@ -22,7 +22,14 @@ from srmir_lib.encoder_rewards import (
     resolve_encoder,
     score_pairs,
 )
-from srmir_lib.encoder_training import EncoderSettings, fit_pooled, length_batches, mixed_loss
+from srmir_lib.encoder_training import (
+    EncoderSettings,
+    fit_pooled,
+    from_parameters,
+    length_batches,
+    mixed_loss,
+    settings_of,
+)
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.templates import assistant_message, user_message
 
@@ -195,6 +202,24 @@ def test_the_same_seed_gives_the_same_weights_and_a_finished_set_is_kept(tiny_en
     other[0]["unsafe"] = 1 - other[0]["unsafe"]
     fit_pooled(tiny_encoder, other, pairs, again, CATEGORIES, READING, SETTINGS, **options)
     assert (again / "config.json").stat().st_mtime_ns != written
+
+
+def test_settings_come_from_a_parameter_file_and_back_from_the_folder(trained):
+    values = {"max_tokens": 40, "prompt_tokens": 8}
+    assert from_parameters(PairReading, values, "reading") == READING
+    assert settings_of(trained[0]) == (READING, SETTINGS)
+    for bad, says in (
+        ({"max_tokens": 40}, "reading: lacks prompt_tokens"),
+        (values | {"tokens": 3}, "has tokens"),
+        (values | {"max_tokens": 40.5}, "reading.max_tokens: 40.5 is not of type int"),
+        (values | {"max_tokens": True}, "reading.max_tokens: True is not of type int"),
+    ):
+        with pytest.raises(InputError, match=says):
+            from_parameters(PairReading, bad, "reading")
+    with pytest.raises(
+        InputError, match=r"fine_tuning.learning_rate: '5e-5' is not of type float; in YAML write 5.0e-5"
+    ):
+        from_parameters(EncoderSettings, SETTINGS.__dict__ | {"learning_rate": "5e-5"}, "fine_tuning")
 
 
 def test_bad_input_is_one_clear_line(tiny_encoder, trained, tmp_path):
