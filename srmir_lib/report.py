@@ -55,7 +55,7 @@ figure img{max-width:100%;height:auto;background:#fff;padding:.4rem;border:1px s
 .answer{background:var(--card);padding:.5rem .7rem;border-left:3px solid var(--line);font-size:.85rem}
 .answer span{white-space:pre-wrap}
 .answer b{display:block}.answer i{color:var(--soft);display:block}.missing{font-style:italic}
-@media print{body{max-width:none;font-size:10pt}h2{break-after:avoid}figure,.answer,tr{break-inside:avoid}
+@media print{body{max-width:none;font-size:10pt}h2,h3{break-after:avoid}figure,.answer,tr{break-inside:avoid}
 .wide{overflow:visible}details::details-content{content-visibility:visible;height:auto}
 table{font-size:6.5pt}th,td{padding:.1rem .2rem}}
 """
