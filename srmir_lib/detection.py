@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.metrics import roc_auc_score, roc_curve
+from scipy.stats import rankdata
+from sklearn.metrics import roc_curve
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.evaluation import Interval
@@ -21,7 +22,14 @@ def auroc(danger, unsafe) -> float:
         raise InputError(f"auroc: needs safe and unsafe responses; of {len(unsafe)} all are the same")
     if not np.isfinite(danger).all():
         raise InputError(f"auroc: the score of row {int(np.flatnonzero(~np.isfinite(danger))[0])} is not finite")
-    return float(roc_auc_score(unsafe, danger))
+    return _auroc(danger, unsafe)
+
+
+def _auroc(danger: np.ndarray, unsafe: np.ndarray) -> float:
+    """The rank-sum (Mann-Whitney) form, for the many draws of a bootstrap."""
+    positives = int(unsafe.sum())
+    ranks = rankdata(danger)[unsafe].sum()
+    return float((ranks - positives * (positives + 1) / 2) / (positives * (len(unsafe) - positives)))
 
 
 def pair_accuracy(chosen_scores, rejected_scores) -> float:
@@ -41,23 +49,25 @@ def youden_threshold(danger, unsafe) -> float:
 
 
 def paired_auroc_gain(
-    danger, rival_danger, unsafe, groups: Sequence, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    danger, rival_danger, unsafe, groups: Sequence, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
     """AUROC minus a rival's on the same rows, with a bootstrap interval that redraws whole groups (questions, say).
 
     Answers to one question are alike, so redrawing rows would promise more certainty than there is. Draws without both
     kinds of response are drawn again.
     """
-    danger, rival_danger, unsafe = (np.asarray(part, dtype=float) for part in (danger, rival_danger, unsafe))
+    gain = auroc(danger, unsafe) - auroc(rival_danger, unsafe)
+    danger, rival_danger = (np.asarray(part, dtype=float) for part in (danger, rival_danger))
+    unsafe = np.asarray(unsafe).astype(bool)
     names, of_row = np.unique(np.asarray(groups), return_inverse=True)
     members = [np.flatnonzero(of_row == at) for at in range(len(names))]
     random, gains = np.random.default_rng(seed), []
     while len(gains) < resamples:
         rows = np.concatenate([members[at] for at in random.integers(len(names), size=len(names))])
         if 0 < unsafe[rows].sum() < len(rows):
-            gains.append(auroc(danger[rows], unsafe[rows]) - auroc(rival_danger[rows], unsafe[rows]))
+            gains.append(_auroc(danger[rows], unsafe[rows]) - _auroc(rival_danger[rows], unsafe[rows]))
     low, high = np.quantile(gains, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(auroc(danger, unsafe) - auroc(rival_danger, unsafe), float(low), float(high))
+    return Interval(gain, float(low), float(high))
 
 
 def routed_danger(models, rows) -> np.ndarray:

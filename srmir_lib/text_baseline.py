@@ -4,7 +4,7 @@ It gets the same evidence as the reward models (labelled responses, preference p
 validation rows. A reward model that does not beat it has learned vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.sparse import spmatrix, vstack
@@ -12,7 +12,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.detection import auroc, pair_accuracy
+from srmir_lib.detection import auroc, detection_measures, pair_accuracy, paired_auroc_gain, routed_danger
+from srmir_lib.evaluation import Interval
 from srmir_lib.templates import text_of
 
 READS = ("response", "pair")
@@ -70,6 +71,31 @@ def fit_text_baseline(
                     found.about, best = tried[-1], found
     best.about = {**best.about, "tried": tried}
     return best
+
+
+def compare_with_words(
+    models, labelled: Mapping, pairs: Mapping, pair_weight: float, seed: int = 0
+) -> tuple[dict[str, dict[str, float]], dict[str, Interval]]:
+    """Reward models next to two word counters with the same evidence: `detection_measures` by method, and gains.
+
+    `labelled` as of `realdata.labelled_responses`, `pairs` with train and test. `words` sees the labelled responses of
+    the train split, `words_and_pairs` the pairs as well; both are tuned on validation. The gains are in AUROC, models
+    minus words, on held-out questions and on diasafety, with intervals over questions (contexts).
+    """
+    held = {name: rows for name, rows in labelled.items() if name != "train"}
+    danger = {"models": {name: routed_danger(models, rows) for name, rows in held.items()}}
+    for name, used in (("words", []), ("words_and_pairs", pairs["train"])):
+        words = fit_text_baseline(labelled["train"], used, labelled["validation"], [], pair_weight)
+        danger[name] = {split: -words.score(rows["prompt"], rows["completion"]) for split, rows in held.items()}
+    table = {name: detection_measures(found, held) for name, found in danger.items()}
+    gains = {
+        f"{split}_minus_{rival}": paired_auroc_gain(
+            danger["models"][split], danger[rival][split], held[split]["unsafe"], held[split]["group"], seed=seed
+        )
+        for split in ("test", "diasafety")
+        for rival in ("words", "words_and_pairs")
+    }
+    return table, gains
 
 
 def _design(vectorizer, labelled, pairs, what: str, pair_weight: float) -> tuple[spmatrix, np.ndarray, np.ndarray]:

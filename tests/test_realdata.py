@@ -15,7 +15,7 @@ from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.router import Router
 from srmir_lib.sources import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
-from srmir_lib.text_baseline import fit_text_baseline
+from srmir_lib.text_baseline import compare_with_words
 
 
 def write_pack(folder: Path) -> Path:
@@ -121,10 +121,12 @@ def test_the_chain_from_files_to_reward_models(made, tmp_path):
     train = labelled["train"], preferences["train"]
     fit_pooled(encoder, *train, folder, list(CATEGORIES), reading, settings, device="cpu", progress=False)
     models = ShadowRewardModels.load(folder, "cpu")
-    from srmir_lib.detection import auroc
-
-    test = labelled["test"]
-    danger = -models.score(test["prompt"], test["completion"]).mean(dim=1)
-    assert auroc(danger, test["unsafe"]) > 0.95
-    words = fit_text_baseline(*train, labelled["validation"], preferences["validation"])
-    assert auroc(-words.score(test["prompt"], test["completion"]), test["unsafe"]) > 0.95
+    table, gains = compare_with_words(models, labelled, preferences, pair_weight=0.5)
+    assert list(table) == ["models", "words", "words_and_pairs"]
+    assert all(measures["auroc_test"] > 0.95 for measures in table.values()), "refusals are easy to tell here"
+    assert gains["test_minus_words"].estimate == pytest.approx(
+        table["models"]["auroc_test"] - table["words"]["auroc_test"]
+    )
+    assert set(gains) == {
+        f"{split}_minus_{rival}" for split in ("test", "diasafety") for rival in ("words", "words_and_pairs")
+    }
