@@ -110,6 +110,9 @@ def read_config(folder: str | Path) -> dict:
 
 def check_base(folder: Path, config: dict, base_model: str | None = None) -> str:
     """The base model of a set: `base_model`, else the path in its config (relative to the set's folder) or hub id."""
+    missing = [key for key in ("base_model", "base_is_folder", "base_sha256") if key not in config]
+    if missing:
+        raise InputError(f"{folder}/config.json: lacks {', '.join(missing)}; train the set again (02)")
     recorded = config["base_model"]
     base = base_model or (os.path.normpath(folder / recorded) if config["base_is_folder"] else recorded)
     if config["base_is_folder"] and not Path(base).is_dir():

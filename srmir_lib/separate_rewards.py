@@ -141,6 +141,7 @@ def fit_separate(
         done = output_dir / category / "fit.json"
         fit = read_json(done) if done.exists() else {}
         if fit.get("key") != key:
+            (output_dir / "calibration.json").unlink(missing_ok=True)  # it described the scores of the model before
             with atomic_path(output_dir / category) as fresh:
                 fit = {"key": key, "history": _train(base_model, tokenizer, own, settings, seed, device, fresh)}
                 write_json(fresh / "fit.json", fit)

@@ -140,7 +140,9 @@ def test_a_finished_category_is_kept_and_a_changed_setting_trains_again(copied, 
     fit_separate(tiny_model, preferences(), copied, CATEGORIES, SETTINGS, device="cpu")
     after = {c: (copied / c / "adapter_model.safetensors").stat().st_mtime_ns for c in CATEGORIES}
     assert after["insult"] == before["insult"] and after["crimes"] != before["crimes"]
+    write_json(copied / "calibration.json", {})
     fit_separate(tiny_model, preferences(), copied, CATEGORIES, SETTINGS, seed=1, device="cpu")
+    assert not (copied / "calibration.json").exists(), "a calibration of the models before must not survive"
     assert (copied / "insult" / "adapter_model.safetensors").stat().st_mtime_ns != before["insult"]
     assert read_json(copied / "insult" / "fit.json")["key"]["seed"] == 1
 
@@ -249,6 +251,9 @@ def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):
         ShadowRewardModels.load(copied, "cpu", base_model=base)
     broken.unlink()
     with pytest.raises(InputError, match="no adapter_model.safetensors for category insult"):
+        ShadowRewardModels.load(copied, "cpu", base_model=base)
+    write_json(copied / "config.json", {"design": "separate", "categories": ["insult"]})
+    with pytest.raises(InputError, match="lacks base_model"):
         ShadowRewardModels.load(copied, "cpu", base_model=base)
     write_json(copied / "config.json", {"design": "stacked", "categories": ["insult"]})
     with pytest.raises(InputError, match="design out of separate, pooled"):
