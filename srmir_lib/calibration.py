@@ -86,7 +86,8 @@ def reference_set(pairs) -> tuple[list, list]:
 def voices(scores: Tensor) -> Tensor:
     r"""Share of the variance of a sum that comes through each model: $\mathrm{cov}(r_j, R)/\mathrm{var}(R)$.
 
-    `scores` (N, K) -> (K,), sums to 1, with $R=\sum_j r_j$. Models with an equal say have about 1 / K each; a loud one more.
+    `scores` (N, K) -> (K,), sums to 1, with $R=\sum_j r_j$. Models with an equal say have about 1 / K each;
+    a loud one has more.
     """
     centred = scores.double() - scores.double().mean(dim=0)
     total = centred.sum(dim=1)
