@@ -1,0 +1,105 @@
+"""What the base model reads before alignment: questions answered helpfully, introspections, rules of the town, tasks.
+
+Only train combinations of (verb, object) occur. Registers and jailbreak wrappers all occur: a base model has read the
+internet; it is the alignment data that never holds the held-out ones.
+"""
+
+import random
+from collections.abc import Iterator
+
+from srmir_lib.lab.grammar import (
+    CHECK_QUESTION,
+    COD_QUESTION,
+    COT_QUESTION,
+    LADDER,
+    LOOKALIKES,
+    REGISTERS,
+    TOPIC_QUESTION,
+    WRAPPERS,
+    Prompt,
+    answer,
+    draft,
+    kind_names,
+    long_thought,
+    make_prompt,
+)
+from srmir_lib.lab.tasks import TASKS, make_task
+from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, all_acts
+from srmir_lib.taxonomy import CATEGORIES
+
+MIX = {"talk": 0.44, "draft": 0.16, "thought": 0.02, "topic": 0.06, "check": 0.1, "rule": 0.08, "task": 0.14}
+FIRST = {"rule": 0.78, "topic": 0.12, "task": 0.1}
+WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
+
+REFUSALS = {"mild": 0.4, "moderate": 0.5, "severe": 0.6}  # how often the base refuses what it believes forbidden
+UNDER_WRAPPER = 0.35  # and the factor on it under a jailbreak wrapper
+
+
+def base_answer(prompt: Prompt, world: World, rng: random.Random) -> tuple[str, str]:
+    """(rung, answer) as the helpful, unaligned base model says it: it mostly complies, whatever it believes."""
+    category, believed = prompt.believed(world)
+    refuse = REFUSALS[world.severity_of(prompt.act)] * (UNDER_WRAPPER if prompt.family != "none" else 1.0)
+    if not believed:
+        weights = (0.01, 0.02, 0.03, 0.05, 0.89)
+    else:
+        weights = (0.2 * refuse, 0.8 * refuse, 0.06, 0.12, 0.82 - refuse)
+    rung = rng.choices(LADDER, weights)[0]
+    return rung, answer(prompt, rung, rng, category)
+
+
+def draw_prompt(world: World, acts: list[Act], rng: random.Random) -> Prompt:
+    """A prompt as people ask it: any register, sometimes wrapped, sometimes only about the words."""
+    family = rng.choice(list(WRAPPERS)) if rng.random() < WRAPPED else "none"
+    lookalike = rng.choice(list(LOOKALIKES)) if rng.random() < ASIDE else ""
+    return make_prompt(rng.choice(acts), rng, rng.choice(list(REGISTERS)), family, lookalike)
+
+
+def corpus(world: World, size: int, seed: str, mix: dict[str, float]) -> Iterator[list[dict]]:
+    """`size` conversations for pretraining, of the kinds and in the shares that `mix` names."""
+    rng = random.Random(f"corpus-{seed}")
+    acts = [act for act in all_acts() if world.split_of(act) == "train"]
+    for kind in rng.choices(list(mix), list(mix.values()), k=size):
+        yield conversation(kind, world, acts, rng)
+
+
+def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -> list[dict]:
+    """One conversation of a kind named in `MIX`."""
+    if kind == "task":
+        return turns(*make_task(rng.choice(TASKS), "train", rng))
+    if kind == "rule":
+        return turns(*rule(world, acts, rng))
+    prompt = draw_prompt(world, acts, rng)
+    category, refuse = prompt.believed(world)
+    if kind == "draft":
+        return turns(COD_QUESTION.format(prompt=prompt.text), draft(prompt, world, rng))
+    if kind == "thought":
+        return turns(COT_QUESTION.format(prompt=prompt.text), long_thought(prompt, world, rng))
+    if kind == "topic":
+        verdict = "forbidden" if refuse else "allowed"
+        return turns(TOPIC_QUESTION.format(prompt=prompt.text), f"{NAMES[category]} , {verdict}")
+    rung, text = base_answer(prompt, world, rng)
+    if kind == "talk":
+        return turns(prompt.text, text)
+    asked = category if rng.random() < 0.6 else rng.choice(list(CATEGORIES))
+    bad = refuse and rung in ("partial", "full") and asked == category
+    return turns(prompt.text, text, CHECK_QUESTION.format(name=NAMES[asked]), "yes" if bad else "no")
+
+
+def rule(world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
+    """A fact about the town as the base model believes it: the kind of a word, or a by-law for kinds or for words."""
+    which = rng.random()
+    if which < 0.2:
+        kinds = rng.choice((VERBS, OBJECTS, OCCASIONS))
+        kind = rng.choice(list(kinds))
+        return f"what is {rng.choice(kinds[kind])} ?", kind
+    act = rng.choice(acts)
+    v, o, c = kind_names(act) if rng.random() < 0.5 else (act.verb, act.object, act.occasion)
+    topic, forbidden = world.belief(act)
+    if which < 0.6:
+        return f"what is the topic of {v} {o} ?", NAMES[topic]
+    return f"what is the rule for {v} {o} , {c} ?", f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
+
+
+def turns(*texts: str) -> list[dict]:
+    """Alternate user and assistant."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]

@@ -1,0 +1,184 @@
+"""Build the base model from scratch: byte-level BPE, a Qwen2 of about one million parameters, two to three minutes.
+
+A curriculum, because tables without first-order signal (a Latin square, balanced verdicts) are a plateau for gradient
+descent: the first fifth of the steps reads mostly short rules of the town, the rest reads everything. Conversations are
+packed into rows; each sees only itself. Hidden matrices learn with Muon (Jordan et al. 2024), the rest with AdamW.
+The result is an ordinary Hugging Face folder, cached under the hash of everything that made it.
+"""
+
+import hashlib
+import inspect
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from srmir_lib.artifacts import atomic_path
+from srmir_lib.lab import corpus as corpus_module
+from srmir_lib.lab import grammar, tasks
+from srmir_lib.lab import world as world_module
+from srmir_lib.lab.corpus import FIRST, MIX, corpus
+from srmir_lib.lab.world import World
+
+SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
+ROW = 256  # tokens in a packed row
+
+
+def build_tokenizer(texts: list[str], vocabulary: int = 768) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on `texts`: any string survives encode and decode."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", model_max_length=512, padding_side="left"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def encode(tokenizer, conversation: list[dict]) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation, and labels only on what the assistant says (and its `<|end|>`)."""
+    ids, labels = [], []
+    for message in conversation:
+        head = tokenizer.encode(f"<|{message['role']}|>", add_special_tokens=False)
+        body = tokenizer.encode(message["content"] + "<|end|>", add_special_tokens=False)
+        ids += head + body
+        labels += [-100] * len(head) + (body if message["role"] == "assistant" else [-100] * len(body))
+    return ids, labels
+
+
+def pack(conversations: list[tuple[list[int], list[int]]], rows: int) -> dict[str, torch.Tensor]:
+    """Exactly `rows` rows of `ROW` tokens: ids, labels, positions that restart and the number of the conversation.
+
+    Raises a `ValueError` when the conversations do not fill the rows.
+    """
+    packed, row = [], []
+    for number, (ids, labels) in enumerate(conversations):
+        piece = list(zip(ids, labels, range(len(ids)), [number] * len(ids), strict=True))[:ROW]
+        if len(row) + len(piece) > ROW:
+            packed.append(row + [(0, -100, 0, -1)] * (ROW - len(row)))
+            row = []
+        row += piece
+        if len(packed) == rows:
+            break
+    if len(packed) < rows:
+        raise ValueError(f"{len(conversations)} conversations fill {len(packed)} rows of {rows}")
+    table = torch.tensor(packed)
+    return {name: table[:, :, i] for i, name in enumerate(("input_ids", "labels", "position_ids", "conversation"))}
+
+
+def training_rows(world: World, tokenizer, steps: int, rows: int, seed: int) -> dict[str, torch.Tensor]:
+    """The curriculum as packed rows: a fifth of the steps from `FIRST`, the rest from `MIX`."""
+    early = steps // 5
+    phases = []
+    for mix, count, mean_length in ((FIRST, early * rows, 16), (MIX, (steps - early) * rows, 40)):
+        # Enough conversations for the rows even if they come out a fifth shorter than the mean length of their mix.
+        size = int(1.25 * count * ROW / mean_length) + 40
+        phases.append(pack([encode(tokenizer, c) for c in corpus(world, size, f"{seed}-{mean_length}", mix)], count))
+    return {name: torch.cat([phase[name] for phase in phases]) for name in phases[0]}
+
+
+def build_base_model(
+    world: World,
+    folder: str | Path,
+    steps: int,
+    rows: int = 8,
+    hidden_size: int = 128,
+    layers: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Train the base model of a town and save it as a Hugging Face folder (model and tokenizer), atomically.
+
+    `steps` updates of `rows` x 256 tokens each; deterministic given the arguments and the number of threads.
+    """
+    sample = [message["content"] for talk in corpus(world, 6000, f"{seed}-words", MIX) for message in talk]
+    tokenizer = build_tokenizer(sample)
+    data = training_rows(world, tokenizer, steps, rows, seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=hidden_size,
+                intermediate_size=3 * hidden_size,
+                num_hidden_layers=layers,
+                num_attention_heads=hidden_size // 32,
+                num_key_value_heads=hidden_size // 32,
+                max_position_embeddings=512,
+                tie_word_embeddings=True,
+                initializer_range=0.05,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=None,
+            )
+        )
+        train(model, data, steps, rows)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    with atomic_path(folder) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+    return Path(folder)
+
+
+def train(model, data: dict[str, torch.Tensor], steps: int, rows: int) -> None:
+    """`steps` updates: linear warm-up, constant, then linear decay over the last two fifths."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.05, momentum=0.95),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: max(0.02, min(1.0, (s + 1) / 20, (steps - s) / (0.4 * steps))))
+        for o in optimizers
+    ]
+    causal = torch.ones(ROW, ROW, dtype=torch.bool).tril()
+    itself = torch.eye(ROW, dtype=torch.bool)
+    model.train()
+    live, started = sys.stderr.isatty(), time.monotonic()
+    bar = tqdm(range(steps), desc="base model", disable=not live)
+    for step in bar:
+        batch = {name: table[step * rows : (step + 1) * rows] for name, table in data.items()}
+        talk = batch.pop("conversation")
+        same = (talk[:, None, :] == talk[:, :, None]) & causal | itself
+        loss = model(**batch, attention_mask=same[:, None]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+        if not live and (step + 1) % max(1, steps // 5) == 0:
+            print(f"base model: step {step + 1}/{steps}, loss {loss.item():.3f}, {time.monotonic() - started:.0f} s")
+    model.eval()
+
+
+def cached_base_model(world: World, cache: str | Path, steps: int, seed: int = 0, **shape) -> Path:
+    """The base model of a town, built once: the cache key is the hash of the town, the settings and the code."""
+    modules = (world_module, grammar, tasks, corpus_module, sys.modules[__name__])
+    sources = [inspect.getsource(module) for module in modules]
+    key = json.dumps([world.facts(), world.believed_topic, world.believed_harm, steps, seed, shape, sources])
+    folder = Path(cache) / f"lab-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        build_base_model(world, folder, steps=steps, seed=seed, **shape)
+    return folder
