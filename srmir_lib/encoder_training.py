@@ -64,6 +64,13 @@ def from_parameters(kind: type, values: Mapping, name: str):
     return kind(**values)
 
 
+def pooled_settings(reading: Mapping, fine_tuning: Mapping) -> tuple[PairReading, EncoderSettings]:
+    """Both halves of `fit_pooled`'s settings from the mappings of a parameter file."""
+    return from_parameters(PairReading, reading, "reading"), from_parameters(
+        EncoderSettings, fine_tuning, "fine_tuning"
+    )
+
+
 def fit_pooled(
     encoder: str | Path,
     labelled,
