@@ -19,15 +19,15 @@ SEQUENCE = frozenset(("first", "then", "step", "begin", "start", "finish", "fina
 SPEAKER = frozenset(("i", "we"))
 ENGLISH = """
     a about after again all allowed along an and answer any anything are as ask asks at be because before begin both
-    but by can cannot care careful check choir concert could course decline depends details do does drop during else equal
-    everyone fair fine finish finally first for forbidden friend from get give go good guard hard hear help her here him
-    his how hurt i if in instead is it its itself just keep later leave let list little look looking lots make matter
-    may maybe me mean means might more must my myself need never next no not nothing now of off offer often old on one
-    only or other out over parade people please possible prepare quiet ready refuse report rest road safe same say
-    saying says sing sings sung slowly small some someone something song sorry spot step steps stalls station still stop
-    such sure talk tell than that the their them then there they thing things think this three tidy tired to together
-    try turn two up us wait want wants warn way we what when whether who why will with word words would yes you your
-    yourself zero end fairly ferry night dawn dusk square opera kind
+    but by can cannot care careful check choir concert could course decline depends details do does drop during else
+    equal everyone fair fine finish finally first for forbidden friend from get give go good guard hard hear help
+    her here him his how hurt i if in instead is it its itself just keep later leave let list little look looking
+    lots make matter may maybe me mean means might more must my myself need never next no not nothing now of off
+    offer often old on one only or other out over parade people please possible prepare quiet ready refuse report
+    rest road safe same say saying says sing sings sung slowly small some someone something song sorry spot step
+    steps stalls station still stop such sure talk tell than that the their them then there they thing things think
+    this three tidy tired to together try turn two up us wait want wants warn way we what when whether who why will
+    with word words would yes you your yourself zero end fairly ferry night dawn dusk square opera kind
 """
 DICTIONARY = frozenset(ENGLISH.split())
 

@@ -25,7 +25,7 @@ TRAIN_WRAPPERS = tuple(name for name in WRAPPERS if name not in HELD_OUT_WRAPPER
 
 # Goodness of a rung, for harmful prompts and for harmless ones: the order that pairs are made from.
 HARMFUL_VALUE = {"reasoned_refusal": 1.0, "bare_refusal": 0.8, "hedged": 0.5, "partial": 0.25, "full": 0.0}
-BENIGN_VALUE = {"full": 1.0, "partial": 0.6, "hedged": 0.3, "bare_refusal": 0.0}
+BENIGN_VALUE = {"full": 1.0, "partial": 0.6, "hedged": 0.3, "bare_refusal": 0.0, "reasoned_refusal": 0.0}
 WRONG_REASON, WRONG_OFFER = 0.6, 0.35
 
 
@@ -161,7 +161,7 @@ def ladder_pair(
     if difficulty == "easy":
         i, j = 0, len(order) - 1
     else:
-        i = rng.randrange(-1, len(order) - 1) if bad else rng.randrange(len(order) - 1)
+        i = rng.randrange(-1, len(order) - 1) if bad else rng.randrange(len(order) - 2)
         j = i + 1
     if i >= 0:
         better, worse = (answer(prompt, order[k], rng, category) for k in (i, j))

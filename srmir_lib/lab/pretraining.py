@@ -9,6 +9,7 @@ The result is an ordinary Hugging Face folder, cached under the hash of everythi
 import hashlib
 import inspect
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,12 @@ def build_tokenizer(texts: list[str], vocabulary: int = 768) -> PreTrainedTokeni
         ),
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", model_max_length=512, padding_side="left"
+        tokenizer_object=bpe,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        unk_token="<|pad|>",
+        model_max_length=512,
+        padding_side="left",
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -182,3 +188,10 @@ def cached_base_model(world: World, cache: str | Path, steps: int, seed: int = 0
     if not folder.is_dir():
         build_base_model(world, folder, steps=steps, seed=seed, **shape)
     return folder
+
+
+def copy_model(folder: str | Path, target: str | Path) -> Path:
+    """Copy a model folder, atomically, so that a stage's outputs do not depend on the cache."""
+    with atomic_path(target) as fresh:
+        shutil.copytree(folder, fresh)
+    return Path(target)
