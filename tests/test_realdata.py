@@ -8,14 +8,30 @@ import numpy as np
 import pytest
 from tiny_bert import WORDS, write_tiny_bert
 
-from srmir_lib.encoder_rewards import PairReading
-from srmir_lib.encoder_training import EncoderSettings, fit_pooled
+from srmir_lib.artifacts import load_dataset, read_json, save_dataset
+from srmir_lib.encoder_training import fit_pooled, pooled_settings
 from srmir_lib.realdata import fit_real_router, human_preferences, labelled_responses, real_prompts, router_accuracy
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.router import Router
 from srmir_lib.sources import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 from srmir_lib.text_baseline import compare_with_words
+
+READING = {"max_tokens": 32, "prompt_tokens": 8}
+FINE_TUNING = {
+    "epochs": 6,
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+    "head_learning_rate": 1e-2,
+    "layer_decay": 0.9,
+    "warmup": 0.1,
+    "weight_decay": 0.01,
+    "pair_weight": 0.5,
+    "mean_weight": 0.5,
+    "averaging": 0.5,
+    "bf16": False,
+}
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def write_pack(folder: Path) -> Path:
@@ -40,7 +56,7 @@ def write_pack(folder: Path) -> Path:
         "gptfuzz/responses_labeled_train.csv",
         "question,Response,label\n" + "".join(f"{n % 10},{a},{u}\n" for n, a, u in answers),
     )
-    openings = [f"\n\nHuman: {text(6)}\n\nAssistant:" for _ in range(40)]
+    openings = [f"\n\nHuman: {f'{WORDS[n % 7]} ' * 4}{text(4)}\n\nAssistant:" for n in range(84)]
     pairs = [{"chosen": o + " sorry " + text(3), "rejected": o + " sure " + text(3)} for o in openings]
     pairs[0]["rejected"] = openings[1] + " sure"
     put("hh-rlhf/harmless-base_test.jsonl.gz", gzip.compress("\n".join(map(json.dumps, pairs)).encode()))
@@ -97,29 +113,16 @@ def test_responses_and_pairs_get_a_category_and_splits_share_no_question(made):
     assert not any(labelled["overrefusal"]["unsafe"]) and sum(labelled["diasafety"]["unsafe"]) == 10
     assert labelled["overrefusal"]["kind"].count("answered") == 9
     preferences, left_out = human_preferences(router, pack, seed=0)
-    assert left_out["prompts differ"] == 1 and sum(len(part) for part in preferences.values()) == 39
+    assert left_out["prompts differ"] == 1 and sum(len(part) for part in preferences.values()) == 83
     assert preferences["train"][0]["chosen"][0]["content"].startswith("sorry")
 
 
 def test_the_chain_from_files_to_reward_models(made, tmp_path):
     pack, encoder, _, router = made
     labelled, (preferences, _) = labelled_responses(router, pack), human_preferences(router, pack)
-    settings = EncoderSettings(
-        epochs=10,
-        batch_size=16,
-        learning_rate=3e-3,
-        head_learning_rate=1e-2,
-        layer_decay=0.9,
-        warmup=0.1,
-        weight_decay=0.01,
-        pair_weight=0.5,
-        mean_weight=0.5,
-        averaging=0.5,
-        bf16=False,
-    )
-    folder, reading = tmp_path / "shadow_rms", PairReading(32, 8)
+    folder, settings = tmp_path / "shadow_rms", pooled_settings(READING, FINE_TUNING | {"epochs": 10})
     train = labelled["train"], preferences["train"]
-    fit_pooled(encoder, *train, folder, list(CATEGORIES), reading, settings, device="cpu", progress=False)
+    fit_pooled(encoder, *train, folder, list(CATEGORIES), *settings, device="cpu", progress=False)
     models = ShadowRewardModels.load(folder, "cpu")
     table, gains = compare_with_words(models, labelled, preferences, pair_weight=0.5)
     assert list(table) == ["models", "words", "words_and_pairs"]
@@ -130,3 +133,38 @@ def test_the_chain_from_files_to_reward_models(made, tmp_path):
     assert set(gains) == {
         f"{split}_minus_{rival}" for split in ("test", "diasafety") for rival in ("words", "words_and_pairs")
     }
+
+
+def execute(name: str, root: Path, **parameters) -> Path:
+    """Run a notebook as `papermill` would, with `root` as the repository its stage sees; return its output folder."""
+    import papermill
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SRMIR_ROOT", str(root))
+        book, parameters = REPOSITORY / f"notebooks/{name}.ipynb", {"preset": "realdata", "device": "cpu"} | parameters
+        papermill.execute_notebook(book, root / f"{name}.ipynb", parameters, cwd=REPOSITORY, progress_bar=False)
+    return root / "outputs" / "realdata" / name
+
+
+def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
+    pack, encoder, prompts, router = made
+    data = tmp_path / "outputs" / "realdata" / "01_data"
+    preferences, _ = human_preferences(router, pack)
+    save_dataset(labelled_responses(router, pack), data / "labelled")
+    save_dataset(preferences, data / "preferences")
+    router.save(data / "router")
+    shared = {"base_model": str(encoder), "labelled": "labelled"}
+    own = {"design": "pooled", "show_text": False, "reading": READING, "fine_tuning": FINE_TUNING}
+    second = execute("02_shadow_reward_models", tmp_path, **shared, **own)
+    models = ShadowRewardModels.load(second / "shadow_rms", "cpu")
+    assert models.design == "pooled" and models.calibration is not None
+    metrics = read_json(second / "metrics.json")
+    assert metrics["models_auroc_test"] > 0.9 and metrics["words_auroc_test"] > 0.9
+    assert metrics["pair_accuracy_human_seven_low"] <= metrics["pair_accuracy_human_seven"]
+    shown = (tmp_path / "02_shadow_reward_models.ipynb").read_text(encoding="utf8")
+    assert "redacted" in shown
+    third = execute("03_margins", tmp_path, **shared, pooling="mean", direction_pairs=20)
+    pairs = load_dataset(third / "preferences_with_margins", columns=["margin"])
+    assert all(np.isfinite(part["margin"]).all() for part in pairs.values())
+    assert ShadowRewardModels.load(third / "shadow_rms", "cpu").calibration is not None
+    assert 0 <= read_json(third / "metrics.json")["auroc_test_margin"] <= 1
