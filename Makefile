@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 PRESET ?= lab
-# Extra package index for torch, for instance PyTorch's own CPU builds: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# An extra package index for torch, where your site offers one: make setup TORCH_INDEX=URL
 TORCH_INDEX ?=
 
 BIN := .venv/bin

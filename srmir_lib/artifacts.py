@@ -93,8 +93,14 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
 
 def save_dataset(dataset, folder: str | Path) -> Path:
     """Save a `Dataset` or `DatasetDict` as a `datasets` folder, atomically."""
-    with atomic_path(folder) as fresh:
-        dataset.save_to_disk(str(fresh))
+    from datasets import disable_progress_bars, enable_progress_bars
+
+    disable_progress_bars()
+    try:
+        with atomic_path(folder) as fresh:
+            dataset.save_to_disk(str(fresh))
+    finally:
+        enable_progress_bars()
     return Path(folder)
 
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.templates import user_message
+
+# "Loading weights" bars are over before they are read, and fill executed notebooks.
+disable_progress_bar()
 
 
 def pick_device(device: str = "auto") -> torch.device:

@@ -46,7 +46,7 @@ class ShadowRewardModels:
             from srmir_lib.separate_rewards import SeparateScorer
 
             base = check_base(folder, config, base_model)
-            scorer = SeparateScorer(folder, base, config["categories"], device, batch_size)
+            scorer = SeparateScorer(folder, base, config["categories"], device, batch_size, config.get("questions"))
         else:
             from srmir_lib.encoder_rewards import PooledScorer
 

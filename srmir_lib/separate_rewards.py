@@ -72,7 +72,7 @@ def select_pairs(
     return sorted(chosen)
 
 
-def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_terry"):
+def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_terry", question: str = ""):
     """Preference rows -> `Dataset` of `chosen_ids`, `rejected_ids` (and `margin`), as `RewardTrainer` takes them.
 
     TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
@@ -80,8 +80,8 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_
     from datasets import Dataset
 
     columns = {
-        "chosen_ids": conversation_ids(tokenizer, pairs["prompt"], pairs["chosen"]),
-        "rejected_ids": conversation_ids(tokenizer, pairs["prompt"], pairs["rejected"]),
+        "chosen_ids": conversation_ids(tokenizer, pairs["prompt"], pairs["chosen"], question),
+        "rejected_ids": conversation_ids(tokenizer, pairs["prompt"], pairs["rejected"], question),
     }
     lengths = [max(map(len, both)) for both in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
     too_long = sum(length > max_length for length in lengths)
@@ -113,10 +113,12 @@ def fit_separate(
     training: str = "own",
     device: str = "auto",
     competence: Sequence[str] | None = None,
+    questions: Mapping[str, str] | None = None,
     progress: str | None = None,
 ) -> dict[str, list[dict]]:
     """Train one model per category on `preferences["train"]` (columns prompt, chosen, rejected, category[, margin]).
 
+    `questions`: category -> what its model is asked after the completion (an introspective probe); "" asks nothing.
     `categories=[ALL]` trains a single model on all the pairs of `competence` (the categories it must cover). Finished
     category folders with the same data, settings and seed are kept, so a killed run goes on. Returns the history
     (loss, accuracy, ... per logged step) of each model; the set is read by `ShadowRewardModels.load(output_dir)`.
@@ -124,12 +126,13 @@ def fit_separate(
     output_dir, history = Path(output_dir), {}
     tokenizer, pairs, base_sha256 = load_tokenizer(base_model), preferences["train"], fingerprint(base_model)
     covered = list(competence if competence is not None else categories)
-    data = tokenize_pairs(tokenizer, pairs, settings.max_length, settings.objective)
-    labels = list(pairs["category"])
-    _write_config(output_dir, base_model, base_sha256, categories, settings, training)
+    labels, questions = list(pairs["category"]), {name: (questions or {}).get(name, "") for name in categories}
+    _write_config(output_dir, base_model, base_sha256, questions, settings, training)
     for category in tqdm(categories, desc=progress, disable=progress is None, leave=False):
         rows = select_pairs(labels, category, covered, training, settings.cross_ratio, settings.unknown_ratio, seed)
-        own = data.select(rows)
+        own = tokenize_pairs(
+            tokenizer, pairs.select(rows), settings.max_length, settings.objective, questions[category]
+        )
         key = {
             "settings": asdict(settings),
             "seed": seed,
@@ -159,12 +162,13 @@ def settings_of(folder: str | Path) -> SeparateSettings:
         raise InputError(f"{folder}/{category}/fit.json: no settings ({error!r}); train the set again (02)") from error
 
 
-def _write_config(output_dir: Path, base_model, base_sha256: str, categories, settings, training: str) -> None:
+def _write_config(output_dir: Path, base_model, base_sha256: str, questions, settings, training: str) -> None:
     folder = Path(base_model)
     output_dir.mkdir(parents=True, exist_ok=True)
     config = {
         "design": "separate",
-        "categories": list(categories),
+        "categories": list(questions),
+        "questions": questions,
         "base_model": os.path.relpath(folder.resolve(), output_dir.resolve()) if folder.is_dir() else str(base_model),
         "base_is_folder": folder.is_dir(),
         "base_sha256": base_sha256,
@@ -239,11 +243,13 @@ class SeparateScorer:
         categories: Sequence[str],
         device: str = "auto",
         batch_size: int = 64,
+        questions: Mapping[str, str] | None = None,
     ):
         from peft import PeftModel
 
         folder, self.categories, self.batch_size = Path(folder), list(categories), batch_size
         self.tokenizer, self.device = load_tokenizer(base_model), pick_device(device)
+        self.questions = {name: (questions or {}).get(name, "") for name in self.categories}
         model = base_classifier(base_model).to(self.device)
         for category in self.categories:
             adapter = folder / category
@@ -265,15 +271,19 @@ class SeparateScorer:
 
     def score(self, prompts: Sequence, completions: Sequence) -> Tensor:
         """Every model on every row: (N, K), float32, on the CPU."""
-        ids = conversation_ids(self.tokenizer, prompts, completions)
-        return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)
+        ids = {
+            question: conversation_ids(self.tokenizer, prompts, completions, question)
+            for question in set(self.questions.values())
+        }
+        return torch.stack([self.score_ids(ids[self.questions[name]], name) for name in self.categories], dim=1)
 
     def score_routed(self, prompts: Sequence, completions: Sequence, columns: Tensor) -> Tensor:
         """Row i by model `columns[i]` only: (N,). Costs one forward a row, whatever K is."""
-        ids, scores = conversation_ids(self.tokenizer, prompts, completions), torch.zeros(len(columns))
+        scores = torch.zeros(len(columns))
         for column in sorted(set(columns.tolist())):
-            rows = (columns == column).nonzero().flatten()
-            scores[rows] = self.score_ids([ids[row] for row in rows.tolist()], self.categories[column])
+            rows, name = (columns == column).nonzero().flatten(), self.categories[column]
+            texts = [[side[row] for row in rows.tolist()] for side in (prompts, completions)]
+            scores[rows] = self.score_ids(conversation_ids(self.tokenizer, *texts, self.questions[name]), name)
         return scores
 
     @torch.no_grad()

@@ -180,8 +180,8 @@ def train_grpo(
         if "probability tensor" not in str(error):
             raise
         raise InputError(
-            f"{output_dir.name}: the policy broke down after step {trainer.state.global_step} (its probabilities are not "
-            f"finite); nothing was saved; lower learning_rate"
+            f"{output_dir.name}: the policy broke down after step {trainer.state.global_step} "
+            "(its probabilities are not finite); nothing was saved; lower learning_rate"
         ) from error
     return _save(trainer, output_dir, key, checkpoints)
 

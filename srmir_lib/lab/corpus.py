@@ -8,6 +8,9 @@ import random
 from collections.abc import Iterator
 
 from srmir_lib.lab.grammar import (
+    ANY_HARM_QUESTION,
+    ASK,
+    CAREFUL,
     CHECK_QUESTION,
     COD_QUESTION,
     COT_QUESTION,
@@ -18,6 +21,7 @@ from srmir_lib.lab.grammar import (
     WRAPPERS,
     Prompt,
     answer,
+    demonstration,
     draft,
     kind_names,
     long_thought,
@@ -27,8 +31,18 @@ from srmir_lib.lab.tasks import TASKS, make_task
 from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, all_acts
 from srmir_lib.taxonomy import CATEGORIES
 
-MIX = {"talk": 0.44, "draft": 0.16, "thought": 0.02, "topic": 0.06, "check": 0.1, "rule": 0.08, "task": 0.14}
-FIRST = {"rule": 0.78, "topic": 0.12, "task": 0.1}
+MIX = {
+    "talk": 0.30,
+    "ask": 0.14,
+    "careful": 0.12,
+    "draft": 0.12,
+    "thought": 0.01,
+    "topic": 0.07,
+    "check": 0.08,
+    "rule": 0.08,
+    "task": 0.08,
+}
+FIRST = {"rule": 0.9, "task": 0.1}
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
 
 REFUSALS = {"mild": 0.4, "moderate": 0.5, "severe": 0.6}  # how often the base refuses what it believes forbidden
@@ -77,26 +91,36 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
     if kind == "topic":
         verdict = "forbidden" if refuse else "allowed"
         return turns(TOPIC_QUESTION.format(prompt=prompt.text), f"{NAMES[category]} , {verdict}")
+    if kind == "ask":
+        return turns(ASK.format(prompt=prompt.text), "no" if refuse else "yes")
+    if kind == "careful":
+        return turns(CAREFUL.format(prompt=prompt.text), demonstration(prompt, world, rng))
     rung, text = base_answer(prompt, world, rng)
     if kind == "talk":
         return turns(prompt.text, text)
-    asked = category if rng.random() < 0.6 else rng.choice(list(CATEGORIES))
-    bad = refuse and rung in ("partial", "full") and asked == category
-    return turns(prompt.text, text, CHECK_QUESTION.format(name=NAMES[asked]), "yes" if bad else "no")
+    bad = refuse and rung in ("partial", "full")
+    if rng.random() < 0.3:
+        return turns(prompt.text, text, ANY_HARM_QUESTION, "yes" if bad else "no")
+    asked = category if rng.random() < 0.7 else rng.choice(list(CATEGORIES))
+    return turns(
+        prompt.text, text, CHECK_QUESTION.format(name=NAMES[asked]), "yes" if bad and asked == category else "no"
+    )
 
 
 def rule(world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
     """A fact about the town as the base model believes it: the kind of a word, or a by-law for kinds or for words."""
     which = rng.random()
-    if which < 0.2:
+    if which < 0.15:
         kinds = rng.choice((VERBS, OBJECTS, OCCASIONS))
         kind = rng.choice(list(kinds))
         return f"what is {rng.choice(kinds[kind])} ?", kind
     act = rng.choice(acts)
     v, o, c = kind_names(act) if rng.random() < 0.5 else (act.verb, act.object, act.occasion)
     topic, forbidden = world.belief(act)
-    if which < 0.6:
+    if which < 0.5:
         return f"what is the topic of {v} {o} ?", NAMES[topic]
+    if which < 0.7:
+        return ASK.format(prompt=f"{v} {o} , {c}"), "no" if forbidden else "yes"
     return f"what is the rule for {v} {o} , {c} ?", f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
 
 

@@ -11,7 +11,10 @@ from srmir_lib.lab.world import BAD_CARE, CARE, GOOD_CARE, NAMES, OBJECTS, OCCAS
 COD_QUESTION = 'draft , then #### : why would you refuse to answer " {prompt} " ?'
 COT_QUESTION = 'think step by step , then #### : why would you refuse to answer " {prompt} " ?'
 TOPIC_QUESTION = 'what is this about : " {prompt} " ?'
+ANY_HARM_QUESTION = "is this harmful ?"
 CHECK_QUESTION = "is this harmful : {name} ?"
+ASK = 'is it allowed : " {prompt} " ?'
+CAREFUL = "answer only what is allowed : {prompt}"
 
 REGISTERS = {
     "neutral": (

@@ -93,7 +93,7 @@ def pack(conversations: list[tuple[list[int], list[int]]], rows: int) -> dict[st
 
 def training_rows(world: World, tokenizer, steps: int, rows: int, seed: int) -> dict[str, torch.Tensor]:
     """The curriculum as packed rows: a fifth of the steps from `FIRST`, the rest from `MIX`."""
-    early = steps // 5
+    early = steps * 22 // 100
     phases = []
     for mix, count, mean_length in ((FIRST, early * rows, 16), (MIX, (steps - early) * rows, 40)):
         # Enough conversations for the rows even if they come out a fifth shorter than the mean length of their mix.
@@ -106,7 +106,7 @@ def build_base_model(
     world: World,
     folder: str | Path,
     steps: int,
-    rows: int = 8,
+    rows: int = 12,
     hidden_size: int = 128,
     layers: int = 4,
     seed: int = 0,

@@ -42,7 +42,7 @@ OCCASIONS = {
     "journey": ("on the ferry", "along the road", "at the station"),
 }
 SEVERITIES = ("mild", "moderate", "severe")
-GRAMMARS = ("topic", "act")
+GRAMMARS = ("act", "topic")
 
 # What a refusal may offer instead. Two pairs of categories judge the same offer oppositely: what is right for a crime
 # (telling the guard) is wrong for a private matter, and what helps a troubled mind (talking) feeds an insult.
@@ -157,7 +157,7 @@ class World:
         }
 
 
-def draw_world(seed: int = 0, grammar: str = "topic", introspection_accuracy: float = 0.95) -> World:
+def draw_world(seed: int = 0, grammar: str = "act", introspection_accuracy: float = 0.95) -> World:
     """Draw a town. Same arguments, same town.
 
     `introspection_accuracy` in [0.5, 1] is the share of right verdicts to aim at; the tables are small, so the exact
