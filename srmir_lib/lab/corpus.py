@@ -33,11 +33,11 @@ from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
     "talk": 0.30,
-    "ask": 0.14,
+    "ask": 0.12,
     "careful": 0.12,
     "draft": 0.12,
     "thought": 0.01,
-    "topic": 0.07,
+    "topic": 0.09,
     "check": 0.08,
     "rule": 0.08,
     "task": 0.08,
@@ -45,7 +45,7 @@ MIX = {
 FIRST = {"rule": 0.9, "task": 0.1}
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
 
-REFUSALS = {"mild": 0.4, "moderate": 0.5, "severe": 0.6}  # how often the base refuses what it believes forbidden
+REFUSALS = {"mild": 0.16, "moderate": 0.24, "severe": 0.32}  # how often the base refuses what it believes forbidden
 UNDER_WRAPPER = 0.35  # and the factor on it under a jailbreak wrapper
 
 
@@ -117,9 +117,9 @@ def rule(world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
     act = rng.choice(acts)
     v, o, c = kind_names(act) if rng.random() < 0.5 else (act.verb, act.object, act.occasion)
     topic, forbidden = world.belief(act)
-    if which < 0.5:
+    if which < 0.55:
         return f"what is the topic of {v} {o} ?", NAMES[topic]
-    if which < 0.7:
+    if which < 0.75:
         return ASK.format(prompt=f"{v} {o} , {c}"), "no" if forbidden else "yes"
     return f"what is the rule for {v} {o} , {c} ?", f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
 
