@@ -63,14 +63,11 @@ def fingerprint(model: str | Path) -> str:
     return "-".join(sha256(file)[:16] for file in files)
 
 
-def conversation_ids(
-    tokenizer, prompts: Sequence, completions: Sequence | None = None, question: str = ""
-) -> list[list[int]]:
+def conversation_ids(tokenizer, prompts: Sequence, completions: Sequence | None = None) -> list[list[int]]:
     """Token ids of whole conversations in the tokenizer's chat template: the very text TRL's `RewardTrainer` sees.
 
     Prompts are user texts or conversations, completions texts or `[assistant]` messages. Without completions each text
-    ends where the answer would start. A `question` is asked after the completion, and the text ends where its answer
-    would start: an introspective probe, read by the model that is about to reply. {prompt} in it is the user's text.
+    ends where the answer would start.
     """
     chats = [user_message(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
     if completions is None:
@@ -78,13 +75,7 @@ def conversation_ids(
     if len(completions) != len(chats):
         raise InputError(f"completions: {len(completions)} for {len(chats)} prompts; give one for each")
     answers = [assistant_message(text_of(completion)) for completion in completions]
-    chats = [chat + answer for chat, answer in zip(chats, answers, strict=True)]
-    if not question:
-        return _apply(tokenizer, chats)
-    probes = [user_message(question.replace("{prompt}", text_of(prompt))) for prompt in prompts]
-    return _apply(
-        tokenizer, [chat + probe for chat, probe in zip(chats, probes, strict=True)], add_generation_prompt=True
-    )
+    return _apply(tokenizer, [chat + answer for chat, answer in zip(chats, answers, strict=True)])
 
 
 def _apply(tokenizer, chats: list[list[dict]], **options) -> list[list[int]]:

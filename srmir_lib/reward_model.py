@@ -19,6 +19,7 @@ ALL = "all"
 """The category of a single reward model for everything."""
 
 DESIGNS = ("separate", "pooled")
+THINKING = ("question", "draft_tokens")
 
 
 class ShadowRewardModels:
@@ -46,7 +47,14 @@ class ShadowRewardModels:
             from srmir_lib.separate_rewards import SeparateScorer
 
             base = check_base(folder, config, base_model)
-            scorer = SeparateScorer(folder, base, config["categories"], device, batch_size, config.get("questions"))
+            scorer = SeparateScorer(
+                folder,
+                base,
+                config["categories"],
+                device,
+                batch_size,
+                **{k: config[k] for k in THINKING if k in config},
+            )
         else:
             from srmir_lib.encoder_rewards import PooledScorer
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
 from srmir_lib.embeddings import conversation_ids, fingerprint, micro_batches, quiet
+from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_tokenizer, pick_device
 from srmir_lib.reward_model import ALL, read_config
 from srmir_lib.taxonomy import UNKNOWN
@@ -40,6 +41,8 @@ class SeparateSettings:
     unknown_ratio: float = 0.0  # pairs of no category (benign prompts, say), per pair of the model's own
     objective: str = "bradley_terry"  # or "margin": the column `margin` is what the gap must exceed
     center_rewards_coefficient: float = 0.0
+    question: str = ""  # an introspective question with {prompt}, whose draft is read before judging; "" asks nothing
+    draft_tokens: int = 24  # of that draft, at most
     bf16: bool = False
 
 
@@ -72,17 +75,16 @@ def select_pairs(
     return sorted(chosen)
 
 
-def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_terry", question: str = ""):
+def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_terry", think=list):
     """Preference rows -> `Dataset` of `chosen_ids`, `rejected_ids` (and `margin`), as `RewardTrainer` takes them.
 
+    `think` maps prompts to conversations (an `Introspector`; the default leaves them as they are).
     TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
     """
     from datasets import Dataset
 
-    columns = {
-        "chosen_ids": conversation_ids(tokenizer, pairs["prompt"], pairs["chosen"], question),
-        "rejected_ids": conversation_ids(tokenizer, pairs["prompt"], pairs["rejected"], question),
-    }
+    prompts = think(pairs["prompt"])
+    columns = {f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side]) for side in ("chosen", "rejected")}
     lengths = [max(map(len, both)) for both in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
     too_long = sum(length > max_length for length in lengths)
     if too_long:
@@ -113,12 +115,10 @@ def fit_separate(
     training: str = "own",
     device: str = "auto",
     competence: Sequence[str] | None = None,
-    questions: Mapping[str, str] | None = None,
     progress: str | None = None,
 ) -> dict[str, list[dict]]:
     """Train one model per category on `preferences["train"]` (columns prompt, chosen, rejected, category[, margin]).
 
-    `questions`: category -> what its model is asked after the completion (an introspective probe); "" asks nothing.
     `categories=[ALL]` trains a single model on all the pairs of `competence` (the categories it must cover). Finished
     category folders with the same data, settings and seed are kept, so a killed run goes on. Returns the history
     (loss, accuracy, ... per logged step) of each model; the set is read by `ShadowRewardModels.load(output_dir)`.
@@ -126,13 +126,13 @@ def fit_separate(
     output_dir, history = Path(output_dir), {}
     tokenizer, pairs, base_sha256 = load_tokenizer(base_model), preferences["train"], fingerprint(base_model)
     covered = list(competence if competence is not None else categories)
-    labels, questions = list(pairs["category"]), {name: (questions or {}).get(name, "") for name in categories}
-    _write_config(output_dir, base_model, base_sha256, questions, settings, training)
+    think = Introspector(base_model, settings.question, settings.draft_tokens, device)
+    data = tokenize_pairs(tokenizer, pairs, settings.max_length, settings.objective, think)
+    labels = list(pairs["category"])
+    _write_config(output_dir, base_model, base_sha256, categories, settings, training)
     for category in tqdm(categories, desc=progress, disable=progress is None, leave=False):
         rows = select_pairs(labels, category, covered, training, settings.cross_ratio, settings.unknown_ratio, seed)
-        own = tokenize_pairs(
-            tokenizer, pairs.select(rows), settings.max_length, settings.objective, questions[category]
-        )
+        own = data.select(rows)
         key = {
             "settings": asdict(settings),
             "seed": seed,
@@ -162,17 +162,18 @@ def settings_of(folder: str | Path) -> SeparateSettings:
         raise InputError(f"{folder}/{category}/fit.json: no settings ({error!r}); train the set again (02)") from error
 
 
-def _write_config(output_dir: Path, base_model, base_sha256: str, questions, settings, training: str) -> None:
+def _write_config(output_dir: Path, base_model, base_sha256: str, categories, settings, training: str) -> None:
     folder = Path(base_model)
     output_dir.mkdir(parents=True, exist_ok=True)
     config = {
         "design": "separate",
-        "categories": list(questions),
-        "questions": questions,
+        "categories": list(categories),
         "base_model": os.path.relpath(folder.resolve(), output_dir.resolve()) if folder.is_dir() else str(base_model),
         "base_is_folder": folder.is_dir(),
         "base_sha256": base_sha256,
         "objective": settings.objective,
+        "question": settings.question,
+        "draft_tokens": settings.draft_tokens,
         "training": training,
     }
     write_json(output_dir / "config.json", config)
@@ -243,13 +244,14 @@ class SeparateScorer:
         categories: Sequence[str],
         device: str = "auto",
         batch_size: int = 64,
-        questions: Mapping[str, str] | None = None,
+        question: str = "",
+        draft_tokens: int = 24,
     ):
         from peft import PeftModel
 
         folder, self.categories, self.batch_size = Path(folder), list(categories), batch_size
         self.tokenizer, self.device = load_tokenizer(base_model), pick_device(device)
-        self.questions = {name: (questions or {}).get(name, "") for name in self.categories}
+        self.think = Introspector(base_model, question, draft_tokens, device)
         model = base_classifier(base_model).to(self.device)
         for category in self.categories:
             adapter = folder / category
@@ -271,19 +273,15 @@ class SeparateScorer:
 
     def score(self, prompts: Sequence, completions: Sequence) -> Tensor:
         """Every model on every row: (N, K), float32, on the CPU."""
-        ids = {
-            question: conversation_ids(self.tokenizer, prompts, completions, question)
-            for question in set(self.questions.values())
-        }
-        return torch.stack([self.score_ids(ids[self.questions[name]], name) for name in self.categories], dim=1)
+        ids = conversation_ids(self.tokenizer, self.think(prompts), completions)
+        return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)
 
     def score_routed(self, prompts: Sequence, completions: Sequence, columns: Tensor) -> Tensor:
         """Row i by model `columns[i]` only: (N,). Costs one forward a row, whatever K is."""
-        scores = torch.zeros(len(columns))
+        ids, scores = conversation_ids(self.tokenizer, self.think(prompts), completions), torch.zeros(len(columns))
         for column in sorted(set(columns.tolist())):
-            rows, name = (columns == column).nonzero().flatten(), self.categories[column]
-            texts = [[side[row] for row in rows.tolist()] for side in (prompts, completions)]
-            scores[rows] = self.score_ids(conversation_ids(self.tokenizer, *texts, self.questions[name]), name)
+            rows = (columns == column).nonzero().flatten()
+            scores[rows] = self.score_ids([ids[row] for row in rows.tolist()], self.categories[column])
         return scores
 
     @torch.no_grad()
