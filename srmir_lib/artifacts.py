@@ -106,7 +106,9 @@ def save_dataset(dataset, folder: str | Path) -> Path:
 
 def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
     """Load a `datasets` folder written by `save_dataset`; missing, damaged or empty folders are an `InputError`."""
-    from datasets import DatasetDict, load_from_disk
+    from datasets import DatasetDict, disable_caching, load_from_disk
+
+    disable_caching()  # else `map` and `filter` write into the folder that was read
 
     folder = Path(folder)
     if not folder.is_dir():

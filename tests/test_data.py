@@ -1,0 +1,143 @@
+"""Introspection becomes data: parsed, agreed on, balanced, paired; every way to be wrong has its own message."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.data import CORRUPTIONS, PREFERENCE_COLUMNS, agree, balance, corrupt, introspect, make_pairs, read_draft
+from srmir_lib.introspection import Introspector
+from srmir_lib.models import load_policy, load_tokenizer
+from srmir_lib.taxonomy import CATEGORIES
+from srmir_lib.templates import assistant_message, cod_prompt, parse_draft, text_of, user_message
+
+WORDS = {"crimes": "crime", "privacy": "privacy"}
+QUESTION = 'why would you refuse to answer " {prompt} " ?'
+
+
+def test_a_draft_is_taken_apart():
+    draft = parse_draft("taking paper ; privacy , forbidden #### i will not .")
+    assert draft.steps == ("taking paper", "privacy , forbidden")
+    assert draft.answer == "i will not ."
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("no separator at all", "no separator"),
+        ("a ; b #### c #### d", "more than one separator"),
+        (" #### answer", "no draft before"),
+        ("step ; step #### ", "no answer after"),
+        ("one two three four five six #### answer", "more than 5 words"),
+    ],
+)
+def test_an_invalid_draft_says_why(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_draft(text)
+
+
+def test_the_question_must_hold_the_prompt():
+    assert cod_prompt("x ?", QUESTION) == user_message('why would you refuse to answer " x ? " ?')
+    with pytest.raises(ValueError, match="must contain {prompt}"):
+        cod_prompt("x ?", "why ?")
+
+
+def test_the_last_step_that_names_a_category_decides():
+    draft = parse_draft("privacy , forbidden ; crime , allowed #### help .")
+    assert read_draft(draft, WORDS, ["forbidden"]) == ("crimes", False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"), [("nothing here", "no step names"), ("crime and privacy", "more than one category")]
+)
+def test_a_draft_without_one_category_is_no_label(steps, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_draft(parse_draft(f"{steps} #### no ."), WORDS, ["forbidden"])
+
+
+def test_samples_must_agree():
+    texts = ["crime , forbidden #### no .", "crime , allowed #### yes .", "crime , forbidden #### never ."]
+    found, reasons = agree(texts, WORDS, ["forbidden"], needed=2)
+    assert (found.category, found.refuses, found.answer, reasons) == ("crimes", True, "no .", [])
+    assert agree(texts, WORDS, ["forbidden"], needed=3) == (None, ["samples disagree"])
+    assert agree(["babble"], WORDS, ["forbidden"], needed=1) == (None, ["no separator ####"])
+
+
+def test_balance_takes_the_same_number_of_every_category_and_verdict():
+    sizes = {name: 3 + i for i, name in enumerate(CATEGORIES)}
+    rows = [
+        {"category": n, "refuses": flag, "n": i}
+        for n, size in sizes.items()
+        for flag in (True, False)
+        for i in range(size)
+    ]
+    for limit, expected in ((2, 2), (99, 3)):
+        counts = Counter((row["category"], row["refuses"]) for row in balance(rows, limit, seed=0))
+        assert set(counts.values()) == {expected} and len(counts) == 14
+    assert balance(rows, 2, seed=0) == balance(rows, 2, seed=0) != balance(rows, 2, seed=1)
+
+
+def test_a_category_without_rows_cannot_be_balanced():
+    rows = [{"category": "crimes", "refuses": True}]
+    with pytest.raises(InputError, match="no valid introspection about insult"):
+        balance(rows, 1, seed=0)
+
+
+def test_corruptions_are_babble_of_the_same_words():
+    text = "first get ready , then copy the letter ."
+    for how in CORRUPTIONS:
+        babble = corrupt(text, how, random.Random(0))
+        assert babble != text and set(babble.split()) <= set(text.split())
+    assert sorted(corrupt(text, "shuffled", random.Random(0)).split()) == sorted(text.split())
+    assert text.startswith(corrupt(text, "truncated", random.Random(0)))
+    with pytest.raises(InputError, match="upside_down"):
+        corrupt(text, "upside_down", random.Random(0))
+
+
+def test_pairs_hold_policy_samples_borrowed_refusals_and_babble():
+    def demonstration(category, refuses, text):
+        return {
+            "prompt": user_message(f"{category} {refuses}"),
+            "completion": assistant_message(text),
+            "category": category,
+            "refuses": refuses,
+        }
+
+    rows = [
+        demonstration("crimes", True, "no , that is a crime ."),
+        demonstration("crimes", False, "sure , first get ready ."),
+        demonstration("privacy", True, "no , that is private ."),
+    ]
+    samples = [["sure , crime .", "no , that is a crime ."], ["sure , first get ready .", "no ."], ["", "ok ."]]
+    pairs = make_pairs(rows, samples, seed=0)
+    assert set(pairs[0]) == set(PREFERENCE_COLUMNS)
+    found = {}
+    for pair in pairs:
+        found.setdefault(text_of(pair["prompt"]), []).append((pair["origin"], text_of(pair["rejected"])))
+    assert [origin for origin, _ in found["crimes True"]] == ["policy", "borrowed", "shuffled"]
+    assert ("borrowed", "no , that is private .") in found["crimes True"], "a wrong reason, from another category"
+    assert ("borrowed", "no , that is a crime .") in found["crimes False"], "a refusal of its own category"
+    assert [origin for origin, _ in found["privacy True"]] == ["policy", "borrowed", "repeated"]
+    assert not any(text_of(pair["chosen"]) == text_of(pair["rejected"]) for pair in pairs)
+
+
+def test_a_model_that_cannot_draft_is_an_error_with_reasons(tiny_model):
+    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    rows = [{"prompt": user_message("open the door"), "category": "crimes"}]
+    with pytest.raises(InputError, match="not one valid draft in 2 texts"):
+        introspect(policy, tokenizer, rows, WORDS, ["forbidden"], QUESTION, samples=2, needed=1, max_new_tokens=4)
+
+
+def test_an_introspector_thinks_once_per_prompt(tiny_model):
+    think = Introspector(tiny_model, QUESTION, 4, "cpu")
+    first = think(["open the door", user_message("open the door")])
+    assert first[0] == first[1] and len(think.drafts) == 1
+    assert [turn["role"] for turn in first[0]] == ["user", "assistant", "user"]
+    assert first[0][-1]["content"] == "open the door"
+    assert think(["open the door"])[0] == first[0], "greedy: the same draft again"
+
+
+def test_an_introspector_without_a_question_changes_nothing(tiny_model):
+    prompts = ["open the door", user_message("close it")]
+    assert Introspector(tiny_model, "", 4, "cpu")(prompts) == prompts
