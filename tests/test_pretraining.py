@@ -1,0 +1,86 @@
+"""The base model is an ordinary model folder, built the same way twice; the lab is too hard for a bag of words."""
+
+import pytest
+import torch
+
+from srmir_lib.artifacts import sha256
+from srmir_lib.lab.acceptance import bag_of_words_accuracy, bag_of_words_pair_accuracy
+from srmir_lib.lab.corpus import MIX, corpus
+from srmir_lib.lab.pool import collected_pool, gold_pairs
+from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, pack
+from srmir_lib.lab.world import GRAMMARS, draw_world
+from srmir_lib.models import load_policy, load_tokenizer, render
+from srmir_lib.templates import user_message
+
+SHAPE = {"rows": 2, "hidden_size": 32, "layers": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_base_model(draw_world(0), tmp_path_factory.mktemp("base") / "model", steps=5, **SHAPE)
+
+
+def test_the_tokenizer_survives_save_and_load(folder):
+    tokenizer, policy = load_tokenizer(folder), load_policy(folder, "cpu")
+    assert len(tokenizer) == policy.config.vocab_size
+    for text in ("how do i copy the letter at night ?", "Zürich, 東京 #### 12 <|user|>"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == text
+    assert render(tokenizer, user_message("hm ?")) == "<|user|>hm ?<|end|><|assistant|>"
+
+
+def test_training_and_inference_see_the_same_tokens(folder):
+    tokenizer = load_tokenizer(folder)
+    talk = [{"role": "user", "content": "how do i copy the letter ?"}, {"role": "assistant", "content": "no ."}]
+    ids, labels = encode(tokenizer, talk)
+    assert ids == tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
+    learned = [token for token, label in zip(ids, labels, strict=True) if label != -100]
+    assert tokenizer.decode(learned) == "no .<|end|>", "only what the assistant says is learned"
+
+
+def test_the_same_arguments_give_the_same_weights(folder, tmp_path):
+    again = build_base_model(draw_world(0), tmp_path / "again", steps=5, **SHAPE)
+    assert sha256(again / "model.safetensors") == sha256(folder / "model.safetensors")
+
+
+def test_the_cache_key_is_what_made_the_model(tmp_path):
+    first = cached_base_model(draw_world(0), tmp_path, steps=5, **SHAPE)
+    assert cached_base_model(draw_world(0), tmp_path, steps=5, **SHAPE) == first
+    assert cached_base_model(draw_world(1), tmp_path, steps=5, **SHAPE) != first
+
+
+def test_conversations_are_packed_whole_and_numbered():
+    rows = pack([([1, 2, 3], [-100, 2, 3]), ([4] * 200, [4] * 200), ([5] * 100, [5] * 100), ([6] * 250, [6] * 250)], 2)
+    assert rows["input_ids"].shape == (2, ROW)
+    assert rows["position_ids"][0, :5].tolist() == [0, 1, 2, 0, 1]
+    assert rows["conversation"][0, 202:205].tolist() == [1, -1, -1]
+    assert rows["conversation"][1, 0] == 2
+    with pytest.raises(ValueError, match="fill 0 rows of 1"):
+        pack([([1], [1])], 1)
+
+
+def test_packed_conversations_do_not_see_each_other(folder):
+    policy, tokenizer = load_policy(folder, "cpu"), load_tokenizer(folder)
+    talks = [encode(tokenizer, talk) for talk in corpus(draw_world(0), 40, "0", MIX)]
+    rows = pack(talks, 1)
+    number = rows.pop("conversation")
+    causal = torch.ones(ROW, ROW, dtype=torch.bool).tril()
+    mask = ((number[:, None, :] == number[:, :, None]) & causal) | torch.eye(ROW, dtype=torch.bool)
+    labels = rows.pop("labels")
+    with torch.no_grad():
+        packed = policy(**rows, attention_mask=mask[:, None]).logits[0]
+        start = len(talks[0][0])
+        alone = policy(torch.tensor([talks[1][0]])).logits[0]
+    assert labels.shape == (1, ROW)
+    assert torch.allclose(packed[start : start + len(alone)], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS)
+def test_a_bag_of_words_cannot_solve_the_lab(grammar):
+    world = draw_world(0, grammar)
+    train, test = collected_pool(world, 2400, 0), collected_pool(world, 1200, 0, split="test")
+    assert bag_of_words_accuracy(train, test, "kind") <= 0.70
+    assert bag_of_words_accuracy(train, test, "gold_topic") <= 0.70
+    gold, held_out = gold_pairs(world, 40, 0, "train"), gold_pairs(world, 40, 0)
+    subtle = [row for row in held_out if row["difficulty"] == "subtle"]
+    assert bag_of_words_pair_accuracy(gold, subtle) <= 0.75
