@@ -58,7 +58,7 @@ def test_impossible_accuracy_is_refused(bad):
 
 
 def test_unknown_grammar_is_refused():
-    with pytest.raises(ValueError, match="use one of topic, act"):
+    with pytest.raises(ValueError, match="use one of act, topic"):
         draw_world(grammar="latin")
 
 
