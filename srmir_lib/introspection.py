@@ -6,7 +6,6 @@ judge, and completions of one prompt share the cost.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from srmir_lib.models import generate, load_policy, load_tokenizer
 from srmir_lib.templates import SEPARATOR, assistant_message, cod_prompt, text_of
@@ -19,10 +18,12 @@ class Introspector:
     on the prompt alone, and are remembered.
     """
 
-    def __init__(self, base_model: str | Path, question: str, max_new_tokens: int, device: str = "auto"):
+    def __init__(self, base_model, question: str, max_new_tokens: int, device: str = "auto", tokenizer=None):
+        """`base_model`: an id or folder or, with its `tokenizer`, a causal model already in memory."""
         self.question, self.max_new_tokens, self.drafts = question, max_new_tokens, {}
         if question:
-            self.model, self.tokenizer = load_policy(base_model, device), load_tokenizer(base_model)
+            self.model = base_model if tokenizer is not None else load_policy(base_model, device)
+            self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(base_model)
 
     def __call__(self, prompts: Sequence) -> list:
         """Prompts are user texts or conversations; the draft is about the last user turn."""

@@ -1,7 +1,8 @@
 """Shadow reward models: one score per harm category for a response, behind one interface for every design.
 
-`separate`: one base model and K LoRA adapters, each trained on its own category's pairs. `pooled`: one encoder with K
-outputs. A set is a folder, read by `ShadowRewardModels.load`; nothing in it needs this library to be opened.
+`shared`: one frozen trunk, read once, and K probes that ask it. `separate`: K LoRA adapters, each run over the whole
+text. `pooled`: one encoder with K outputs. A set is a folder, read by `ShadowRewardModels.load`; nothing in it needs
+this library to be opened.
 """
 
 import os
@@ -18,7 +19,7 @@ from srmir_lib.embeddings import fingerprint
 ALL = "all"
 """The category of a single reward model for everything."""
 
-DESIGNS = ("separate", "pooled")
+DESIGNS = ("shared", "separate", "pooled")
 THINKING = ("question", "draft_tokens")
 
 
@@ -35,15 +36,29 @@ class ShadowRewardModels:
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str = "auto", base_model: str | None = None, batch_size: int = 64
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        base_model: str | None = None,
+        batch_size: int = 64,
+        batch_tokens: int = 8192,
+        model=None,
     ) -> "ShadowRewardModels":
         """Read a `shadow_rms/` folder. `base_model` says where the base model lies now, if it was moved.
+
+        `batch_size`: rows of one forward pass (separate); `batch_tokens`: tokens of one (shared). `model`: the base
+        model if it is in memory already, whose weights the shared design then uses (`trunk.share_weights`).
 
         A missing folder or category, or another base model than the one trained on, is an `InputError`.
         """
         folder = Path(folder)
         config = read_config(folder)
-        if config["design"] == "separate":
+        if config["design"] == "shared":
+            from srmir_lib.shared_rewards import load_shared
+
+            base = check_base(folder, config, base_model)
+            scorer = load_shared(folder, base, config, device, batch_tokens, model)
+        elif config["design"] == "separate":
             from srmir_lib.separate_rewards import SeparateScorer
 
             base = check_base(folder, config, base_model)

@@ -6,10 +6,9 @@ without this library. Training sees right-padded conversations in the chat templ
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,88 +20,7 @@ from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
 from srmir_lib.embeddings import conversation_ids, fingerprint, micro_batches, quiet
 from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_tokenizer, pick_device
-from srmir_lib.reward_model import ALL, read_config
-from srmir_lib.taxonomy import UNKNOWN
-
-OBJECTIVES = ("bradley_terry", "margin")
-
-
-@dataclass(frozen=True)
-class SeparateSettings:
-    """How each reward model is trained. The notebook's parameters hold the values; there are no others."""
-
-    max_steps: int  # updates of one model
-    batch_size: int  # pairs per update
-    learning_rate: float
-    lora_rank: int
-    lora_alpha: int
-    max_length: int  # tokens of the longest allowed conversation; a longer pair is an error, never dropped
-    cross_ratio: float = 0.0  # training "cross": pairs of other categories, per pair of the model's own
-    unknown_ratio: float = 0.0  # pairs of no category (benign prompts, say), per pair of the model's own
-    objective: str = "bradley_terry"  # or "margin": the column `margin` is what the gap must exceed
-    center_rewards_coefficient: float = 0.0
-    question: str = ""  # an introspective question with {prompt}, whose draft is read before judging; "" asks nothing
-    draft_tokens: int = 24  # of that draft, at most
-    bf16: bool = False
-
-
-def select_pairs(
-    labels: Sequence[str],
-    category: str,
-    categories: Sequence[str],
-    training: str = "own",
-    cross_ratio: float = 0.0,
-    unknown_ratio: float = 0.0,
-    seed: int = 0,
-) -> list[int]:
-    """Rows that one model sees, sorted. "own": its category's pairs and a sample of the unknown ones; "cross": also a
-    sample of the other categories'. `ALL` sees whatever the models of `categories` see together, each row once."""
-    if training not in ("own", "cross"):
-        raise InputError(f"training: {training!r} is neither own nor cross")
-    if category == ALL:
-        parts = (select_pairs(labels, c, categories, training, cross_ratio, unknown_ratio, seed) for c in categories)
-        return sorted(set().union(*parts))
-    own = [row for row, label in enumerate(labels) if label == category]
-    if not own:
-        raise InputError(f"preferences: no pair of category {category}; collect some, or leave the category out")
-    generator = torch.Generator().manual_seed(seed * 1000 + list(categories).index(category))
-    chosen = list(own)
-    unknown = [row for row, label in enumerate(labels) if label == UNKNOWN]
-    others = [row for row, label in enumerate(labels) if label in categories and label != category]
-    for pool, ratio in ((unknown, unknown_ratio), (others, cross_ratio if training == "cross" else 0.0)):
-        order = torch.randperm(len(pool), generator=generator).tolist()
-        chosen += [pool[at] for at in order[: round(ratio * len(own))]]
-    return sorted(chosen)
-
-
-def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_terry", think=list):
-    """Preference rows -> `Dataset` of `chosen_ids`, `rejected_ids` (and `margin`), as `RewardTrainer` takes them.
-
-    `think` maps prompts to conversations (an `Introspector`; the default leaves them as they are).
-    TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
-    """
-    from datasets import Dataset
-
-    prompts = think(pairs["prompt"])
-    columns = {f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side]) for side in ("chosen", "rejected")}
-    lengths = [max(map(len, both)) for both in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
-    too_long = sum(length > max_length for length in lengths)
-    if too_long:
-        raise InputError(
-            f"preferences: {too_long} pairs exceed max_length {max_length}; the longest has {max(lengths)}"
-        )
-    if objective == "margin":
-        if "margin" not in pairs.column_names:
-            raise InputError(
-                "preferences: objective margin needs a column margin; run 03_margins, or use bradley_terry"
-            )
-        margin = torch.tensor(pairs["margin"], dtype=torch.float32)
-        if not margin.isfinite().all():
-            raise InputError(f"preferences: the margin of row {int((~margin.isfinite()).nonzero()[0])} is not finite")
-        columns["margin"] = margin.tolist()
-    elif objective != "bradley_terry":
-        raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
-    return Dataset.from_dict(columns)
+from srmir_lib.reward_training import RewardSettings, select_pairs, tokenize_pairs, write_config
 
 
 def fit_separate(
@@ -110,7 +28,7 @@ def fit_separate(
     preferences: Mapping,
     output_dir: str | Path,
     categories: Sequence[str],
-    settings: SeparateSettings,
+    settings: RewardSettings,
     seed: int = 0,
     training: str = "own",
     device: str = "auto",
@@ -129,7 +47,7 @@ def fit_separate(
     think = Introspector(base_model, settings.question, settings.draft_tokens, device)
     data = tokenize_pairs(tokenizer, pairs, settings.max_length, settings.objective, think)
     labels = list(pairs["category"])
-    _write_config(output_dir, base_model, base_sha256, categories, settings, training)
+    write_config(output_dir, output_dir, "separate", base_model, base_sha256, categories, settings, training)
     for category in tqdm(categories, desc=progress, disable=progress is None, leave=False):
         rows = select_pairs(labels, category, covered, training, settings.cross_ratio, settings.unknown_ratio, seed)
         own = data.select(rows)
@@ -152,34 +70,7 @@ def fit_separate(
     return history
 
 
-def settings_of(folder: str | Path) -> SeparateSettings:
-    """The settings that a set in `folder` was trained with, so that another set can be trained alike."""
-    category = read_config(folder)["categories"][0]
-    fit = read_json(Path(folder) / category / "fit.json")
-    try:
-        return SeparateSettings(**fit["key"]["settings"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/{category}/fit.json: no settings ({error!r}); train the set again (02)") from error
-
-
-def _write_config(output_dir: Path, base_model, base_sha256: str, categories, settings, training: str) -> None:
-    folder = Path(base_model)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    config = {
-        "design": "separate",
-        "categories": list(categories),
-        "base_model": os.path.relpath(folder.resolve(), output_dir.resolve()) if folder.is_dir() else str(base_model),
-        "base_is_folder": folder.is_dir(),
-        "base_sha256": base_sha256,
-        "objective": settings.objective,
-        "question": settings.question,
-        "draft_tokens": settings.draft_tokens,
-        "training": training,
-    }
-    write_json(output_dir / "config.json", config)
-
-
-def _train(base_model, tokenizer, data, settings: SeparateSettings, seed: int, device: str, folder: Path) -> list[dict]:
+def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, device: str, folder: Path) -> list[dict]:
     """One `RewardTrainer` run: adapter and head to `folder`, the logged steps returned. No checkpoints remain."""
     from peft import LoraConfig
     from transformers import PrinterCallback, set_seed

@@ -13,11 +13,12 @@ from srmir_lib.calibration import Calibration
 from srmir_lib.embeddings import conversation_ids, model_inputs
 from srmir_lib.models import load_tokenizer
 from srmir_lib.reward_model import ALL, ShadowRewardModels
-from srmir_lib.separate_rewards import SeparateSettings, fit_separate, select_pairs, settings_of, tokenize_pairs
+from srmir_lib.reward_training import RewardSettings, select_pairs, settings_of, tokenize_pairs
+from srmir_lib.separate_rewards import fit_separate
 from srmir_lib.templates import assistant_message, user_message
 
 CATEGORIES = ["insult", "crimes"]
-SETTINGS = SeparateSettings(
+SETTINGS = RewardSettings(
     max_steps=12, batch_size=8, learning_rate=5e-3, lora_rank=4, lora_alpha=8, max_length=64, cross_ratio=0.5
 )
 
@@ -176,7 +177,7 @@ def test_a_single_model_covers_all_categories(tiny_model, tmp_path):
 
 def test_margins_train_another_model_than_none(tiny_model, tmp_path, trained):
     pairs = {"train": preferences()["train"].add_column("margin", [2.0] * 48)}
-    margin = SeparateSettings(**{**SETTINGS.__dict__, "objective": "margin"})
+    margin = RewardSettings(**{**SETTINGS.__dict__, "objective": "margin"})
     fit_separate(tiny_model, pairs, tmp_path / "m", ["crimes"], margin, device="cpu")
     with_margin, without = (
         load_file(folder / "crimes" / "adapter_model.safetensors") for folder in (tmp_path / "m", trained[0])

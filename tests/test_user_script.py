@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict
 from srmir_lib.artifacts import save_dataset
 from srmir_lib.calibration import Calibration, reference_set
 from srmir_lib.reward_model import ShadowRewardModels
-from srmir_lib.separate_rewards import SeparateSettings, fit_separate
+from srmir_lib.reward_training import RewardSettings
+from srmir_lib.separate_rewards import fit_separate
 from srmir_lib.templates import assistant_message, user_message
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,7 @@ def outputs(tiny_model, tmp_path_factory) -> Path:
     shutil.copytree(tiny_model, base)
     save_dataset(DatasetDict(train=pairs.select_columns(["prompt", "category"])), folder / "01_data" / "prompts")
     models = folder / "02_shadow_reward_models" / "shadow_rms"
-    settings = SeparateSettings(max_steps=2, batch_size=4, learning_rate=1e-3, lora_rank=4, lora_alpha=8, max_length=64)
+    settings = RewardSettings(max_steps=2, batch_size=4, learning_rate=1e-3, lora_rank=4, lora_alpha=8, max_length=64)
     fit_separate(base, {"train": pairs}, models, CATEGORIES, settings, device="cpu")
     scores = ShadowRewardModels.load(models, "cpu").score(*reference_set(pairs))
     Calibration.fit(scores, CATEGORIES).save(models / "calibration.json")

@@ -1,0 +1,129 @@
+"""What the designs of reward models share before they train: settings, the choice of pairs, tokens, the folder."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from srmir_lib.artifacts import InputError, read_json, write_json
+from srmir_lib.embeddings import conversation_ids
+from srmir_lib.probes import ProbeSettings
+from srmir_lib.reward_model import ALL, read_config
+from srmir_lib.taxonomy import UNKNOWN
+
+OBJECTIVES = ("bradley_terry", "margin")
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """How each reward model is trained. The notebook's parameters hold the values; there are no others."""
+
+    max_steps: int  # updates of one model
+    batch_size: int  # pairs per update
+    learning_rate: float
+    lora_rank: int
+    lora_alpha: int
+    max_length: int  # tokens of the longest allowed conversation; a longer pair is an error, never dropped
+    cross_ratio: float = 0.0  # training "cross": pairs of other categories, per pair of the model's own
+    unknown_ratio: float = 0.0  # pairs of no category (benign prompts, say), per pair of the model's own
+    objective: str = "bradley_terry"  # or "margin": the column `margin` is what the gap must exceed
+    center_rewards_coefficient: float = 0.0
+    question: str = ""  # an introspective question with {prompt}, whose draft is read before judging; "" asks nothing
+    draft_tokens: int = 24  # of that draft, at most
+    bf16: bool = False
+    probe: ProbeSettings = field(default_factory=ProbeSettings)  # design shared: what is asked after the text
+    batch_tokens: int = 8192  # design shared: tokens in one forward pass of the trunk
+    keep_gb: float = 1.5  # design shared: states of the trunk kept across epochs, at most; else they are read again
+
+
+def select_pairs(
+    labels: Sequence[str],
+    category: str,
+    categories: Sequence[str],
+    training: str = "own",
+    cross_ratio: float = 0.0,
+    unknown_ratio: float = 0.0,
+    seed: int = 0,
+) -> list[int]:
+    """Rows that one model sees, sorted. "own": its category's pairs and a sample of the unknown ones; "cross": also a
+    sample of the other categories'. `ALL` sees whatever the models of `categories` see together, each row once."""
+    if training not in ("own", "cross"):
+        raise InputError(f"training: {training!r} is neither own nor cross")
+    if category == ALL:
+        parts = (select_pairs(labels, c, categories, training, cross_ratio, unknown_ratio, seed) for c in categories)
+        return sorted(set().union(*parts))
+    own = [row for row, label in enumerate(labels) if label == category]
+    if not own:
+        raise InputError(f"preferences: no pair of category {category}; collect some, or leave the category out")
+    generator = torch.Generator().manual_seed(seed * 1000 + list(categories).index(category))
+    chosen = list(own)
+    unknown = [row for row, label in enumerate(labels) if label == UNKNOWN]
+    others = [row for row, label in enumerate(labels) if label in categories and label != category]
+    for pool, ratio in ((unknown, unknown_ratio), (others, cross_ratio if training == "cross" else 0.0)):
+        order = torch.randperm(len(pool), generator=generator).tolist()
+        chosen += [pool[at] for at in order[: round(ratio * len(own))]]
+    return sorted(chosen)
+
+
+def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_terry", think=list):
+    """Preference rows -> `Dataset` of `chosen_ids`, `rejected_ids` (and `margin`), as `RewardTrainer` takes them.
+
+    `think` maps prompts to conversations (an `Introspector`; the default leaves them as they are).
+    TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
+    """
+    from datasets import Dataset
+
+    prompts = think(pairs["prompt"])
+    columns = {f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side]) for side in ("chosen", "rejected")}
+    lengths = [max(map(len, both)) for both in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
+    too_long = sum(length > max_length for length in lengths)
+    if too_long:
+        raise InputError(
+            f"preferences: {too_long} pairs exceed max_length {max_length}; the longest has {max(lengths)}"
+        )
+    if objective == "margin":
+        if "margin" not in pairs.column_names:
+            raise InputError(
+                "preferences: objective margin needs a column margin; run 03_margins, or use bradley_terry"
+            )
+        margin = torch.tensor(pairs["margin"], dtype=torch.float32)
+        if not margin.isfinite().all():
+            raise InputError(f"preferences: the margin of row {int((~margin.isfinite()).nonzero()[0])} is not finite")
+        columns["margin"] = margin.tolist()
+    elif objective != "bradley_terry":
+        raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
+    return Dataset.from_dict(columns)
+
+
+def settings_of(folder: str | Path) -> RewardSettings:
+    """The settings that a set in `folder` was trained with, so that another set can be trained alike."""
+    config = read_config(folder)
+    file = Path(folder) / ("fit.json" if config["design"] == "shared" else f"{config['categories'][0]}/fit.json")
+    try:
+        settings = dict(read_json(file)["key"]["settings"])
+        return RewardSettings(**settings | {"probe": ProbeSettings(**settings["probe"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file}: no settings ({error!r}); train the set again (02)") from error
+
+
+def write_config(
+    where: Path, final: Path, design: str, base_model, base_sha256: str, categories, settings, training: str
+) -> None:
+    """`config.json` of a set in the folder `where`; `final` is where that folder will lie, for the relative path."""
+    folder = Path(base_model)
+    where.mkdir(parents=True, exist_ok=True)
+    config = {
+        "design": design,
+        "categories": list(categories),
+        "base_model": os.path.relpath(folder.resolve(), final.resolve()) if folder.is_dir() else str(base_model),
+        "base_is_folder": folder.is_dir(),
+        "base_sha256": base_sha256,
+        "objective": settings.objective,
+        "question": settings.question,
+        "draft_tokens": settings.draft_tokens,
+        "training": training,
+        **({"probe": asdict(settings.probe)} if design == "shared" else {}),
+    }
+    write_json(where / "config.json", config)
