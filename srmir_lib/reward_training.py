@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,9 @@ class RewardSettings:
     probe: ProbeSettings = field(default_factory=ProbeSettings)  # design shared: what is asked after the text
     batch_tokens: int = 8192  # design shared: tokens in one forward pass of the trunk
     keep_gb: float = 1.5  # design shared: states of the trunk kept across epochs, at most; else they are read again
+
+    def __post_init__(self):
+        object.__setattr__(self, "probe", replace(self.probe, rank=self.lora_rank, alpha=self.lora_alpha))
 
 
 def select_pairs(
@@ -106,6 +109,14 @@ def settings_of(folder: str | Path) -> RewardSettings:
         return RewardSettings(**settings | {"probe": ProbeSettings(**settings["probe"])})
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: no settings ({error!r}); train the set again (02)") from error
+
+
+def pairs_seen(folder: str | Path) -> int:
+    """How many different pairs the models of a set were trained on, added up over the models."""
+    config, folder = read_config(folder), Path(folder)
+    if config["design"] == "shared":
+        return sum(read_json(folder / "fit.json")["key"]["pairs"].values())
+    return sum(read_json(folder / name / "fit.json")["key"]["pairs"] for name in config["categories"])
 
 
 def write_config(

@@ -257,7 +257,7 @@ def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):
     with pytest.raises(InputError, match="lacks base_model"):
         ShadowRewardModels.load(copied, "cpu", base_model=base)
     write_json(copied / "config.json", {"design": "stacked", "categories": ["insult"]})
-    with pytest.raises(InputError, match="design out of separate, pooled"):
+    with pytest.raises(InputError, match="design out of shared, separate, pooled"):
         ShadowRewardModels.load(copied, "cpu", base_model=base)
     (copied / "config.json").write_text(json.dumps({"design": "separate"})[:9])
     with pytest.raises(InputError, match="not valid JSON"):

@@ -1,0 +1,48 @@
+"""Ways of asking a trunk, compared on the same pairs: a long question, a short one, trained tokens, or none at all."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+from srmir_lib.evaluation import bootstrap_interval
+from srmir_lib.pair_accuracy import category_index, correct, reward_gaps
+from srmir_lib.probes import ProbeSettings
+from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.reward_training import RewardSettings
+from srmir_lib.rewards import categorized_reward
+from srmir_lib.shared_rewards import PairStates, fit_shared
+
+
+def compare_probes(
+    states: PairStates,
+    preferences,
+    categories: Sequence[str],
+    settings: RewardSettings,
+    kinds: Sequence[tuple[str, int]],
+    folder: str | Path,
+    seed: int = 0,
+) -> list[dict]:
+    """Train the models once for every (kind, m) and ask validation pairs, each by the model of its label.
+
+    Returns rows with probe, m, seconds (of training, after the trunk has read the pairs), weights (trained numbers, all
+    models together), accuracy, low, high (95 % bootstrap over pairs). `kinds` as in `probes.KINDS`; a head has no m.
+    """
+    known = [row for row, name in enumerate(preferences["validation"]["category"]) if name in categories]
+    pairs, rows = preferences["validation"].select(known), []
+    columns = category_index(pairs["category"], categories)
+    for kind, count in kinds:
+        asked = replace(settings, probe=ProbeSettings(kind, settings.probe.text, max(count, 1)))
+        where, start = Path(folder) / f"{kind}_{count}", perf_counter()
+        fit_shared(
+            states.base_model, preferences, where, categories, asked, seed, device=str(states.trunk.device),
+            progress=f"{kind} {count}", states=states,
+        )  # fmt: skip
+        seconds, models = perf_counter() - start, ShadowRewardModels.load(where, str(states.trunk.device))
+        right = bootstrap_interval(correct(categorized_reward(reward_gaps(models, pairs), columns)), seed=seed)
+        weights = sum(parameter.numel() for parameter in models.scorer.probes.parameters())
+        rows.append(
+            {"probe": kind, "m": count, "seconds": seconds, "weights": weights}
+            | {"accuracy": right.estimate, "low": right.low, "high": right.high}
+        )
+    return rows

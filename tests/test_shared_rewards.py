@@ -1,0 +1,426 @@
+"""The `shared` design: equal to PEFT's Activated LoRA, blind to padding and batch, trained as K separate runs are."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from srmir_lib.artifacts import InputError, read_json, write_json
+from srmir_lib.calibration import Calibration
+from srmir_lib.embeddings import conversation_ids
+from srmir_lib.models import load_policy, load_tokenizer
+from srmir_lib.probes import Probes, ProbeSettings, block_mask, probe_tokens
+from srmir_lib.reward_model import ALL, ShadowRewardModels
+from srmir_lib.reward_training import RewardSettings, pairs_seen, settings_of
+from srmir_lib.shared_rewards import PairStates, clip_each, fit_shared, pair_batches
+from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.trunk import Trunk, batches, share_weights, shared_lengths
+
+CATEGORIES = ["insult", "crimes", "privacy"]
+SETTINGS = RewardSettings(
+    max_steps=25, batch_size=8, learning_rate=1e-2, lora_rank=4, lora_alpha=8, max_length=64, cross_ratio=0.5
+)
+IDS = [
+    [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21],
+    [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 30, 31, 32, 33, 34],
+    [5, 6, 7],
+    list(range(40, 70)),
+    [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 50],
+]
+GROUPS = ["a", "a", "b", "c", "a"]  # three rows have ten tokens in common
+SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
+DECODERS = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
+}
+
+
+def preferences() -> dict:
+    """Insult and privacy pairs prefer "no", crimes pairs prefer "yes": models that must come out opposite."""
+    wanted = {"insult": ("no", "yes"), "crimes": ("yes", "no"), "privacy": ("no", "yes")}
+    rows = [
+        {
+            "prompt": user_message(f"{category} {i}"),
+            "chosen": assistant_message(f"{chosen} {i}"),
+            "rejected": assistant_message(f"{rejected} {i}"),
+            "category": category,
+        }
+        for i in range(24)
+        for category, (chosen, rejected) in wanted.items()
+    ]
+    return {"train": Dataset.from_list(rows)}
+
+
+def moved(probes: Probes, scale: float = 0.1) -> Probes:
+    """Probes as after training: a fresh one has B = 0, and its adapter does nothing."""
+    generator = torch.Generator().manual_seed(1)
+    for up in probes.up.values():
+        up.data.normal_(0, scale, generator=generator)
+    return probes
+
+
+def make(name: str, tokenizer, settings: ProbeSettings = ProbeSettings(), batch_tokens: int = 64):  # noqa: B008
+    """A random decoder of that family, its trunk, and probes that are not at their start."""
+    torch.manual_seed(0)
+    model = DECODERS[name]().eval()
+    model.resize_token_embeddings(len(tokenizer))
+    trunk = Trunk(model, batch_tokens, hidden=settings.kind == "head")
+    return model, trunk, moved(Probes(trunk, CATEGORIES, settings, tokenizer))
+
+
+@torch.no_grad()
+def scores_of(trunk: Trunk, probes: Probes, ids, groups=None, columns=None) -> torch.Tensor:
+    out = torch.zeros(len(ids), len(CATEGORIES)) if columns is None else torch.zeros(len(ids))
+    for rows, states in trunk.read(ids, groups):
+        out[rows] = probes(trunk, states, None if columns is None else columns[rows])
+    return out
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return load_tokenizer(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory):
+    """(folder of a trained set, its history)."""
+    folder = tmp_path_factory.mktemp("set") / "shadow_rms"
+    return folder, fit_shared(tiny_model, preferences(), folder, CATEGORIES, SETTINGS, device="cpu")
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the trained set that a test may damage."""
+    return shutil.copytree(trained[0], tmp_path / "shadow_rms")
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_scores_equal_pefts_activated_lora(name, tokenizer, tmp_path):
+    """PEFT runs each adapter over the whole text with the probe behind it; we run the trunk once for all of them."""
+    from peft import PeftModel
+
+    model, trunk, probes = make(name, tokenizer)
+    ours = scores_of(trunk, probes, IDS, GROUPS)
+    probes.save(tmp_path, model.base_model_prefix, "base")
+    peft = PeftModel.from_pretrained(model, tmp_path / CATEGORIES[0], adapter_name=CATEGORIES[0])
+    for category in CATEGORIES[1:]:
+        peft.load_adapter(tmp_path / category, category)
+    for column, category in enumerate(CATEGORIES):
+        peft.set_adapter(category)
+        head = load_file(tmp_path / category / "head.safetensors")["score.weight"][0]
+        for row, ids in enumerate(IDS):
+            text = torch.tensor([ids + probes.tokens[column].tolist()])
+            with torch.no_grad():
+                last = peft(input_ids=text, output_hidden_states=True).hidden_states[-1][0, -1]
+            assert float(last @ head) == pytest.approx(float(ours[row, column]), abs=1e-5), f"{category}, row {row}"
+
+
+@pytest.mark.parametrize("kind", ["question", "learned", "head"])
+def test_scores_do_not_depend_on_batch_grouping_or_padding(kind, tokenizer):
+    _, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind=kind))
+    alone = torch.cat([scores_of(trunk, probes, [ids]) for ids in IDS])
+    assert alone.std() > 0.01, "scores that are all alike would pass any comparison"
+    for batch_tokens in (1, 24, 4096):
+        trunk.batch_tokens = batch_tokens
+        for groups in (None, GROUPS, ["a"] * 5):
+            assert torch.allclose(scores_of(trunk, probes, IDS, groups), alone, atol=1e-5), (batch_tokens, groups)
+    columns = torch.tensor([2, 0, 1, 1, 0])
+    assert torch.allclose(scores_of(trunk, probes, IDS, GROUPS, columns), alone[torch.arange(5), columns], atol=1e-5)
+
+
+def test_the_last_layer_stops_early_and_changes_nothing(tokenizer):
+    """With `hidden` the last layer runs to its end; the states that probes read are the same."""
+    model, trunk, probes = make("qwen2", tokenizer)
+    whole = Trunk(model, 64, hidden=True)
+    assert torch.allclose(scores_of(whole, probes, IDS), scores_of(trunk, probes, IDS), atol=1e-6)
+    calls = []
+    model.model.layers[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
+    list(trunk.read(IDS))
+    assert not calls, "the last layer's MLP was run for states that nobody reads"
+
+
+def test_shared_lengths_by_hand():
+    long = list(range(20))
+    ids = [[*long, 1], [*long, 2, 3], [9, 8], [*long, 1], [7] * 12, [7] * 12]
+    assert shared_lengths(ids, ["a", "a", "b", "a", "c", "c"]) == [20, 20, 0, 20, 11, 11]
+    assert shared_lengths([[1, 2, 3], [1, 2, 4]], ["a", "a"]) == [0, 0], "two tokens are not worth a pass of their own"
+
+
+def test_batches_hold_every_row_once_and_stay_small():
+    lengths = [5, 1, 9, 3, 3, 20, 2]
+    found = list(batches(range(7), lengths, 10))
+    assert sorted(row for batch in found for row in batch) == list(range(7))
+    assert found == [[5], [2], [0, 3], [4, 6, 1]], "longest first; padded size at most 10 unless a single row is longer"
+
+
+def test_the_mask_by_hand():
+    mask = block_mask(torch.tensor([[True, False]]), count=2, width=2)
+    assert mask[0, 0].int().tolist() == [[1, 0, 1, 0, 0, 0], [1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1]]
+
+
+def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tokenizer):
+    """Each model of three against a probe of one category with the same weights: PEFT's trap of frozen adapters."""
+    model, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind="learned"), batch_tokens=4096)
+    model.requires_grad_(False)
+    ((_, states),) = trunk.read(IDS)
+    columns = torch.tensor([0, 1, 2, 0, 1])
+    probes(trunk, states, columns).square().sum().backward()
+    for index, category in enumerate(CATEGORIES):
+        one = Probes(trunk, [category], ProbeSettings(kind="learned"), tokenizer)
+        pairs = [(one.heads, probes.heads), (one.embeddings, probes.embeddings)]
+        pairs += [(one.down[key], probes.down[key]) for key in one.down]
+        pairs += [(one.up[key], probes.up[key]) for key in one.up]
+        for own, joint in pairs:
+            own.data.copy_(joint.data[index : index + 1])
+        mine = torch.tensor([place for place, column in enumerate(columns.tolist()) if column == index])
+        one(trunk, states.take(mine), torch.zeros(len(mine), dtype=torch.long)).square().sum().backward()
+        for own, joint in pairs:
+            assert joint.grad[index].abs().max() > 0, f"{category}: a weight without gradient"
+            assert torch.allclose(own.grad[0], joint.grad[index], atol=1e-5, rtol=1e-4)
+
+
+def test_clipping_is_per_model():
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    clip_each([weight], 1.0)
+    assert torch.allclose(weight.grad, torch.tensor([[0.6, 0.8], [0.3, 0.4]]), atol=1e-5)
+
+
+def test_pair_batches_see_every_pair_once_before_any_twice():
+    steps = list(pair_batches([6, 4], batch_size=2, steps=6, seed=0))
+    first, second = ([pair for step in steps for pair in step[j]] for j in (0, 1))
+    assert sorted(first[:6]) == sorted(first[6:]) == list(range(6))
+    assert sorted(second[:4]) == sorted(second[4:8]) == list(range(4))
+    assert steps == list(pair_batches([6, 4], 2, 6, 0)) != list(pair_batches([6, 4], 2, 6, 1))
+
+
+def test_each_model_learns_its_own_category(trained):
+    folder, history = trained
+    models = ShadowRewardModels.load(folder, "cpu")
+    prompts = [f"{name} 30" for name in CATEGORIES]
+    gap = models.score(prompts, ["yes 30"] * 3) - models.score(prompts, ["no 30"] * 3)
+    assert gap[0, 0] < 0 < gap[1, 1] and gap[2, 2] < 0
+    assert set(history) == set(CATEGORIES) and all(rows[-1]["accuracy"] > 0.9 for rows in history.values())
+    assert pairs_seen(folder) == 72 and settings_of(folder) == SETTINGS
+
+
+def test_kept_states_are_what_the_trunk_reads_again(tiny_model):
+    pairs = preferences()["train"]
+    kept = PairStates(tiny_model, pairs, SETTINGS, "cpu")
+    read = PairStates(tiny_model, pairs, replace(SETTINGS, keep_gb=0.0, batch_tokens=48), "cpu")
+    assert kept.kept and not read.kept
+    assert len(kept.texts) == 144, "every answer here differs"
+    probes = moved(Probes(kept.trunk, CATEGORIES, ProbeSettings(), kept.tokenizer))
+    for rows in ([3, 77, 3], list(range(140, 120, -1))):
+        one, two = (probes(states.trunk, states.take(rows)) for states in (kept, read))
+        assert torch.allclose(one, two, atol=1e-5)
+    size = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head size, bytes
+    assert kept.bytes() <= size * sum(map(len, kept.texts)), "shared prompts must not be counted twice"
+
+
+def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path):
+    """First step by hand: B = 0 and no probe, so the loss is a function of the head and the text alone."""
+    pairs = {"train": preferences()["train"].add_column("margin", [2.0] * 72)}
+    start = replace(SETTINGS, max_steps=1, batch_size=24, probe=ProbeSettings(kind="head"))
+    for settings, margin, centre in (
+        (start, 0.0, 0.0),
+        (replace(start, objective="margin"), 2.0, 0.0),
+        (replace(start, center_rewards_coefficient=0.5), 0.0, 0.5),
+    ):
+        folder = tmp_path / f"{settings.objective}{centre}"
+        history = fit_shared(tiny_model, pairs, folder, ["crimes"], settings, device="cpu")
+        tokenizer, model = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
+        head = torch.empty(1, 32).normal_(0, 32**-0.5, generator=torch.Generator().manual_seed(0))[0]
+        losses = []
+        for row in pairs["train"].filter(lambda row: row["category"] == "crimes"):
+            two = []
+            for side in ("chosen", "rejected"):
+                ids = conversation_ids(tokenizer, [row["prompt"]], [row[side]])
+                with torch.no_grad():
+                    two.append(model.model(input_ids=torch.tensor(ids)).last_hidden_state[0, -1] @ head)
+            losses.append(-torch.nn.functional.logsigmoid(two[0] - two[1] - margin) + centre * (two[0] + two[1]) ** 2)
+        assert history["crimes"][0]["loss"] == pytest.approx(float(sum(losses) / len(losses)), abs=1e-4)
+
+
+def test_a_finished_set_is_kept_and_a_changed_setting_trains_again(copied, tiny_model):
+    write_json(copied / "calibration.json", {})
+    before = (copied / "insult" / "head.safetensors").stat().st_mtime_ns
+    fit_shared(tiny_model, preferences(), copied, CATEGORIES, SETTINGS, device="cpu")
+    assert (copied / "insult" / "head.safetensors").stat().st_mtime_ns == before
+    fit_shared(tiny_model, preferences(), copied, CATEGORIES, SETTINGS, seed=1, device="cpu")
+    assert read_json(copied / "fit.json")["key"]["seed"] == 1
+    assert not (copied / "calibration.json").exists(), "a calibration of the models before must not survive"
+
+
+def test_the_same_seed_gives_the_same_models(trained, tiny_model, tmp_path):
+    fit_shared(tiny_model, preferences(), tmp_path / "again", CATEGORIES, SETTINGS, device="cpu")
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        first, second = (load_file(folder / "crimes" / name) for folder in (trained[0], tmp_path / "again"))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_no_pickle_is_left(trained):
+    names = {path.name for path in trained[0].rglob("*") if path.is_file()}
+    assert names == {"config.json", "fit.json", "adapter_config.json", "adapter_model.safetensors", "head.safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["learned", "head"])
+def test_other_probes_are_saved_and_loaded(kind, tiny_model, tmp_path):
+    settings = replace(SETTINGS, max_steps=2, probe=ProbeSettings(kind=kind))
+    fit_shared(tiny_model, preferences(), tmp_path / "set", CATEGORIES, settings, device="cpu")
+    models = ShadowRewardModels.load(tmp_path / "set", "cpu")
+    again = ShadowRewardModels.load(tmp_path / "set", "cpu")
+    assert torch.equal(models.score(["insult 3"], ["no 3"]), again.score(["insult 3"], ["no 3"]))
+    assert settings_of(tmp_path / "set") == settings
+
+
+def test_a_single_model_covers_all_categories(tiny_model, tmp_path):
+    fit_shared(tiny_model, preferences(), tmp_path / "one", [ALL], SETTINGS, device="cpu", competence=CATEGORIES)
+    models = ShadowRewardModels.load(tmp_path / "one", "cpu")
+    assert models.categories == [ALL] and models.score(["insult 1", "crimes 2"], ["no", "yes"]).shape == (2, 1)
+    assert pairs_seen(tmp_path / "one") == 72
+
+
+def test_one_set_of_weights_serves_policy_and_reward_models(trained, tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    policy = load_policy(tiny_model, "cpu")
+    models = ShadowRewardModels.load(trained[0], "cpu", model=share_weights(policy))
+    before = models.score(["insult 30"], ["no 30"])
+    adapted = get_peft_model(policy, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.5)  # the policy has moved far
+    assert torch.equal(models.score(["insult 30"], ["no 30"]), before), "the policy's adapter leaked into the trunk"
+    trunk = models.scorer.trunk.decoder.layers[0].mlp.up_proj.weight
+    base = adapted.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight
+    assert trunk.data_ptr() == base.data_ptr(), "the weights must be in memory once"
+
+
+def test_half_precision_ranks_as_single_precision_does(tokenizer):
+    model, trunk, probes = make("qwen2", tokenizer)
+    full = scores_of(trunk, probes, IDS, GROUPS)
+    half = scores_of(Trunk(model.to(torch.bfloat16), 64), probes, IDS, GROUPS)
+    assert half.dtype == torch.float32 and torch.allclose(half, full, atol=0.3)
+
+
+def test_models_whose_states_probes_cannot_read_are_refused():
+    from transformers import BertConfig, BertForMaskedLM, MambaConfig, MambaForCausalLM
+
+    window = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with pytest.raises(InputError, match="sliding_attention"):
+        Trunk(Qwen2ForCausalLM(window))
+    with pytest.raises(InputError, match="a sliding window of 8 tokens"):
+        Trunk(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)))
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
+    with pytest.raises(InputError, match="BertForMaskedLM: an encoder"):
+        Trunk(BertForMaskedLM(BertConfig(**small, num_attention_heads=2, intermediate_size=16)))
+    with pytest.raises(InputError, match="use design separate or pooled"):
+        Trunk(MambaForCausalLM(MambaConfig(**small, state_size=4)))
+
+
+def test_probe_tokens(tokenizer):
+    ids = probe_tokens(tokenizer, "is this {category} ?", CATEGORIES, 6)
+    assert ids.shape == (3, 6) and len({tuple(row) for row in ids.tolist()}) == 3
+    assert tokenizer.decode(ids[0]) == tokenizer.decode(tokenizer("is this insult ?")["input_ids"][-6:])
+    short = probe_tokens(tokenizer, "{category}", ["a"], 3)[0].tolist()
+    assert short == [tokenizer("a")["input_ids"][0]] * 3, "a short question is filled with its first token"
+    with pytest.raises(InputError, match="must contain"):
+        probe_tokens(tokenizer, "is this bad ?", CATEGORIES, 4)
+    with pytest.raises(InputError, match="1 are too few to tell crimes from insult"):
+        probe_tokens(tokenizer, "{category} ?", CATEGORIES, 1)
+
+
+class LosingTokenizer:
+    """Gives back every word but one."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": list(range(len(text.split()) - 1))}
+
+    def decode(self, ids, **_):
+        return " ".join(["word"] * len(ids))
+
+
+def test_a_tokenizer_that_loses_words_is_refused():
+    with pytest.raises(InputError, match="keeps every word"):
+        probe_tokens(LosingTokenizer(), "is this {category} ?", CATEGORIES, 4)
+
+
+def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):
+    base = str(tiny_model)
+    with pytest.raises(InputError, match="hash mismatch"):
+        other = shutil.copytree(tiny_model, tmp_path / "other")
+        weights = load_file(other / "model.safetensors")
+        save_file({k: v + 1 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
+        ShadowRewardModels.load(copied, "cpu", base_model=str(other))
+    file = copied / "insult" / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="insult/adapter_model.safetensors: damaged"):
+        ShadowRewardModels.load(copied, "cpu", base_model=base)
+    tensors = load_file(shutil.copy(trained_file(copied), tmp_path / "one.safetensors"))
+    save_file(dict(list(tensors.items())[1:]), file)
+    with pytest.raises(InputError, match="lacks base_model.model.model.layers"):
+        ShadowRewardModels.load(copied, "cpu", base_model=base)
+    save_file({name: value[:1] for name, value in tensors.items()}, file)
+    with pytest.raises(InputError, match="where shape .* is needed"):
+        ShadowRewardModels.load(copied, "cpu", base_model=base)
+    shutil.rmtree(copied / "insult")
+    with pytest.raises(InputError, match="category insult has no trained model"):
+        ShadowRewardModels.load(copied, "cpu", base_model=base)
+
+
+def trained_file(folder):
+    """A whole adapter file of another category in the same set."""
+    return folder / "crimes" / "adapter_model.safetensors"
+
+
+def test_scores_that_are_not_finite_are_refused(copied, tiny_model):
+    path = copied / "crimes" / "head.safetensors"
+    save_file({"score.weight": torch.full((1, 32), float("nan"))}, path)
+    models = ShadowRewardModels.load(copied, "cpu", base_model=str(tiny_model))
+    with pytest.raises(InputError, match="reward model crimes: the score of row 0 is not finite"):
+        models.score(["insult 1"], ["no"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit(tiny_model, tmp_path):
+    pairs = {"train": preferences()["train"].add_column("margin", [1e39] * 72)}
+    with pytest.raises(InputError, match="not finite"):
+        fit_shared(tiny_model, pairs, tmp_path / "x", CATEGORIES, replace(SETTINGS, objective="margin"), device="cpu")
+    assert not (tmp_path / "x").exists(), "a failed fit must leave nothing"
+
+
+def test_bad_rows_are_refused(trained):
+    models = ShadowRewardModels.load(trained[0], "cpu")
+    with pytest.raises(InputError, match="row 1: .* tokens, but the trunk reads 1 to 256"):
+        models.score(["insult 1", "insult 2"], ["no", "zebra " * 300])
+    assert models.score([], []).shape == (0, 3) and models.score([], [], categories=[]).shape == (0,)
+
+
+def test_a_calibration_beside_the_set_is_loaded(copied, tiny_model):
+    Calibration(tuple(CATEGORIES), (0.0, 1.0, 2.0), (1.0, 2.0, 3.0), 9).save(copied / "calibration.json")
+    assert ShadowRewardModels.load(copied, "cpu", base_model=str(tiny_model)).calibration.std == (1.0, 2.0, 3.0)
