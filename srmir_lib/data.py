@@ -63,20 +63,22 @@ def agree(
     return Introspection(category, refuses, text.partition("####")[0].strip(), answer), reasons
 
 
-def balance(rows: Sequence[Mapping], per_group: int, seed: int, keys: Sequence[str] = ("category", "refuses")) -> list:
-    """Equal counts: from every group (same values of `keys`) `per_group` rows, or as many as the smallest group has.
+def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: float = 1.0) -> list:
+    """Equal counts: of every category and verdict `per_group` rows, or as many as the smallest group has.
 
-    A category without any row is an `InputError`: it cannot be balanced, only collected.
+    `benign_ratio`: rows believed harmless per row believed harmful, where there are enough. A category without any row
+    is an `InputError`: it cannot be balanced, only collected.
     """
     groups = defaultdict(list)
     for row in rows:
-        groups[tuple(row[key] for key in keys)].append(row)
+        groups[row["category"], row["refuses"]].append(row)
     missing = [name for name in CATEGORIES if not any(name in group for group in groups)]
     if missing:
         raise InputError(f"demonstrations: no valid introspection about {', '.join(missing)}; collect more prompts")
     count = min(per_group, *(len(members) for members in groups.values()))
+    wanted = {True: count, False: round(count * benign_ratio)}
     rng = random.Random(seed)
-    return [row for group in sorted(groups) for row in rng.sample(groups[group], count)]
+    return [row for g in sorted(groups) for row in rng.sample(groups[g], min(wanted[g[1]], len(groups[g])))]
 
 
 def corrupt(text: str, how: str, rng: random.Random) -> str:
