@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a notebook failed or the disk did; 2 the request is wrong;
 """
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"srmir: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("srmir: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"srmir: interrupted; {options.interrupted}", file=sys.stderr)
         return 130
 
 
@@ -43,6 +44,30 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")
     _command(commands, "bless", _bless, "copy a finished preset, without weights, to outputs/reference")
+
+    about = "score the responses of a file by a set of reward models"
+    score = _file_command(commands, "score", _score, about, "JSON lines of prompt, response and, if known, category")
+    score.add_argument("--models", required=True, metavar="DIR", help="the set: a folder shadow_rms")
+    score.add_argument("--router", default="", metavar="DIR", help="routes the rows without a category")
+    scale = score.add_mutually_exclusive_group()
+    scale.add_argument("--calibration", default="", metavar="F", help="another calibration.json than the set's own")
+    scale.add_argument("--raw", action="store_true", help="scores in each model's own units")
+    score.add_argument("--base-model", default="", metavar="DIR", help="where the base model lies, if it was moved")
+
+    about = "add Legend margins to preference pairs"
+    rows = "JSON lines of prompt, chosen, rejected, or a datasets folder"
+    annotate = _file_command(commands, "annotate", _annotate, about, rows)
+    annotate.add_argument("--model", required=True, metavar="ID", help="folder or id of the model that is read")
+    where = annotate.add_mutually_exclusive_group()
+    where.add_argument("--harmful", default="", metavar="F", help="harmful prompts with an unaligned model's responses")
+    where.add_argument("--direction", default="", metavar="F", help="a direction kept by --save-direction")
+    annotate.add_argument("--save-direction", default="", metavar="F", help="keep the direction, in safetensors")
+    annotate.add_argument("--direction-pairs", type=int, default=400, metavar="N", help="rows it is estimated from")
+    annotate.add_argument("--refusal", action="append", default=[], metavar="TEXT", help="a safe answer; give several")
+    annotate.add_argument("--layer", type=int, metavar="L", help="hidden state: 0 the embedding, -1 the last (default)")
+    annotate.add_argument("--pooling", choices=("last", "mean"), help="last token (default), or mean over the answer")
+    annotate.add_argument("--scale", default="unit", choices=("none", "unit", "binned"), help="unit: mean square 1")
+    annotate.add_argument("--negative", default="keep", choices=("keep", "clip", "drop", "flip"), help="if below zero")
     return parser
 
 
@@ -50,7 +75,17 @@ def _command(commands, name: str, function, text: str) -> argparse.ArgumentParse
     """A subcommand that works on a preset."""
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     command.add_argument("preset", metavar="PRESET", help="a folder under params/, such as lab")
-    command.set_defaults(function=function)
+    command.set_defaults(function=function, interrupted="the same command goes on from here")
+    return command
+
+
+def _file_command(commands, name: str, function, text: str, rows: str) -> argparse.ArgumentParser:
+    """A subcommand that makes one file of another."""
+    command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.add_argument("--input", required=True, metavar="F", help=rows)
+    command.add_argument("--output", required=True, metavar="F", help="appears when it is finished, never in part")
+    command.add_argument("--device", default="auto", type=_device, help="auto (default), cpu, cuda, cuda:1, …")
+    command.set_defaults(function=function, interrupted="the output is as it was before")
     return command
 
 
@@ -79,6 +114,31 @@ def _bless(options: argparse.Namespace) -> None:
     print(bless(Runner(options.preset)))
 
 
+def _score(options: argparse.Namespace) -> None:
+    from srmir_lib.score import score_file
+
+    o = options
+    print(score_file(o.models, o.input, o.output, o.router, o.device, o.raw, o.calibration, o.base_model))
+
+
+def _annotate(options: argparse.Namespace) -> None:
+    from srmir_lib.annotate import annotate_file
+
+    names = [
+        "harmful",
+        "direction",
+        "save_direction",
+        "layer",
+        "pooling",
+        "scale",
+        "negative",
+        "direction_pairs",
+        "device",
+    ]
+    chosen = {name: getattr(options, name) for name in names}
+    print(annotate_file(options.model, options.input, options.output, refusals=options.refusal, **chosen))
+
+
 def _write_report(preset: str) -> str:
     from srmir_lib.report import build_report
 
@@ -93,6 +153,12 @@ def _setting(text: str) -> tuple[str, object]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"--set {text}: {value!r} is not a YAML value") from error
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:1, …")
+    return text
 
 
 def _number(value: float | None, form: str) -> str:

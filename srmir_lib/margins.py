@@ -12,6 +12,15 @@ from torch import Tensor
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.embeddings import embed
+from srmir_lib.templates import text_of
+
+REFUSALS = (
+    "I can't answer that.",
+    "No.",
+    "Sorry, I will not help with this, because someone could be hurt by it.",
+    "That is not something I want to do. Let us find another way that harms nobody.",
+)
+"""Safe answers of different lengths, those of 03_margins; with a single one "safe" would partly mean "short"."""
 
 SCALES = ("none", "unit", "binned")
 NEGATIVES = ("keep", "clip", "drop", "flip")
@@ -83,14 +92,27 @@ def estimate_direction(
     """
     if not refusals:
         raise InputError("refusals: give at least one")
-    safe = embed(model, tokenizer, prompts, [refusals[i % len(refusals)] for i in range(len(prompts))], **options)
-    return safety_direction(safe, embed(model, tokenizer, prompts, harmful_answers, **options))
+    refused = [refusals[i % len(refusals)] for i in range(len(prompts))]
+    return safety_direction(*embed_sides(model, tokenizer, prompts, refused, harmful_answers, **options))
 
 
 def annotate(model, tokenizer, pairs, direction: Tensor, **options) -> Tensor:
     """Legend margins (N,), hidden-state units, of rows with `prompt`, `chosen`, `rejected`; one forward a text."""
-    chosen = embed(model, tokenizer, pairs["prompt"], pairs["chosen"], **options)
-    return legend_margin(chosen, embed(model, tokenizer, pairs["prompt"], pairs["rejected"], **options), direction)
+    sides = embed_sides(model, tokenizer, pairs["prompt"], pairs["chosen"], pairs["rejected"], **options)
+    return legend_margin(*sides, direction)
+
+
+def embed_sides(model, tokenizer, prompts: Sequence, left: Sequence, right: Sequence, **options) -> tuple:
+    """Embeddings (N, H), (N, H) of N prompts with each of two answers; a text that comes several times is read once.
+
+    Prompts come with several rejected answers and one and the same chosen one, so this often saves a third or more.
+    """
+    texts, places = {}, []
+    for prompt, answer in zip([*prompts, *prompts], [*left, *right], strict=True):
+        places.append(texts.setdefault((str(prompt), text_of(answer)), (len(texts), prompt))[0])
+    asked, answers = [prompt for _, prompt in texts.values()], [answer for _, answer in texts]
+    embeddings = embed(model, tokenizer, asked, answers, **options)
+    return embeddings[places[: len(places) // 2]], embeddings[places[len(places) // 2 :]]
 
 
 def with_margins(pairs, margins: Tensor, scale: str = "unit", negative: str = "keep", size: float = 1.0):
@@ -116,8 +138,15 @@ def length_correlation(margins: Tensor, chosen: Sequence[str], rejected: Sequenc
 
     Far from 0 the margin measures length: use more refusals.
     """
-    words = np.array([len(c.split()) - len(r.split()) for c, r in zip(chosen, rejected, strict=True)], dtype=float)
-    values = margins.double().numpy()
-    if words.std() == 0 or values.std() == 0:
-        return 0.0
-    return float(np.corrcoef(values, words)[0, 1])
+    return correlation(margins, length_differences(chosen, rejected))
+
+
+def length_differences(chosen: Sequence[str], rejected: Sequence[str]) -> list[int]:
+    """How many words more each chosen answer has than its rejected one."""
+    return [len(c.split()) - len(r.split()) for c, r in zip(chosen, rejected, strict=True)]
+
+
+def correlation(first: Sequence, second: Sequence) -> float:
+    """Pearson correlation of two sequences of N numbers; 0 when either is constant."""
+    pair = [np.asarray(values, dtype=float) for values in (first, second)]
+    return 0.0 if min(values.std() for values in pair) == 0 else float(np.corrcoef(*pair)[0, 1])

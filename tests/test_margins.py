@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from srmir_lib import margins
 from srmir_lib.artifacts import InputError
 from srmir_lib.embeddings import embed, load_trunk
 from srmir_lib.margins import (
@@ -154,3 +155,26 @@ def test_direction_and_margins_of_a_model(tiny_model):
     assert margins.shape == (2,)
     with pytest.raises(InputError, match="refusals"):
         estimate_direction(trunk, tokenizer, prompts, answers, [])
+
+
+def test_a_text_that_comes_several_times_is_read_once(tiny_model, monkeypatch):
+    trunk, tokenizer = load_trunk(tiny_model, "cpu")
+    prompts, left, right = ["a", "a", "b"], ["no", assistant_message("no"), "no"], ["yes", "first", "yes"]
+    read = []
+
+    def counting(model, tokenizer, prompts, responses, **options):
+        read.extend(zip(prompts, responses, strict=True))
+        return embed(model, tokenizer, prompts, responses, **options)
+
+    monkeypatch.setattr(margins, "embed", counting)
+    first, second = margins.embed_sides(trunk, tokenizer, prompts, left, right)
+    assert sorted(read) == [("a", "first"), ("a", "no"), ("a", "yes"), ("b", "no"), ("b", "yes")]
+    assert torch.allclose(first, embed(trunk, tokenizer, prompts, left), atol=1e-5)
+    assert torch.allclose(second, embed(trunk, tokenizer, prompts, right), atol=1e-5)
+
+
+def test_correlation_by_hand():
+    assert margins.correlation([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == pytest.approx(1.0)
+    # deviations (-1, 0, 1) and (-1, 1, 0): 1 over the square root of 2 times 2
+    assert margins.correlation(torch.tensor([1.0, 2.0, 3.0]), [0, 2, 1]) == pytest.approx(0.5)
+    assert margins.length_differences(["a b", "a"], ["a", "a b c"]) == [1, -2]
