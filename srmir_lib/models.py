@@ -57,6 +57,14 @@ def load_policy(model: str | Path, device: str = "auto", dtype: str = "float32",
     return policy.to(pick_device(device)).eval()
 
 
+def load_weights(model: str | Path, device: str = "auto"):
+    """A base model as trainings hold it: bfloat16 on CUDA, single precision on a CPU.
+
+    Hand it to `train_grpo` and to `ShadowRewardModels.load`: policy, reference and reward models share its weights.
+    """
+    return load_policy(model, device, "bfloat16" if pick_device(device).type == "cuda" else "float32")
+
+
 @torch.no_grad()
 def generate(
     policy,

@@ -47,7 +47,7 @@ class ShadowRewardModels:
         """Read a `shadow_rms/` folder. `base_model` says where the base model lies now, if it was moved.
 
         `batch_size`: rows of one forward pass (separate); `batch_tokens`: tokens of one (shared). `model`: the base
-        model if it is in memory already, whose weights the shared design then uses (`trunk.share_weights`).
+        model if it is in memory already; the shared design then uses its weights, and needs none of its own.
 
         A missing folder or category, or another base model than the one trained on, is an `InputError`.
         """

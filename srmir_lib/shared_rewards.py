@@ -22,7 +22,7 @@ from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_policy, load_tokenizer, pick_device
 from srmir_lib.probes import Probes, ProbeSettings
 from srmir_lib.reward_training import RewardSettings, select_pairs, tokenize_pairs, write_config
-from srmir_lib.trunk import States, Trunk, shared_lengths
+from srmir_lib.trunk import States, Trunk, share_weights, shared_lengths
 
 
 class SharedScorer:
@@ -54,11 +54,13 @@ class SharedScorer:
 
 
 def load_shared(folder: Path, base, config: dict, device: str, batch_tokens: int, model=None) -> SharedScorer:
-    """Read a set that `fit_shared` wrote; `model`: a causal model in memory, whose weights the trunk is to use."""
+    """Read a set that `fit_shared` wrote; `model`: the base model in memory, whose weights are shared."""
     tokenizer, settings = load_tokenizer(base), ProbeSettings(**config["probe"])
     if model is None:
         with quiet():
             model = load_policy(base, device)
+    else:
+        model = share_weights(model)
     trunk = Trunk(model, batch_tokens, hidden=settings.kind == "head")
     probes = Probes(trunk, config["categories"], settings, tokenizer)
     probes.load(folder, model.base_model_prefix)

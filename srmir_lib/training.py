@@ -3,8 +3,8 @@
 Every policy is a LoRA adapter (Hu et al. 2022) on a frozen base model, saved as a PEFT folder with its `history.jsonl`.
 With the adapter off the policy *is* the reference model, so no second copy of the weights is held.
 
-Where we depart from TRL 1.16's defaults: rewards and losses that are not finite stop the run (the trainer would log
-zero and go on); prompts come in an order fixed by the seed, in one long epoch, so that a killed run can go on.
+Departures from TRL 1.16's defaults: rewards and losses that are not finite stop the run (the trainer would go on);
+prompts come in an order fixed by the seed, in one long epoch, so that a killed run can go on.
 """
 
 import math
@@ -22,9 +22,9 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from srmir_lib.artifacts import InputError, atomic_path, write_json, write_jsonl
 from srmir_lib.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
-from srmir_lib.embeddings import quiet
-from srmir_lib.models import load_policy, load_tokenizer, pick_device
+from srmir_lib.models import load_tokenizer, load_weights, pick_device
 from srmir_lib.monitors import RunCallback, WatchedReward
+from srmir_lib.trunk import share_weights
 
 MAY_BE_ZERO = ("seed", "beta", "temperature", "monitor_every", "checkpoint_every")
 
@@ -129,7 +129,13 @@ def train_dpo(base_model, preferences: Dataset, output_dir, settings: DPOSetting
 
 
 def train_grpo(
-    base_model, prompts: Dataset, reward_function, output_dir, settings: GRPOSettings, resume: bool = False
+    base_model,
+    prompts: Dataset,
+    reward_function,
+    output_dir,
+    settings: GRPOSettings,
+    resume: bool = False,
+    model=None,
 ) -> list[dict]:
     """Train on `prompts` (column prompt: a conversation; every other column goes to the reward function).
 
@@ -137,7 +143,8 @@ def train_grpo(
     entropy (nats a token), completions/mean_length (tokens), num_tokens (so far); beside them seconds, coherence/…
     (`monitors.WatchedReward`), and what the reward function logs. `resume`: a finished adapter of the same settings,
     prompts, base model and reward `fingerprint` is not made again, and a killed run goes on from its newest complete
-    checkpoint, to the same result. Rewards or losses that are not finite are an `InputError`.
+    checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_weights`); the policy shares its
+    weights, which are frozen. Rewards or losses that are not finite are an `InputError`.
     """
     output_dir = Path(output_dir)
     _check_columns(prompts, ("prompt",))
@@ -164,7 +171,7 @@ def train_grpo(
     )
     reward = WatchedReward(reward_function, tokenizer, settings.monitor_every, settings.micro_batch)
     trainer = GRPOTrainer(
-        model=_policy(base_model, settings),
+        model=load_weights(base_model, settings.device) if model is None else share_weights(model),
         reward_funcs=[reward],
         args=config,
         train_dataset=prompts.select(prompt_order(len(prompts), settings)),
@@ -217,7 +224,7 @@ def _train(trainer_class, config_class, base_model, dataset, columns, output_dir
     )
     disable_progress_bars()  # one bar for a training, its own, not five for reading the data
     trainer = trainer_class(
-        model=_policy(base_model, settings),
+        model=load_weights(base_model, settings.device),
         args=config,
         train_dataset=dataset,
         processing_class=tokenizer,
@@ -245,17 +252,10 @@ def _arguments(settings: Settings, folder: Path) -> dict:
         "gradient_checkpointing": settings.gradient_checkpointing,
         "dataloader_pin_memory": cuda,
         "logging_steps": 1,
-        # The trainer would replace a NaN loss by the running mean and go on.
-        "logging_nan_inf_filter": False,
+        "logging_nan_inf_filter": False,  # the trainer would replace a NaN loss by the running mean
         "disable_tqdm": True,
         "report_to": "none",
     }
-
-
-def _policy(base_model, settings: Settings):
-    cuda = pick_device(settings.device).type == "cuda"
-    with quiet():
-        return load_policy(base_model, settings.device, "bfloat16" if cuda else "float32")
 
 
 def _lora(settings: Settings) -> LoraConfig:

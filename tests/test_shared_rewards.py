@@ -27,7 +27,7 @@ from srmir_lib.reward_model import ALL, ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings, pairs_seen, settings_of
 from srmir_lib.shared_rewards import PairStates, clip_each, fit_shared, pair_batches
 from srmir_lib.templates import assistant_message, user_message
-from srmir_lib.trunk import Trunk, batches, share_weights, shared_lengths
+from srmir_lib.trunk import Trunk, batches, shared_lengths
 
 CATEGORIES = ["insult", "crimes", "privacy"]
 SETTINGS = RewardSettings(
@@ -309,7 +309,7 @@ def test_one_set_of_weights_serves_policy_and_reward_models(trained, tiny_model)
     from peft import LoraConfig, get_peft_model
 
     policy = load_policy(tiny_model, "cpu")
-    models = ShadowRewardModels.load(trained[0], "cpu", model=share_weights(policy))
+    models = ShadowRewardModels.load(trained[0], "cpu", model=policy)
     before = models.score(["insult 30"], ["no 30"])
     adapted = get_peft_model(policy, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in adapted.named_parameters():
@@ -351,8 +351,6 @@ def test_probe_tokens(tokenizer):
     assert short == [tokenizer("a")["input_ids"][0]] * 3, "a short question is filled with its first token"
     with pytest.raises(InputError, match="must contain"):
         probe_tokens(tokenizer, "is this bad ?", CATEGORIES, 4)
-    with pytest.raises(InputError, match="1 are too few to tell crimes from insult"):
-        probe_tokens(tokenizer, "{category} ?", CATEGORIES, 1)
 
 
 class LosingTokenizer:
