@@ -4,11 +4,20 @@ import re
 import tempfile
 from pathlib import Path
 
-from srmir_lib.artifacts import InputError, atomic_path
+from srmir_lib.artifacts import InputError, atomic_path, read_json
 from srmir_lib.run import Runner
 
 KEPT = ("manifest.json", "metrics.json", "results.json", "claims.json")
 LARGEST = 1_000_000
+HEADINGS = {
+    "attack_success": "attacks, plain",
+    "attack_success_trained_wrappers": "wrapped",
+    "attack_success_held_out_wrappers": "unseen wrappers",
+    "over_refusal": "over-refusal",
+    "utility": "utility",
+    "incoherent": "incoherent",
+    "balanced_goodness": "balanced goodness",
+}
 
 
 def bless(runner: Runner) -> Path:
@@ -33,6 +42,17 @@ def bless(runner: Runner) -> Path:
                         raise InputError(f"{source}: 1 MB or more; print or draw less")
                     (fresh / task.name / name).write_text(text, encoding="utf8")
     return target
+
+
+def results_markdown(reference: str | Path, preset: str) -> str:
+    """The README's table of a blessed run: one row per policy of 06, fractions with three digits, as Markdown."""
+    metrics = read_json(Path(reference) / preset / "06_evaluation" / "metrics.json")
+    policies = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
+    lines = [f"| policy | {' | '.join(HEADINGS.values())} |", "|---|" + "---:|" * len(HEADINGS)]
+    for policy in policies:
+        cells = (f"{metrics[f'{policy}/{name}']:.3f}" for name in HEADINGS)
+        lines.append(f"| {policy} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _without_places(text: str, root: Path) -> str:

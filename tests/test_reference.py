@@ -1,0 +1,55 @@
+"""What is printed about blessed runs is what they measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.reference import HEADINGS, LARGEST, results_markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "outputs" / "reference"
+PRESETS = [path.name for path in sorted(REFERENCE.glob("*")) if (path / "06_evaluation").is_dir()]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_readme_prints_the_blessed_table(preset):
+    assert results_markdown(REFERENCE, preset) in (ROOT / "README.md").read_text(), (
+        f"README.md lacks the table of outputs/reference/{preset}; paste what results_markdown gives"
+    )
+
+
+def test_every_number_of_the_results_section_is_a_blessed_one():
+    """Marked in README as `number<!-- preset/notebook/metric/format -->`."""
+    marked = re.findall(r"([-\d.]+)<!-- ([\w.-]+)/([\w.-]+)/(.+?) \.(\d)f -->", (ROOT / "README.md").read_text())
+    for printed, preset, notebook, metric, digits in marked:
+        file = REFERENCE / preset / notebook / ("manifest.json" if metric == "seconds" else "metrics.json")
+        value = json.loads(file.read_text())[metric]
+        assert printed == f"{value:.{digits}f}", f"README.md says {printed} for {metric}, {file} has {value}"
+    assert len(marked) >= 5 or not PRESETS
+
+
+def test_the_table_by_hand(tmp_path):
+    folder = tmp_path / "lab" / "06_evaluation"
+    folder.mkdir(parents=True)
+    one = {f"base/{name}": 0.5 for name in HEADINGS}
+    (folder / "metrics.json").write_text(json.dumps(one | {f"linear, own raw/{name}": 0.12345 for name in HEADINGS}))
+    lines = results_markdown(tmp_path, "lab").splitlines()
+    assert lines[0].startswith("| policy | attacks, plain | wrapped |")
+    assert lines[2] == "| base |" + " 0.500 |" * 7 and lines[3] == "| linear, own raw |" + " 0.123 |" * 7
+
+
+def test_a_missing_reference_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        results_markdown(tmp_path, "lab")
+
+
+def test_reference_files_are_small_and_show_no_places():
+    for file in REFERENCE.rglob("*"):
+        if file.is_file():
+            text = file.read_text(encoding="utf8")
+            assert len(text.encode()) < LARGEST, f"{file} is too large to keep"
+            assert not re.search(r"/(home|root|tmp|work|Users)/", text), f"{file} shows a path of the machine it ran on"
+            assert file.suffix in (".ipynb", ".json"), f"{file}: no weights or data belong here"
