@@ -1,0 +1,32 @@
+"""Shadow reward models as OpenRLHF's custom reward function.
+
+Pass this file as `--reward.remote_url` (older versions: `--remote_rm_url`) and name the column that holds each prompt's
+category with `--data.label_key` (`--label_key`). Two variables of the environment say where things are: SRMIR_MODELS, a
+folder shadow_rms with its calibration.json, and SRMIR_POLICY, the policy, whose chat template is taken off the prompts.
+"""
+
+import os
+from threading import Lock
+
+import torch
+
+from srmir_lib.models import load_tokenizer, render
+from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.taxonomy import UNKNOWN
+from srmir_lib.templates import user_message
+
+reward = ShadowRewardModels.load(os.environ["SRMIR_MODELS"]).reward("categorized", router="label")
+tokenizer = load_tokenizer(os.environ["SRMIR_POLICY"])
+before, after = render(tokenizer, user_message("\0")).split("\0")
+lock = Lock()  # OpenRLHF calls from many threads, and the models are not made for that
+
+
+def reward_func(queries, prompts, labels, **options):
+    """`queries`: prompts with their responses, special tokens included; `labels`: categories, "" for unknown ones."""
+    asked = [prompt.removeprefix(before).removesuffix(after) for prompt in prompts]
+    texts = [query.split(prompt, 1)[1] for query, prompt in zip(queries, prompts, strict=True)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    responses = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    with lock:
+        rewards = torch.tensor(reward(asked, responses, category=[label or UNKNOWN for label in labels]))
+    return {"rewards": rewards, "scores": rewards.sigmoid(), "extra_logs": {"safety": rewards}}
