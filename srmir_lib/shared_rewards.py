@@ -110,7 +110,10 @@ class PairStates:
         common = sum(dict(zip(self.groups, self.shared, strict=True)).values())
         return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * element * (own + common)
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
+        """Read and keep what fits; done at most once, and by the first `take` at the latest."""
+        if self.ends or not self.kept:
+            return
         read = self.trunk.read(self.texts, self.groups)
         for rows, states in tqdm(read, desc=self.progress, disable=self.progress is None, leave=False):
             for place, row in enumerate(rows):
@@ -126,8 +129,7 @@ class PairStates:
         if not self.kept:
             read = self.trunk.read([self.texts[row] for row in rows], [self.groups[row] for row in rows])
             return _joined(list(read))
-        if not self.ends:
-            self._keep()
+        self.keep()
         lengths = [len(self.texts[row]) for row in rows]
         layers, heads, _, size = self.ends[rows[0]][0].shape
         out = self.ends[rows[0]][0].new_zeros(layers, len(rows), heads, max(lengths), size)
@@ -231,6 +233,7 @@ def train_probes(
     progress: str | None = None,
 ) -> dict[str, list[dict]]:
     """Minimise the sum of the models' losses; `rows[j]` are the pairs of model j. Returns the history of each."""
+    states.keep()
     margins = torch.tensor(states.data["margin"]) if settings.objective == "margin" else None
     optimiser = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
