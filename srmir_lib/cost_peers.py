@@ -250,7 +250,5 @@ def _drawn(seed: int, device: str):
 
 def _text(rng, vocabulary: Sequence[str], length: int) -> str:
     if length < 1:
-        raise InputError(
-            f"load: the chat template alone takes more tokens than asked for ({length} left); ask for more"
-        )
+        raise InputError(f"load: {length} tokens are left beside the chat template; ask for longer texts")
     return "".join(" " + vocabulary[at] for at in rng.integers(0, len(vocabulary), length))

@@ -14,10 +14,11 @@ from transformers import TrainerCallback
 from srmir_lib.cost import Load, race
 from srmir_lib.cost_peers import words
 from srmir_lib.pair_accuracy import correct
+from srmir_lib.pair_states import PairStates
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings
 from srmir_lib.separate_rewards import fit_separate
-from srmir_lib.shared_rewards import PairStates, fit_shared
+from srmir_lib.shared_rewards import fit_shared
 
 
 def training_ladder(
@@ -39,7 +40,7 @@ def training_ladder(
     if design == "shared":
         start = time.perf_counter()
         once["states"] = PairStates(base_model, preferences["train"], settings, device)
-        once["states"].take([0])  # reads all pairs, which every budget would have to
+        once["states"].keep()  # every budget would have to read the pairs
         before = time.perf_counter() - start
     for steps in budgets:
         with tempfile.TemporaryDirectory() as scratch:

@@ -7,11 +7,12 @@ from time import perf_counter
 
 from srmir_lib.evaluation import bootstrap_interval
 from srmir_lib.pair_accuracy import category_index, correct, reward_gaps
+from srmir_lib.pair_states import PairStates
 from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings
 from srmir_lib.rewards import categorized_reward
-from srmir_lib.shared_rewards import PairStates, fit_shared
+from srmir_lib.shared_rewards import fit_shared
 
 
 def compare_probes(

@@ -13,7 +13,7 @@ from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ALL, read_config
 from srmir_lib.taxonomy import UNKNOWN
 
-OBJECTIVES = ("bradley_terry", "margin")
+OBJECTIVES = ("bradley_terry", "margin", "pcrm_length", "pcrm_cosine")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class RewardSettings:
     max_length: int  # tokens of the longest allowed conversation; a longer pair is an error, never dropped
     cross_ratio: float = 0.0  # training "cross": pairs of other categories, per pair of the model's own
     unknown_ratio: float = 0.0  # pairs of no category (benign prompts, say), per pair of the model's own
-    objective: str = "bradley_terry"  # or "margin": the column `margin` is what the gap must exceed
+    objective: str = "bradley_terry"  # "margin": the gap must exceed the column `margin`; "pcrm_…": stay below a limit
+    limit_cap: float = 30.0  # objective pcrm_length or pcrm_cosine: the largest limit
     center_rewards_coefficient: float = 0.0
     question: str = ""  # an introspective question with {prompt}, whose draft is read before judging; "" asks nothing
     draft_tokens: int = 24  # of that draft, at most
@@ -95,7 +96,7 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_
         if not margin.isfinite().all():
             raise InputError(f"preferences: the margin of row {int((~margin.isfinite()).nonzero()[0])} is not finite")
         columns["margin"] = margin.tolist()
-    elif objective != "bradley_terry":
+    elif objective not in OBJECTIVES:
         raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
     return Dataset.from_dict(columns)
 

@@ -41,6 +41,11 @@ def fit_separate(
     category folders with the same data, settings and seed are kept, so a killed run goes on. Returns the history
     (loss, accuracy, ... per logged step) of each model; the set is read by `ShadowRewardModels.load(output_dir)`.
     """
+    if settings.objective not in ("bradley_terry", "margin"):
+        raise InputError(
+            f"objective: design separate trains through TRL's RewardTrainer, which has no {settings.objective}; "
+            "use design shared"
+        )
     output_dir, history = Path(output_dir), {}
     tokenizer, pairs, base_sha256 = load_tokenizer(base_model), preferences["train"], fingerprint(base_model)
     covered = list(competence if competence is not None else categories)

@@ -1,5 +1,6 @@
 """The `shared` design: equal to PEFT's Activated LoRA, blind to padding and batch, trained as K separate runs are."""
 
+import math
 import shutil
 from dataclasses import replace
 
@@ -22,10 +23,11 @@ from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.calibration import Calibration
 from srmir_lib.embeddings import conversation_ids
 from srmir_lib.models import load_policy, load_tokenizer
+from srmir_lib.pair_states import PairStates
 from srmir_lib.probes import Probes, ProbeSettings, block_mask, probe_tokens
 from srmir_lib.reward_model import ALL, ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings, pairs_seen, settings_of
-from srmir_lib.shared_rewards import PairStates, clip_each, fit_shared, pair_batches
+from srmir_lib.shared_rewards import clip_each, fit_shared, pair_batches
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.trunk import Trunk, batches, shared_lengths
 
@@ -264,6 +266,46 @@ def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path):
                     two.append(model.model(input_ids=torch.tensor(ids)).last_hidden_state[0, -1] @ head)
             losses.append(-torch.nn.functional.logsigmoid(two[0] - two[1] - margin) + centre * (two[0] + two[1]) ** 2)
         assert history["crimes"][0]["loss"] == pytest.approx(float(sum(losses) / len(losses)), abs=1e-4)
+
+
+def test_limits_of_pairs_by_a_second_way(tiny_model):
+    """PCRM's similarity from the tokens themselves, and from mean states that plain transformers computes."""
+    pairs = preferences()["train"].select(range(6))
+    states = PairStates(tiny_model, pairs, replace(SETTINGS, objective="pcrm_length"), "cpu")
+    tokenizer, model = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
+    lengths, angles = [], []
+    for row in pairs:
+        ids = [conversation_ids(tokenizer, [row["prompt"]], [row[side]])[0] for side in ("chosen", "rejected")]
+        common = 0
+        while ids[0][common] == ids[1][common]:
+            common += 1
+        left, right = (len(text) - common for text in ids)
+        lengths.append(min(10 / (min(left, right) / max(left, right) + 0.001) - 5, 30))
+        with torch.no_grad():
+            means = [model.model(input_ids=torch.tensor([text])).last_hidden_state[0].mean(0) for text in ids]
+        cosine = float(means[0] @ means[1] / means[0].norm() / means[1].norm())
+        angles.append(min(20 / (1 - math.acos(min(cosine, 1.0)) / math.pi + 0.001) - 15, 30))
+    found = {kind: states.target(replace(SETTINGS, objective=f"pcrm_{kind}")).tolist() for kind in ("length", "cosine")}
+    assert found["length"] == pytest.approx(lengths, abs=1e-3)
+    assert found["cosine"] == pytest.approx(angles, abs=1e-2)
+
+
+def test_limits_tame_the_scale_of_scores(trained, tiny_model, tmp_path):
+    """The same pairs, updates and seed: with a limit the gaps end near half of it, without one they keep growing."""
+    settings = replace(SETTINGS, objective="pcrm_length", limit_cap=2.0)
+    fit_shared(tiny_model, preferences(), tmp_path / "set", CATEGORIES, settings, device="cpu")
+    gaps = {}
+    for name, folder in {"plain": trained[0], "pcrm": tmp_path / "set"}.items():
+        models = ShadowRewardModels.load(folder, "cpu")
+        gaps[name] = (models.score(["crimes 30"], ["yes 30"]) - models.score(["crimes 30"], ["no 30"]))[0, 1].item()
+    assert 0 < gaps["pcrm"] < 2 < gaps["plain"]
+
+
+def test_separate_models_refuse_an_objective_that_their_trainer_lacks(tiny_model, tmp_path):
+    from srmir_lib.separate_rewards import fit_separate
+
+    with pytest.raises(InputError, match="has no pcrm_length; use design shared"):
+        fit_separate(tiny_model, preferences(), tmp_path, CATEGORIES, replace(SETTINGS, objective="pcrm_length"))
 
 
 def test_a_finished_set_is_kept_and_a_changed_setting_trains_again(copied, tiny_model):
