@@ -23,6 +23,8 @@ from srmir_lib.jsonl import (
 from srmir_lib.taxonomy import UNKNOWN
 
 ALL = "all"  # as reward_model.ALL, which would import torch
+REMEMBERED = 50_000
+"""Drafts about distinct prompts that a set with an introspective question keeps in memory, give or take a chunk."""
 
 
 def score_file(
@@ -94,8 +96,9 @@ class _Scorer:
             found = ", ".join(self.calibration.categories)
             raise InputError(f"{calibration or models}: calibration of {found}, which are other models; run 03_margins")
         self.router = Router.load(router, device) if router else None
+        self.single = self.models.categories == [ALL]  # one model for everything answers for any category
         strange = set(self.router.classes) - {UNKNOWN, *self.models.categories} if router else set()
-        if strange:
+        if strange and not self.single:
             raise InputError(f"{router}: routes to {', '.join(sorted(strange))}, for which {models} has no model")
 
     def __call__(self, rows: Sequence[dict]) -> list[dict]:
@@ -107,14 +110,17 @@ class _Scorer:
         prompts = [row["prompt"] for row in rows]
         scores = self.models.score(prompts, [row["response"] for row in rows])
         scores = scores if self.calibration is None else self.calibration.apply(scores)
+        think = getattr(self.models.scorer, "think", None)
+        if think is not None and len(think.drafts) > REMEMBERED:
+            think.drafts.clear()
         names = [row.get("category") for row in rows]
         homeless = [at for at, name in enumerate(names) if name is None]
         if self.router and homeless:
             for at, name in zip(homeless, self.router.route([prompts[at] for at in homeless]), strict=True):
                 names[at] = name
         place = {name: at for at, name in enumerate(self.models.categories)}
-        single = 0 if len(place) == 1 and ALL in place else -1  # one model for everything answers for any category
-        routed = categorized_reward(scores, torch.tensor([place.get(name, single) for name in names]))
+        default = 0 if self.single else -1
+        routed = categorized_reward(scores, torch.tensor([place.get(name, default) for name in names]))
         columns = zip(scores.tolist(), routed.tolist(), scores.mean(dim=1).tolist(), names, strict=True)
         return [
             {

@@ -86,6 +86,8 @@ def share_weights(model):
 def check_trunk(model) -> None:
     """Refuse a model whose states cannot be read by probes, with the reason and what to do."""
     config, name = model.config.get_text_config(), type(model).__name__
+    if hasattr(model, "peft_config"):
+        raise InputError(f"{name}: carries an adapter; give the base model, the trunk must read as it does")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     fix = "use design separate or pooled, or a decoder with full attention (Qwen2/3, Llama, Mistral)"
     if not any(word in name for word in ("CausalLM", "LMHead")):

@@ -201,7 +201,27 @@ def test_numbers_do_not_depend_on_the_chunks(sets, tmp_path):
         assert a["mean"] == pytest.approx(b["mean"], abs=1e-4) and a["mean"] == pytest.approx(c["mean"], abs=1e-4)
 
 
-def test_one_model_for_everything_answers_for_any_category(tiny_model, tmp_path):
+def test_drafts_of_a_set_that_thinks_first_do_not_pile_up(sets, tiny_model, tmp_path, monkeypatch):
+    folder = shutil.copytree(sets["separate"], tmp_path / "thinks")
+    thinking = {"question": "Why would you refuse {prompt} ?", "draft_tokens": 2}
+    write_json(folder / "config.json", read_json(folder / "config.json") | thinking)
+    inner, kept = ShadowRewardModels.score, []
+
+    def watched(self, prompts, completions):
+        scores = inner(self, prompts, completions)
+        kept.append(len(self.scorer.think.drafts))
+        return scores
+
+    monkeypatch.setattr(ShadowRewardModels, "score", watched)
+    monkeypatch.setattr(score, "REMEMBERED", 2)
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"insult {i}", "response": "no"} for i in range(5)])
+    target, options = tmp_path / "out.jsonl", {"device": "cpu", "base_model": str(tiny_model)}
+    score_file(str(folder), str(source), str(target), chunk=1, **options)
+    assert kept == [1, 2, 3, 1, 2], "three are more than two, and are forgotten"
+    assert all(len(row["scores"]) == 2 for row in read(target))
+
+
+def test_one_model_for_everything_answers_for_any_category(tiny_model, router, tmp_path):
     folder, options = tmp_path / "one", {"device": "cpu", "competence": CATEGORIES}
     fit_shared(tiny_model, {"train": preferences()}, folder, [ALL], SETTINGS, **options)
     source, target = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
@@ -209,6 +229,8 @@ def test_one_model_for_everything_answers_for_any_category(tiny_model, tmp_path)
     for row in read(target):
         named = row.get("category") is not None
         assert row["routed"] == (row["scores"][ALL] if named else None) and row["mean"] == row["scores"][ALL]
+    score_file(str(folder), str(source), str(target), device="cpu", raw=True, router=str(router))
+    assert all(row["routed"] == row["scores"][ALL] for row in read(target))
 
 
 GOOD = {"prompt": "a", "response": "b"}

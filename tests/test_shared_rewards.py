@@ -358,6 +358,8 @@ def test_one_set_of_weights_serves_policy_and_reward_models(trained, tiny_model)
         if "lora_B" in name:
             parameter.data.fill_(0.5)  # the policy has moved far
     assert torch.equal(models.score(["insult 30"], ["no 30"]), before), "the policy's adapter leaked into the trunk"
+    with pytest.raises(InputError, match="carries an adapter"):
+        Trunk(adapted)
     trunk = models.scorer.trunk.decoder.layers[0].mlp.up_proj.weight
     base = adapted.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight
     assert trunk.data_ptr() == base.data_ptr(), "the weights must be in memory once"
