@@ -24,11 +24,13 @@ def bless(runner: Runner) -> Path:
     """Copy each stage's executed notebook and numbers to `outputs/reference/<preset>/`, all of them or none.
 
     A stage that is not done, or no longer what its notebook, parameters and code would give, is an `InputError`; so is
-    a file of 1 MB or more. Paths of this machine are made relative to the repository.
+    a file of 1 MB or more. Of the appendices A1 to A5, which `srmir run` leaves out, those that are done come along.
+    Paths of this machine are made relative to the repository.
     """
-    tasks = runner.plan(runner.select())
-    wrong = [f"{result.name} is {result.state}" for result in runner.status(tasks) if result.state != "done"]
-    if wrong:
+    tasks, needed = runner.plan(runner.select(everything=True), check_inputs=False), runner.select()
+    states = {result.name: result.state for result in runner.status(tasks)}
+    tasks = [task for task in tasks if task.name in needed or states[task.name] == "done"]
+    if wrong := [f"{name} is {states[name]}" for name in needed if states[name] != "done"]:
         raise InputError(f"{', '.join(wrong)}; only a finished run can be a reference: run `srmir run {runner.preset}`")
     target = runner.root / "outputs" / "reference" / runner.preset
     with atomic_path(target) as fresh:

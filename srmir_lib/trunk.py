@@ -22,6 +22,9 @@ from srmir_lib.artifacts import InputError
 LEAST_SHARED = 8
 """A common beginning of fewer tokens is not worth a forward pass of its own."""
 
+SHARED_PART = 4
+"""Beginnings in memory at a time take at most one in so many of a batch's tokens, or they would set the peak."""
+
 
 @dataclass
 class States:
@@ -134,7 +137,7 @@ class Trunk:
                 members.setdefault(groups[row], []).append(row)
         keys = list(members)
         starts = [shared[members[key][0]] for key in keys]
-        for chunk in batches(range(len(keys)), starts, self.batch_tokens):
+        for chunk in batches(range(len(keys)), starts, self.batch_tokens // SHARED_PART):
             prefix = self._forward([ids[members[keys[at]][0]][: starts[at]] for at in chunk])
             of = {row: place for place, at in enumerate(chunk) for row in members[keys[at]]}
             rest = [len(tokens) - start for tokens, start in zip(ids, shared, strict=True)]
