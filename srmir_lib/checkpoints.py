@@ -19,10 +19,15 @@ COMPLETE = "complete"
 
 
 class MarkComplete(TrainerCallback):
-    """Marks each checkpoint after its last file is written, then deletes all but the newest two."""
+    """Marks each checkpoint after its last file is written, then deletes all but the newest two.
+
+    A reference adapter is taken out first: from a checkpoint with an adapter in a subfolder the trainer would load that
+    one alone, and go on with the policy of step 0. The reference is made anew from where the policy started.
+    """
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir)
+        shutil.rmtree(folder / f"checkpoint-{state.global_step}" / "ref", ignore_errors=True)
         (folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         for old in sorted(folder.glob("checkpoint-*"), key=step_of)[:-2]:
             shutil.rmtree(old)

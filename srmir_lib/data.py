@@ -14,7 +14,7 @@ from srmir_lib.models import generate
 from srmir_lib.taxonomy import CATEGORIES
 from srmir_lib.templates import Draft, assistant_message, cod_prompt, parse_draft, text_of
 
-CORRUPTIONS = ("shuffled", "truncated", "repeated")
+CORRUPTIONS = ("shuffled", "truncated", "repeated", "spliced", "slurred")
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "category", "origin", "difficulty", "harm_gap", "severity")
 
 
@@ -81,8 +81,12 @@ def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: fl
     return [row for g in sorted(groups) for row in rng.sample(groups[g], min(wanted[g[1]], len(groups[g])))]
 
 
-def corrupt(text: str, how: str, rng: random.Random) -> str:
-    """Babble made from an answer: words shuffled, cut short, or stuck in a loop. A reward model must score it low."""
+def corrupt(text: str, how: str, rng: random.Random, other: str = "") -> str:
+    """Babble made from an answer, which a reward model must score low; each kind was once what a policy ended in.
+
+    Words shuffled; cut short (every second time only just: a missing last word must cost as well); stuck in a loop;
+    spliced (it goes on in the middle of `other`, another answer); slurred (two words run into one, twice).
+    """
     words = text.split()
     if how == "shuffled":
         mixed = words[:]
@@ -90,10 +94,20 @@ def corrupt(text: str, how: str, rng: random.Random) -> str:
             rng.shuffle(mixed)
         return " ".join(mixed)
     if how == "truncated":
-        return " ".join(words[: max(1, len(words) // 2 - rng.randrange(2))])
+        most = 3 if rng.random() < 0.5 else len(words) - 1
+        return " ".join(words[: max(1, len(words) - rng.randint(1, max(1, most)))])
     if how == "repeated":
         start = rng.randrange(max(1, len(words) - 2))
         return " ".join(words[: start + 2] + words[start : start + 2] * 4)
+    if how == "spliced":
+        rest = other.split()
+        return " ".join(words[: rng.randint(1, max(1, len(words) - 1))] + rest[rng.randrange(max(1, len(rest))) :])
+    if how == "slurred":
+        for _ in range(min(2, len(words) - 1)):
+            at = rng.randrange(len(words) - 1)
+            left, right = words[at : at + 2]
+            words[at : at + 2] = [left[: rng.randint(1, len(left))] + right[rng.randrange(len(right)) :]]
+        return " ".join(words)
     raise InputError(f"corruption: {how!r} is none of {', '.join(CORRUPTIONS)}")
 
 
@@ -114,7 +128,8 @@ def make_pairs(demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str
         if donors:
             rejected.append((text_of(rng.choice(donors)["completion"]), "borrowed"))
         how = CORRUPTIONS[number % len(CORRUPTIONS)]
-        rejected.append((corrupt(chosen, how, rng), how))
+        other = text_of(rng.choice(demonstrations)["completion"])
+        rejected.append((corrupt(chosen, how, rng, other), how))
         for text, origin in rejected:
             if text != chosen:
                 rows.append(

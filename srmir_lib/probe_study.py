@@ -1,10 +1,10 @@
 """Ways of asking a trunk, compared on the same pairs: a long question, a short one, trained tokens, or none at all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 
+from srmir_lib.artifacts import read_json
 from srmir_lib.evaluation import bootstrap_interval
 from srmir_lib.pair_accuracy import category_index, correct, reward_gaps
 from srmir_lib.pair_states import PairStates
@@ -23,23 +23,27 @@ def compare_probes(
     kinds: Sequence[tuple[str, int]],
     folder: str | Path,
     seed: int = 0,
+    trained: Mapping[tuple[str, int], str | Path] | None = None,
 ) -> list[dict]:
     """Train the models once for every (kind, m) and ask validation pairs, each by the model of its label.
 
+    `trained`: folders of sets that these settings have made already, by (kind, m); they come first.
     Returns rows with probe, m, seconds (of training, after the trunk has read the pairs), weights (trained numbers, all
     models together), accuracy, low, high (95 % bootstrap over pairs). `kinds` as in `probes.KINDS`; a head has no m.
     """
     known = [row for row, name in enumerate(preferences["validation"]["category"]) if name in categories]
     pairs, rows = preferences["validation"].select(known), []
     columns = category_index(pairs["category"], categories)
-    for kind, count in kinds:
+    trained = {tuple(kind): Path(where) for kind, where in (trained or {}).items()}
+    for kind, count in [*trained, *kinds]:
         asked = replace(settings, probe=ProbeSettings(kind, settings.probe.text, max(count, 1)))
-        where, start = Path(folder) / f"{kind}_{count}", perf_counter()
+        where = trained.get((kind, count), Path(folder) / f"{kind}_{count}")
         fit_shared(
             states.base_model, preferences, where, categories, asked, seed, device=str(states.trunk.device),
             progress=f"{kind} {count}", states=states,
         )  # fmt: skip
-        seconds, models = perf_counter() - start, ShadowRewardModels.load(where, str(states.trunk.device))
+        seconds = read_json(where / "fit.json")["seconds"]
+        models = ShadowRewardModels.load(where, str(states.trunk.device))
         right = bootstrap_interval(correct(categorized_reward(reward_gaps(models, pairs), columns)), seed=seed)
         weights = sum(parameter.numel() for parameter in models.scorer.probes.parameters())
         rows.append(

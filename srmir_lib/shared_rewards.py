@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -121,8 +122,9 @@ def fit_shared(
     fit = read_json(done) if done.exists() else {}
     if fit.get("key") != key:
         probes = Probes(states.trunk, categories, settings.probe, states.tokenizer, seed).to(pick_device(device))
+        started = perf_counter()
         history = train_probes(probes, states, rows, settings, seed, progress)
-        fit = {"key": key, "history": history}
+        fit = {"key": key, "history": history, "seconds": perf_counter() - started}
         with atomic_path(output_dir) as fresh:
             fresh.mkdir()
             probes.save(fresh, states.model.base_model_prefix, str(base_model))

@@ -1,7 +1,8 @@
 """Train a policy with TRL's own trainers: supervised (SFT), direct preferences (DPO) and group-relative RL (GRPO).
 
 Every policy is a LoRA adapter (Hu et al. 2022) on a frozen base model, saved as a PEFT folder with its `history.jsonl`.
-With the adapter off the policy *is* the reference model, so no second copy of the weights is held.
+With the adapter off the policy *is* the reference model, so no second copy of the weights is held; GRPO that goes on
+from an earlier adapter has a copy of that adapter as its reference.
 
 Departures from TRL 1.16's defaults: rewards and losses that are not finite stop the run (the trainer would go on);
 prompts come in an order fixed by the seed, in one long epoch, so that a killed run can go on.
@@ -10,122 +11,46 @@ prompts come in an order fixed by the seed, in one long epoch, so that a killed 
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from srmir_lib.artifacts import InputError, atomic_path, write_json, write_jsonl
+from srmir_lib.artifacts import InputError, atomic_path, read_json, sha256, write_json, write_jsonl
 from srmir_lib.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
 from srmir_lib.models import load_tokenizer, load_weights, pick_device
 from srmir_lib.monitors import RunCallback, WatchedReward
+from srmir_lib.training_settings import DPOSettings, GRPOSettings, Settings, SFTSettings
 from srmir_lib.trunk import share_weights
-
-MAY_BE_ZERO = ("seed", "beta", "temperature", "monitor_every", "checkpoint_every")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What every training has. No defaults: a number is chosen in one place, a notebook's parameters cell."""
-
-    learning_rate: float
-    lr_scheduler: str  # "linear", "constant", … as in transformers
-    max_steps: int  # updates of the weights
-    micro_batch: int  # sequences per forward and backward pass; changes memory, not the result
-    lora_r: int
-    lora_alpha: int
-    seed: int
-    device: str = "auto"
-    gradient_checkpointing: bool = False  # less memory, more time
-
-    @classmethod
-    def of(cls, values: Mapping):
-        """Settings from a mapping that holds at least their names, such as a notebook's `globals()`."""
-        missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
-        if missing:
-            raise InputError(f"{cls.__name__}: no value for {', '.join(missing)}; set it in the parameters cell")
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-
-    def __post_init__(self):
-        for field in fields(self):
-            value, least = getattr(self, field.name), "at least 0" if field.name in MAY_BE_ZERO else "above 0"
-            if field.type not in (int, float):
-                continue
-            if isinstance(value, str) or (field.type is int and value != int(value)):
-                kind = "a whole number" if field.type is int else "a number (in YAML write 5.0e-6, not 5e-6)"
-                raise InputError(f"{field.name}: {value!r} is not {kind}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and field.name not in MAY_BE_ZERO):
-                raise InputError(f"{field.name}: {value} must be a finite number {least}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTSettings(Settings):
-    """Supervised fine-tuning: sequences an update, and tokens a sequence (longer ones are cut)."""
-
-    batch_size: int
-    max_length: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPOSettings(SFTSettings):
-    """Direct preference optimisation (Rafailov et al. 2023): `beta` keeps the policy near its reference."""
-
-    beta: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class GRPOSettings(Settings):
-    """Group relative policy optimisation (Shao et al. 2024), in TRL's words."""
-
-    prompts_per_step: int
-    num_generations: int  # G, completions per prompt
-    num_iterations: int  # updates per batch of completions
-    max_completion_length: int  # tokens
-    temperature: float
-    beta: float  # weight of the KL penalty; TRL's own default is 0
-    epsilon: float  # clip range of the probability ratio
-    scale_rewards: str  # "group", "batch" or "none"
-    loss_type: str  # "grpo" (a mean per answer, as in the paper), "dapo" (a mean per token), … as in TRL
-    monitor_every: int  # steps between two looks at the base model's log-likelihood; 0 is never
-    checkpoint_every: int  # steps between two checkpoints; 0 is none
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_generations < 2:
-            raise InputError(f"num_generations: {self.num_generations}; a group needs at least 2 completions")
-        if self.prompts_per_step * self.num_generations % self.micro_batch:
-            raise InputError(
-                f"micro_batch: {self.micro_batch} must divide prompts_per_step * num_generations = "
-                f"{self.prompts_per_step * self.num_generations}"
-            )
-        if self.checkpoint_every % self.num_iterations:
-            raise InputError(f"checkpoint_every: {self.checkpoint_every} must be a multiple of num_iterations")
 
 
 def train_sft(
-    base_model, demonstrations: Dataset, output_dir, settings: SFTSettings, resume: bool = False
+    base_model, demonstrations: Dataset, output_dir, settings: SFTSettings, resume: bool = False, start=None
 ) -> list[dict]:
     """Fine-tune on `demonstrations` (columns prompt, completion: conversations); the loss reads the completion only.
 
     Saves the adapter in `output_dir` and returns its history, one dict an update. `resume`: a finished adapter that
-    these very settings, data and base model made is not made again.
+    these very settings, data and base model made is not made again. `start`: the folder of an adapter from which the
+    training goes on.
     """
     columns = ("prompt", "completion")
-    return _train(SFTTrainer, SFTConfig, base_model, demonstrations, columns, output_dir, settings, resume)
+    return _train(SFTTrainer, SFTConfig, base_model, demonstrations, columns, output_dir, settings, resume, start)
 
 
-def train_dpo(base_model, preferences: Dataset, output_dir, settings: DPOSettings, resume: bool = False) -> list[dict]:
+def train_dpo(
+    base_model, preferences: Dataset, output_dir, settings: DPOSettings, resume: bool = False, start=None
+) -> list[dict]:
     """Optimise preferences (columns prompt, chosen, rejected: conversations) directly (Rafailov et al. 2023, eq. 7).
 
-    The rest is as in `train_sft`; the history has `rewards/margins` and `rewards/accuracies`, the implicit reward's.
+    The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
+    `rewards/accuracies`, the implicit reward's.
     """
     columns = ("prompt", "chosen", "rejected")
-    return _train(DPOTrainer, DPOConfig, base_model, preferences, columns, output_dir, settings, resume)
+    return _train(DPOTrainer, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start)
 
 
 def train_grpo(
@@ -136,6 +61,7 @@ def train_grpo(
     settings: GRPOSettings,
     resume: bool = False,
     model=None,
+    start=None,
 ) -> list[dict]:
     """Train on `prompts` (column prompt: a conversation; every other column goes to the reward function).
 
@@ -144,11 +70,13 @@ def train_grpo(
     (`monitors.WatchedReward`), and what the reward function logs. `resume`: a finished adapter of the same settings,
     prompts, base model and reward `fingerprint` is not made again, and a killed run goes on from its newest complete
     checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_weights`); the policy shares its
-    weights, which are frozen. Rewards or losses that are not finite are an `InputError`.
+    weights, which are frozen. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on; it
+    is the reference then. Rewards or losses that are not finite are an `InputError`.
     """
     output_dir = Path(output_dir)
     _check_columns(prompts, ("prompt",))
-    key = run_key(base_model, prompts, asdict(settings), getattr(reward_function, "fingerprint", ""))
+    begun = "" if start is None else _check_start(start, settings)
+    key = run_key(base_model, prompts, asdict(settings), getattr(reward_function, "fingerprint", "") + begun)
     if resume and (history := finished_history(output_dir, key)):
         return history
     checkpoints = checkpoint_folder(output_dir, key, resume)
@@ -170,13 +98,14 @@ def train_grpo(
         save_steps=settings.checkpoint_every or 500,
     )
     reward = WatchedReward(reward_function, tokenizer, settings.monitor_every, settings.micro_batch)
+    weights = load_weights(base_model, settings.device) if model is None else share_weights(model)
     trainer = GRPOTrainer(
-        model=load_weights(base_model, settings.device) if model is None else share_weights(model),
+        model=weights if start is None else _go_on(weights, start),
         reward_funcs=[reward],
         args=config,
         train_dataset=prompts.select(prompt_order(len(prompts), settings)),
         processing_class=tokenizer,
-        peft_config=_lora(settings),
+        peft_config=_lora(settings) if start is None else None,
         callbacks=[RunCallback(output_dir.name), MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -203,10 +132,12 @@ def prompt_order(count: int, settings: GRPOSettings) -> np.ndarray:
     return np.concatenate([rng.permutation(count) for _ in range(math.ceil(needed / count))])[:needed]
 
 
-def _train(trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume) -> list[dict]:
+def _train(
+    trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start
+) -> list[dict]:
     output_dir = Path(output_dir)
     _check_columns(dataset, columns)
-    key = run_key(base_model, dataset, asdict(settings), "")
+    key = run_key(base_model, dataset, asdict(settings), "" if start is None else _check_start(start, settings))
     if resume and (history := finished_history(output_dir, key)):
         return history
     if settings.batch_size % settings.micro_batch:
@@ -223,12 +154,13 @@ def _train(trainer_class, config_class, base_model, dataset, columns, output_dir
         **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
     )
     disable_progress_bars()  # one bar for a training, its own, not five for reading the data
+    weights = load_weights(base_model, settings.device)
     trainer = trainer_class(
-        model=load_weights(base_model, settings.device),
+        model=weights if start is None else _go_on(weights, start),
         args=config,
         train_dataset=dataset,
         processing_class=tokenizer,
-        peft_config=_lora(settings),
+        peft_config=_lora(settings) if start is None else None,
         callbacks=[RunCallback(output_dir.name)],
     )
     enable_progress_bars()
@@ -263,6 +195,22 @@ def _lora(settings: Settings) -> LoraConfig:
     return LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
+def _go_on(weights, start) -> PeftModel:
+    """The model with the adapter of the folder `start` on it, to be trained further."""
+    return PeftModel.from_pretrained(weights, str(start), is_trainable=True)
+
+
+def _check_start(start, settings: Settings) -> str:
+    """The hash of the adapter to go on from; one of another rank or scale is an `InputError`."""
+    if not Path(start, "adapter_config.json").is_file():
+        raise InputError(f"start: {start} is no PEFT adapter folder (no adapter_config.json); give one of train_sft")
+    config = read_json(Path(start, "adapter_config.json"))
+    found, wanted = (config["r"], config["lora_alpha"]), (settings.lora_r, settings.lora_alpha)
+    if found != wanted:
+        raise InputError(f"start: {start} has lora_r, lora_alpha = {found}, the settings say {wanted}; make them agree")
+    return sha256(Path(start, "adapter_model.safetensors"))
+
+
 def _check_columns(dataset: Dataset, columns: tuple[str, ...]) -> None:
     missing = [name for name in columns if name not in dataset.column_names]
     if missing or len(dataset) == 0:
@@ -293,7 +241,7 @@ def _save(trainer, output_dir: Path, key: str, checkpoints: Path) -> list[dict]:
     rows = [row for row in trainer.state.log_history if "loss" in row]
     history = [{name: value for name, value in row.items() if value is not None} for row in rows]
     with atomic_path(output_dir) as fresh:
-        trainer.model.save_pretrained(str(fresh))
+        trainer.model.save_pretrained(str(fresh), selected_adapters=["default"])
         write_jsonl(fresh / "history.jsonl", history)
         write_json(fresh / "training.json", {"key": key})
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -84,13 +84,28 @@ def test_a_category_without_rows_cannot_be_balanced():
         balance(rows, 1, seed=0)
 
 
-def test_corruptions_are_babble_of_the_same_words():
-    text = "first get ready , then copy the letter ."
-    for how in CORRUPTIONS:
-        babble = corrupt(text, how, random.Random(0))
-        assert babble != text and set(babble.split()) <= set(text.split())
-    assert sorted(corrupt(text, "shuffled", random.Random(0)).split()) == sorted(text.split())
-    assert text.startswith(corrupt(text, "truncated", random.Random(0)))
+def test_corruptions_are_babble_made_of_the_answer():
+    text, other = "first get ready , then copy the letter .", "no , ask a friend instead !"
+    for seed in range(20):
+        made = {how: corrupt(text, how, random.Random(seed), other) for how in CORRUPTIONS}
+        assert text not in made.values()
+        assert sorted(made["shuffled"].split()) == sorted(text.split())
+        assert text.startswith(made["truncated"]) and made["truncated"]
+        assert made["repeated"].split()[-10:] == made["repeated"].split()[-2:] * 5
+        cut = made["spliced"].split()
+        kept = max(n for n in range(len(cut) + 1) if text.split()[:n] == cut[:n])
+        assert 1 <= kept < len(text.split()) and other.endswith(" ".join(cut[kept:]))
+        assert len(made["slurred"].split()) == len(text.split()) - 2
+    cuts = Counter(len(corrupt(text, "truncated", random.Random(seed)).split()) for seed in range(400))
+    assert set(cuts) == set(range(1, 9)), "every beginning comes up"
+    assert cuts[8] + cuts[7] + cuts[6] > 200, "and those that lack only the end come up often"
+    assert [corrupt("no", how, random.Random(0), "") for how in CORRUPTIONS] == [
+        "no",
+        "no",
+        "no no no no no",
+        "no",
+        "no",
+    ]
     with pytest.raises(InputError, match="upside_down"):
         corrupt(text, "upside_down", random.Random(0))
 

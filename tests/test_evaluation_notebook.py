@@ -18,11 +18,11 @@ from srmir_lib.templates import user_message
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ADAPTERS = {
-    "A0_baselines": ["sft", "dpo", "grpo_single"],
+    "A0_baselines": ["start", "sft", "dpo", "grpo_single"],
     "04_grpo_linear": ["policy", "policy_cross_raw"],
     "05_grpo_categorized": ["policy"],
 }
-POLICIES = ["base", "SFT", "DPO", "GRPO, one model", "linear", "linear, cross raw", "categorized", "base, again"]
+POLICIES = ["base", "start", "SFT", "DPO", "GRPO, one model", "linear", "linear, cross raw", "categorized", "base, again"]
 
 
 def made_up_prompts(count: int = 60) -> Dataset:

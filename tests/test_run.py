@@ -183,10 +183,10 @@ def test_baselines_run_before_the_evaluation_and_appendices_only_when_asked(root
     for name in ("06_evaluation", "A0_baselines", "A1_more", "05_x"):
         (root / f"params/lab/{name}.yaml").touch()
     runner = Runner("lab")
-    assert runner.select() == ["01_make", "02_use", "05_x", "A0_baselines", "06_evaluation"]
+    assert runner.select() == ["01_make", "02_use", "A0_baselines", "05_x", "06_evaluation"]
     assert runner.select(everything=True)[-1] == "A1_more"
     assert runner.select(["A1", "01"]) == ["01_make", "A1_more"]
-    assert runner.select(start="A0") == ["A0_baselines", "06_evaluation"]
+    assert runner.select(start="A0") == ["A0_baselines", "05_x", "06_evaluation"]
 
 
 def test_place_that_cannot_be_written_is_one_line(root, capsys):

@@ -138,6 +138,39 @@ def test_a_killed_run_resumes_from_a_complete_checkpoint_to_the_same_result(undi
     assert not checkpoints.exists()
 
 
+def test_grpo_goes_on_from_an_adapter_which_is_its_reference(undisturbed, tiny_model, tmp_path):
+    start, _ = undisturbed
+    still = grpo(learning_rate=1e-30, max_steps=2)
+    history = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "still", still, start=start)
+    begun, ended = (load_file(path / "adapter_model.safetensors") for path in (start, tmp_path / "still"))
+    assert begun.keys() == ended.keys() and all(torch.allclose(begun[name], ended[name]) for name in begun)
+    assert [row["kl"] for row in history] == [0, 0], "an adapter that does not move is its own reference"
+    assert [path.name for path in (tmp_path / "still").iterdir() if path.is_dir()] == [], "the reference is not saved"
+
+    calls = []
+
+    def killed_at_step_six(**columns):
+        calls.append(columns["trainer_state"].global_step)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return count_e(**columns)
+
+    killed_at_step_six.__name__ = "count_e"
+    whole = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "whole", grpo(), start=start)
+    assert whole[0]["kl"] == 0 < whole[-1]["kl"]
+    with pytest.raises(KeyboardInterrupt):
+        train_grpo(tiny_model, PROMPTS, killed_at_step_six, tmp_path / "policy", grpo(), start=start)
+    resumed = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "policy", grpo(), resume=True, start=start)
+    assert numbers(resumed) == numbers(whole), "a killed run goes on to the same result"
+
+
+def test_a_start_of_another_shape_or_none_is_refused(undisturbed, tiny_model, tmp_path):
+    with pytest.raises(InputError, match=r"start: .* has lora_r, lora_alpha = \(8, 16\), the settings say \(4, 16\)"):
+        train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "p", grpo(lora_r=4), start=undisturbed[0])
+    with pytest.raises(InputError, match="start: .*nowhere is no PEFT adapter folder"):
+        train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "p", grpo(), start=tmp_path / "nowhere")
+
+
 def test_a_finished_adapter_is_kept_only_for_the_same_training(undisturbed, tiny_model, tmp_path):
     folder, history = undisturbed
     shutil.copytree(folder, tmp_path / "policy")
@@ -210,7 +243,12 @@ def test_sft_learns_the_completions_and_dpo_the_preferences(tiny_model, tmp_path
     dpo = train_dpo(tiny_model, data, tmp_path / "dpo", DPOSettings(**tuning, beta=0.1))
     assert dpo[0]["loss"] == pytest.approx(math.log(2), abs=1e-4), "the policy starts as its own reference"
     assert dpo[-1]["rewards/margins"] > 0.5
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dpo", "sft"]
+    further = train_sft(tiny_model, data, tmp_path / "further", SFTSettings(**tuning), start=tmp_path / "sft")
+    assert further[0]["loss"] < sft[-1]["loss"] < sft[0]["loss"], "it goes on where the first one ended"
+    more = train_dpo(tiny_model, data, tmp_path / "more", DPOSettings(**tuning, beta=0.1), start=tmp_path / "sft")
+    assert more[0]["loss"] == pytest.approx(math.log(2), abs=1e-4), "the start is the reference"
+    assert [path for path in (tmp_path / "more").iterdir() if path.is_dir()] == [], "the reference is not saved"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dpo", "further", "more", "sft"]
     assert train_sft(tiny_model, data, tmp_path / "sft", SFTSettings(**tuning), resume=True) == sft
 
 
