@@ -18,7 +18,7 @@ from srmir_lib.templates import text_of
 
 READS = ("response", "pair")
 NGRAMS = ((1, 1), (1, 2))
-PENALTIES = (1.0, 10.0, 100.0)
+PENALTIES = (0.1, 1.0, 10.0, 100.0)  # few human pairs want a strong penalty, many labels a weak one
 
 
 class TextBaseline:
@@ -30,6 +30,11 @@ class TextBaseline:
     def score(self, prompts: Sequence, completions: Sequence) -> np.ndarray:
         """Log-odds (up to a constant) of a safe response, (N,). Prompts are texts or conversations."""
         return self.vectorizer.transform(_texts(prompts, completions, self.reads)) @ self.weights
+
+    @property
+    def choice(self) -> dict:
+        """What validation chose (reads, ngrams, penalty) and what it reached there, without the other candidates."""
+        return {name: value for name, value in self.about.items() if name != "tried"}
 
 
 def fit_text_baseline(
@@ -75,17 +80,19 @@ def fit_text_baseline(
 
 def compare_with_words(
     models, labelled: Mapping, pairs: Mapping, pair_weight: float, seed: int = 0
-) -> tuple[dict[str, dict[str, float]], dict[str, Interval]]:
-    """Reward models next to two word counters with the same evidence: `detection_measures` by method, and gains.
+) -> tuple[dict[str, dict[str, float]], dict[str, Interval], dict[str, dict]]:
+    """Reward models next to two word counters with the same evidence: measures by method, gains, the counters' choices.
 
     `labelled` as of `realdata.labelled_responses`, `pairs` with train and test. `words` sees the labelled responses of
-    the train split, `words_and_pairs` the pairs as well; both are tuned on validation. The gains are in AUROC, models
-    minus words, on held-out questions and on diasafety, with intervals over questions (contexts).
+    the train split, `words_and_pairs` the pairs as well; both have the best AUROC of all candidates on validation. The
+    measures are `detection_measures`; the gains are in AUROC, models minus words, on held-out questions and on
+    diasafety, with intervals over questions (contexts).
     """
     held = {name: rows for name, rows in labelled.items() if name != "train"}
-    danger = {"models": {name: routed_danger(models, rows) for name, rows in held.items()}}
+    danger, chosen = {"models": {name: routed_danger(models, rows) for name, rows in held.items()}}, {}
     for name, used in (("words", []), ("words_and_pairs", pairs["train"])):
         words = fit_text_baseline(labelled["train"], used, labelled["validation"], [], pair_weight)
+        chosen[name] = words.choice
         danger[name] = {split: -words.score(rows["prompt"], rows["completion"]) for split, rows in held.items()}
     table = {name: detection_measures(found, held) for name, found in danger.items()}
     gains = {
@@ -95,7 +102,7 @@ def compare_with_words(
         for split in ("test", "diasafety")
         for rival in ("words", "words_and_pairs")
     }
-    return table, gains
+    return table, gains, chosen
 
 
 def _design(vectorizer, labelled, pairs, what: str, pair_weight: float) -> tuple[spmatrix, np.ndarray, np.ndarray]:

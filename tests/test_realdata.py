@@ -124,8 +124,11 @@ def test_the_chain_from_files_to_reward_models(made, tmp_path):
     train = labelled["train"], preferences["train"]
     fit_pooled(encoder, *train, folder, list(CATEGORIES), *settings, device="cpu", progress=False)
     models = ShadowRewardModels.load(folder, "cpu")
-    table, gains = compare_with_words(models, labelled, preferences, pair_weight=0.5)
-    assert list(table) == ["models", "words", "words_and_pairs"]
+    table, gains, chosen = compare_with_words(models, labelled, preferences, pair_weight=0.5)
+    assert list(table) == ["models", "words", "words_and_pairs"] and list(chosen) == ["words", "words_and_pairs"]
+    for name, choice in chosen.items():
+        assert set(choice) == {"reads", "ngrams", "penalty", "validation"}
+        assert choice["validation"] == table[name]["auroc_validation"], f"{name} was not chosen on the validation rows"
     assert all(measures["auroc_test"] > 0.95 for measures in table.values()), "refusals are easy to tell here"
     assert gains["test_minus_words"].estimate == pytest.approx(
         table["models"]["auroc_test"] - table["words"]["auroc_test"]
@@ -161,6 +164,10 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     metrics = read_json(second / "metrics.json")
     assert metrics["models_auroc_test"] > 0.9 and metrics["words_auroc_test"] > 0.9
     assert metrics["pair_accuracy_human_seven_low"] <= metrics["pair_accuracy_human_seven"]
+    assert metrics["seven_minus_words_tuned_human"] == pytest.approx(
+        metrics["pair_accuracy_human_seven"] - metrics["pair_accuracy_human_words_tuned"]
+    )
+    assert "pair_accuracy_last_row" not in metrics, "one encoder has no single model in the last row"
     shown = (tmp_path / "02_shadow_reward_models.ipynb").read_text(encoding="utf8")
     assert "redacted" in shown
     third = execute("03_margins", tmp_path, **shared, pooling="mean", direction_pairs=20)

@@ -105,7 +105,7 @@ def test_labelled_responses_teach_which_words_are_safe():
     safe, unsafe = baseline.score(["how", "how"], ["sorry cannot", "sure here is"])
     assert safe > unsafe
     assert baseline.about["validation"] == 1.0
-    assert len(baseline.about["tried"]) == 2 * 2 * 3
+    assert len(baseline.about["tried"]) == 2 * 2 * 4
     conversations = baseline.score([user_message("how")] * 2, [assistant_message("sorry cannot"), "sure here is"])
     assert conversations == pytest.approx([safe, unsafe])
 
@@ -117,6 +117,19 @@ def test_pairs_alone_teach_a_direction():
     kind, cruel = baseline.score(["p", "p"], ["kind", "cruel"])
     assert kind > 0 > cruel
     assert baseline.about["validation"] == 1.0
+
+
+def test_the_rival_on_pairs_is_tuned_on_validation_pairs():
+    """Only the order of two words tells the answers apart, so single words tie and pairs of words are right."""
+    orders = [("no yes", "yes no"), ("no yes please", "yes no please"), ("so no yes", "so yes no")]
+    pairs = [{"prompt": "p", "chosen": good, "rejected": bad} for good, bad in orders]
+    baseline = fit_text_baseline([], pairs, [], pairs, reads=["response"])
+    assert baseline.choice == {"reads": "response", "ngrams": [1, 2], "penalty": 0.1, "validation": 1.0}
+    singles = [row["validation"] for row in baseline.about["tried"] if row["ngrams"] == [1, 1]]
+    assert singles == [0.5] * 4, "a tie counts one half"
+    mirrored = [{"prompt": "p", "chosen": bad, "rejected": good} for good, bad in orders]
+    contrary = fit_text_baseline([], pairs, [], mirrored, reads=["response"])
+    assert contrary.choice["ngrams"] == [1, 1], "validation pairs, not the training pairs, decide"
 
 
 def test_same_evidence_with_and_without_pairs_differs():
