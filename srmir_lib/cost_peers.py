@@ -207,18 +207,18 @@ def score_with_peft(models: ShadowRewardModels, policy, prompts: Sequence, compl
 def memory_of_shared(
     shape: Shape, load: Load, base: str, settings: ProbeSettings, batch_tokens: int, device: str, dtype: str
 ):
-    """For `cost.peak_bytes`: a function that scores a number of rows with all models of the shared design."""
+    """For `cost.peak_bytes`: all models of the shared design, as a call that scores a number of rows."""
     tokenizer = load_tokenizer(base)
     policy = random_policy(shape, tokenizer, device, dtype)
     models = random_set(policy, tokenizer, load.models, settings, batch_tokens)
-    return lambda rows: models.score(*texts(tokenizer, load, max(1, rows // load.group)))
+    return lambda rows: partial(models.score, *texts(tokenizer, load, max(1, rows // load.group)))
 
 
 def memory_of_classifier(shape: Shape, load: Load, base: str, device: str, dtype: str):
-    """For `cost.peak_bytes`: the same with one classifier as TRL runs it; all K take their turns in that memory."""
+    """For `cost.peak_bytes`: one classifier as TRL runs it, in the same way; all K take their turns in that memory."""
     tokenizer = load_tokenizer(base)
     models = random_classifiers(shape, tokenizer, 1, device, dtype)
-    return lambda rows: score_as_trl(models, tokenizer, *texts(tokenizer, load, max(1, rows // load.group)))
+    return lambda rows: partial(score_as_trl, models, tokenizer, *texts(tokenizer, load, max(1, rows // load.group)))
 
 
 def _config(shape: Shape, tokenizer, **options) -> Qwen2Config:

@@ -27,6 +27,9 @@ from srmir_lib.trunk import Trunk, share_weights
 
 LOSSES = {"bradley_terry": bradley_terry_loss, "margin": margin_loss, "pcrm": pcrm_loss}
 
+TOKENIZED = 64
+"""Texts that are tokenized at a time: a tokenizer notes far more about a text than the ids that are kept."""
+
 
 class SharedScorer:
     """A trunk and K probes in memory; scores texts by all K models, or each by its own."""
@@ -43,8 +46,11 @@ class SharedScorer:
         return self.score_ids(*self._ids(prompts, completions), columns)
 
     def _ids(self, prompts: Sequence, completions: Sequence) -> tuple[list[list[int]], list[str]]:
-        chats = self.think(prompts)
-        return conversation_ids(self.tokenizer, chats, completions), [str(chat) for chat in chats]
+        chats, ids = self.think(prompts), []
+        for start in range(0, len(chats), TOKENIZED):
+            part = slice(start, start + TOKENIZED)
+            ids += conversation_ids(self.tokenizer, chats[part], completions[part])
+        return ids, [str(chat) for chat in chats]
 
     @torch.no_grad()
     def score_ids(self, ids: Sequence[list[int]], groups: Sequence[str] | None = None, columns: Tensor | None = None):
@@ -53,6 +59,7 @@ class SharedScorer:
         for rows, states in self.trunk.read(ids, groups):
             at = columns[rows].to(self.trunk.device) if columns is not None else None
             scores[rows] = self.probes(self.trunk, states, at).float().cpu()
+            del states  # else they are in memory while the next are made
         return scores
 
 
@@ -64,7 +71,7 @@ def load_shared(folder: Path, base, config: dict, device: str, batch_tokens: int
             model = load_policy(base, device)
     else:
         model = share_weights(model)
-    trunk = Trunk(model, batch_tokens, hidden=settings.kind == "head")
+    trunk = Trunk(model, batch_tokens, layer=-1 if settings.kind == "head" else None)
     probes = Probes(trunk, config["categories"], settings, tokenizer)
     probes.load(folder, model.base_model_prefix)
     think = Introspector(model, config["question"], config["draft_tokens"], tokenizer=tokenizer)

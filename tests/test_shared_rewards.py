@@ -90,7 +90,7 @@ def make(name: str, tokenizer, settings: ProbeSettings = ProbeSettings(), batch_
     torch.manual_seed(0)
     model = DECODERS[name]().eval()
     model.resize_token_embeddings(len(tokenizer))
-    trunk = Trunk(model, batch_tokens, hidden=settings.kind == "head")
+    trunk = Trunk(model, batch_tokens, layer=-1 if settings.kind == "head" else None)
     return model, trunk, moved(Probes(trunk, CATEGORIES, settings, tokenizer))
 
 
@@ -157,7 +157,7 @@ def test_scores_do_not_depend_on_batch_grouping_or_padding(kind, tokenizer):
 def test_the_last_layer_stops_early_and_changes_nothing(tokenizer):
     """With `hidden` the last layer runs to its end; the states that probes read are the same."""
     model, trunk, probes = make("qwen2", tokenizer)
-    whole = Trunk(model, 64, hidden=True)
+    whole = Trunk(model, 64, layer=-1)
     assert torch.allclose(scores_of(whole, probes, IDS), scores_of(trunk, probes, IDS), atol=1e-6)
     calls = []
     model.model.layers[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
