@@ -7,6 +7,7 @@ weight is shared, so the gradients are those of K separate runs (a test compares
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from srmir_lib.trunk import Trunk, share_weights
 LOSSES = {"bradley_terry": bradley_terry_loss, "margin": margin_loss, "pcrm": pcrm_loss}
 
 TOKENIZED = 64
-"""Texts that are tokenized at a time: a tokenizer notes far more about a text than the ids that are kept."""
+"""Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""
 
 
 class SharedScorer:
@@ -45,15 +46,17 @@ class SharedScorer:
         """Row i by model `columns[i]` only: (N,)."""
         return self.score_ids(*self._ids(prompts, completions), columns)
 
-    def _ids(self, prompts: Sequence, completions: Sequence) -> tuple[list[list[int]], list[str]]:
+    def _ids(self, prompts: Sequence, completions: Sequence) -> tuple[list[Sequence[int]], list[str]]:
         chats, ids = self.think(prompts), []
         for start in range(0, len(chats), TOKENIZED):
             part = slice(start, start + TOKENIZED)
-            ids += conversation_ids(self.tokenizer, chats[part], completions[part])
+            ids += [array("i", row) for row in conversation_ids(self.tokenizer, chats[part], completions[part])]
         return ids, [str(chat) for chat in chats]
 
     @torch.no_grad()
-    def score_ids(self, ids: Sequence[list[int]], groups: Sequence[str] | None = None, columns: Tensor | None = None):
+    def score_ids(
+        self, ids: Sequence[Sequence[int]], groups: Sequence[str] | None = None, columns: Tensor | None = None
+    ):
         """Scores of tokenized conversations, (N, K) or (N,); rows of one group share their common beginning."""
         scores = torch.zeros(len(ids), len(self.probes.categories)) if columns is None else torch.zeros(len(ids))
         for rows, states in self.trunk.read(ids, groups):

@@ -18,13 +18,16 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.embeddings import pool
+from srmir_lib.embeddings import is_causal, pool
 
 LEAST_SHARED = 8
 """A common beginning of fewer tokens is not worth a forward pass of its own."""
 
 CPU_TOKENS = 2048
 """Tokens of a forward pass on a CPU: larger ones leave its cache, which makes them slower, and take memory."""
+
+PASS_TOKENS = {"cpu": 128, "cuda": 4096}
+"""What starting a forward pass costs, in tokens that might be read meanwhile: little where reading itself is slow."""
 
 SHARED_PART = 4
 """Beginnings in memory at a time take at most one in so many of a batch's tokens, or they would set the peak."""
@@ -123,20 +126,21 @@ def share_weights(model):
     return deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def check_trunk(model) -> None:
-    """Refuse a model whose states cannot be read by probes, with the reason and what to do."""
+def trunk_problem(model) -> str:
+    """Why what this model has read cannot be kept for later tokens, and what to do; "" if it can."""
     config, name = model.config.get_text_config(), type(model).__name__
     if hasattr(model, "peft_config"):
-        raise InputError(f"{name}: carries an adapter; give the base model, the trunk must read as it does")
+        return f"{name}: carries an adapter; give the base model, the trunk must read as it does"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     fix = "use design separate or pooled, or a decoder with full attention (Qwen2/3, Llama, Mistral)"
-    if not any(word in name for word in ("CausalLM", "LMHead")):
-        raise InputError(f"{name}: an encoder, or a model without a language-model head, keeps no cache; {fix}")
+    if not is_causal(model):
+        return f"{name}: an encoder, or a model without a language-model head, keeps no cache; {fix}"
     if kinds - {"full_attention"} or not hasattr(config, "num_key_value_heads"):
-        raise InputError(f"{name}: has {', '.join(sorted(kinds))}; probes must see every earlier token; {fix}")
+        return f"{name}: has {', '.join(sorted(kinds))}; probes must see every earlier token; {fix}"
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True):
-        raise InputError(f"{name}: a sliding window of {window} tokens hides the prompt from the probes; {fix}")
+        return f"{name}: a sliding window of {window} tokens hides the prompt from the probes; {fix}"
+    return ""
 
 
 class Trunk:
@@ -146,9 +150,11 @@ class Trunk:
         """`model`: a decoder, with or without its language-model head. `batch_tokens`: tokens in one forward pass at
         most (one row may have more; a CPU takes no more than `CPU_TOKENS`). `layer`: also pool the hidden states of
         this number, 0 to `layers` or, from the end, -1; the layers behind it do not run."""
-        check_trunk(model)
+        if problem := trunk_problem(model):
+            raise InputError(problem)
         self.decoder, self.config = model.base_model, model.config.get_text_config()
         self.batch_tokens = min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
+        self.pass_tokens = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
         self.layers = self.config.num_hidden_layers
         self.layer = None if layer is None else layer % (self.layers + 1)
 
@@ -158,7 +164,7 @@ class Trunk:
 
     def read(
         self,
-        ids: Sequence[list[int]],
+        ids: Sequence[Sequence[int]],
         groups: Sequence[Hashable] | None = None,
         starts: Sequence[int] | None = None,
     ) -> Iterator[tuple[list, States]]:
@@ -171,18 +177,18 @@ class Trunk:
         limit = getattr(self.config, "max_position_embeddings", None)
         for row, tokens in enumerate(ids):
             if not tokens or (limit is not None and len(tokens) > limit):
-                raise InputError(f"row {row}: {len(tokens)} tokens, but the trunk reads 1 to {limit}")
+                raise InputError(f"{len(tokens)} tokens of row {row}: too many or none; the model reads 1 to {limit}")
         shared = [0] * len(ids)
         if groups is not None and self.layer != 0:
             shared = shared_lengths(ids, groups, starts)
 
-        def rest(rows: Sequence[int]) -> tuple[list[list[int]], list[int] | None]:
+        def rest(rows: Sequence[int]) -> tuple[list[Sequence[int]], list[int] | None]:
             """What follows the shared beginnings, and where in it the mean begins."""
             means = None if starts is None else [starts[row] - shared[row] for row in rows]
             return [ids[row][shared[row] :] for row in rows], means
 
         alone = [row for row in range(len(ids)) if not shared[row]]
-        for rows in batches(alone, [len(tokens) for tokens in ids], self.batch_tokens):
+        for rows in batches(alone, [len(tokens) for tokens in ids], self.batch_tokens, self.pass_tokens):
             yield rows, self._forward(*rest(rows))
         members: dict[Hashable, list[int]] = {}
         for row in range(len(ids)):
@@ -192,17 +198,17 @@ class Trunk:
         begun = [shared[members[key][0]] for key in keys]
         # what is shared is copied, not read, but it takes memory: it counts half where it is the larger part
         sizes = [max(len(row) - start, len(row) // 2) for row, start in zip(ids, shared, strict=True)]
-        for chunk in batches(range(len(keys)), begun, self.batch_tokens // SHARED_PART):
+        for chunk in batches(range(len(keys)), begun, self.batch_tokens // SHARED_PART, self.pass_tokens):
             before = self._forward([ids[members[keys[at]][0]][: begun[at]] for at in chunk])
             of = {row: place for place, at in enumerate(chunk) for row in members[keys[at]]}
-            for rows in batches(of, sizes, self.batch_tokens):
+            for rows in batches(of, sizes, self.batch_tokens, self.pass_tokens):
                 at = torch.tensor([of[row] for row in rows], device=self.device)
                 yield rows, self._forward(*rest(rows), before, at)
 
     @torch.no_grad()  # not on `read`: around a generator it would hold what was yielded while the next is made
     def _forward(
         self,
-        ids: Sequence[list[int]],
+        ids: Sequence[Sequence[int]],
         starts: Sequence[int] | None = None,
         before: States | None = None,
         at: Tensor | None = None,
@@ -210,7 +216,7 @@ class Trunk:
         """Read texts, or what follows the texts `at` (B,) of `before`; padded on the right, with explicit positions."""
         lengths = torch.tensor([len(tokens) for tokens in ids], device=self.device)
         width = int(lengths.max())
-        tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=self.device)
+        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.device)
         place, end = torch.arange(width, device=self.device).unsqueeze(0), lengths.unsqueeze(1)
         new, positions = place < end, torch.minimum(place, end - 1)
         if before is not None:
@@ -253,7 +259,7 @@ class Trunk:
 
 
 def shared_lengths(
-    ids: Sequence[list[int]], groups: Sequence[Hashable], most: Sequence[int] | None = None
+    ids: Sequence[Sequence[int]], groups: Sequence[Hashable], most: Sequence[int] | None = None
 ) -> list[int]:
     """How many tokens each row has in common with all others of its group, at the beginning; 0 if alone or too few.
 
@@ -273,11 +279,17 @@ def shared_lengths(
     return lengths
 
 
-def batches(rows: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Rows in order of length, cut where a padded batch would exceed `batch_tokens`; the longest batches come first."""
+def batches(rows: Sequence[int], lengths: Sequence[int], batch_tokens: int, pass_tokens: int) -> Iterator[list[int]]:
+    """Rows in order of length, the longest first, cut where a padded batch would exceed `batch_tokens`.
+
+    Also cut where padding the shorter rest would take more than a pass of its own, which costs `pass_tokens` more.
+    """
     order = sorted(rows, key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
-        count = max(1, batch_tokens // max(1, lengths[order[start]]))
-        yield order[start : start + count]
-        start += count
+        longest = max(1, lengths[order[start]])
+        end = min(len(order), start + max(1, batch_tokens // longest))
+        saved = ((at, (longest - lengths[order[at]]) * (end - at)) for at in range(start + 1, end))
+        end = next((at for at, tokens in saved if tokens > pass_tokens), end)
+        yield order[start:end]
+        start = end
