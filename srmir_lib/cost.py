@@ -221,20 +221,20 @@ def rank_flips(scores: torch.Tensor, other: torch.Tensor) -> int:
 def peak_bytes(build: Callable, rows: int, *arguments) -> int:
     """Memory that scoring `rows` rows takes at its peak, above what the models take, in a process of its own.
 
-    `build(*arguments)` makes the models there and returns a function of a number of rows; one call with few rows goes
-    before. On CUDA what torch allocates is counted, else the resident memory, looked at a thousand times a second.
+    `build(*arguments)` makes the models there and returns a function of a number of rows; that one writes the texts and
+    returns a call that scores them, which is all that counts. On CUDA what torch allocates is counted, else the
+    resident memory, looked at a thousand times a second.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
         return child.submit(_peak, build, rows, arguments).result()
 
 
 def _peak(build: Callable, rows: int, arguments: tuple) -> int:
-    run = build(*arguments)
-    run(min(rows, 8))
+    run = build(*arguments)(rows)
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run(rows)
+        run()
         return torch.cuda.max_memory_allocated() - before
     process, done = psutil.Process(), threading.Event()
     before = most = process.memory_info().rss
@@ -246,7 +246,7 @@ def _peak(build: Callable, rows: int, arguments: tuple) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    run(rows)
+    run()
     done.set()
     watcher.join()
     return most - before

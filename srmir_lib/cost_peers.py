@@ -19,13 +19,14 @@ from srmir_lib.artifacts import InputError
 from srmir_lib.calibration import Calibration
 from srmir_lib.cost import Load, Shape, Spread, race, ratio
 from srmir_lib.embeddings import conversation_ids
+from srmir_lib.margins import annotate, legend_margin
 from srmir_lib.models import load_tokenizer
 from srmir_lib.probes import Probes, ProbeSettings
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.shared_rewards import SharedScorer
 from srmir_lib.taxonomy import CATEGORIES
 from srmir_lib.templates import assistant_message, user_message
-from srmir_lib.trunk import Trunk, batches
+from srmir_lib.trunk import PASS_TOKENS, Trunk, batches
 
 LONGEST = 8192
 """Positions that the random models have room for."""
@@ -173,7 +174,7 @@ def score_tuned(classifiers: Sequence, tokenizer, prompts: Sequence, completions
     """(N, K): the same with the waste taken out: tokenized once, no cache, micro-batches in order of length."""
     ids = conversation_ids(tokenizer, prompts, completions)
     scores = torch.zeros(len(ids), len(classifiers), device=classifiers[0].device)
-    for rows in batches(range(len(ids)), [len(row) for row in ids], batch_tokens):
+    for rows in batches(range(len(ids)), [len(row) for row in ids], batch_tokens, PASS_TOKENS[scores.device.type]):
         inputs = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt")
         inputs = inputs.to(scores.device)
         for j, classifier in enumerate(classifiers):
@@ -204,21 +205,40 @@ def score_with_peft(models: ShadowRewardModels, policy, prompts: Sequence, compl
     return scores
 
 
+@torch.no_grad()
+def annotate_one_by_one(policy, tokenizer, pairs: Mapping, direction: Tensor) -> Tensor:
+    """(N,): Legend margins by the plain loop: one text at a time, with all logits and every layer's hidden states."""
+    sides = []
+    for side in ("chosen", "rejected"):
+        ids = conversation_ids(tokenizer, pairs["prompt"], pairs[side])
+        inputs = (torch.tensor([text], device=policy.device) for text in ids)
+        outputs = (policy(input_ids=one, output_hidden_states=True) for one in inputs)
+        sides.append(torch.stack([output.hidden_states[-1][0, -1] for output in outputs]))
+    return legend_margin(*sides, direction)
+
+
+def annotators(policy, tokenizer, pairs: Mapping, seed: int = 0) -> dict[str, Callable]:
+    """For `cost.race`: margins of `pairs` along a random direction, by `margins.annotate` and by the plain `loop`."""
+    direction = torch.randn(policy.config.hidden_size, generator=torch.Generator().manual_seed(seed))
+    of = (policy, tokenizer, pairs, direction / direction.norm())
+    return {"annotate": partial(annotate, *of), "loop": partial(annotate_one_by_one, *of)}
+
+
 def memory_of_shared(
     shape: Shape, load: Load, base: str, settings: ProbeSettings, batch_tokens: int, device: str, dtype: str
 ):
-    """For `cost.peak_bytes`: a function that scores a number of rows with all models of the shared design."""
+    """For `cost.peak_bytes`: all models of the shared design, as a call that scores a number of rows."""
     tokenizer = load_tokenizer(base)
     policy = random_policy(shape, tokenizer, device, dtype)
     models = random_set(policy, tokenizer, load.models, settings, batch_tokens)
-    return lambda rows: models.score(*texts(tokenizer, load, max(1, rows // load.group)))
+    return lambda rows: partial(models.score, *texts(tokenizer, load, max(1, rows // load.group)))
 
 
 def memory_of_classifier(shape: Shape, load: Load, base: str, device: str, dtype: str):
-    """For `cost.peak_bytes`: the same with one classifier as TRL runs it; all K take their turns in that memory."""
+    """For `cost.peak_bytes`: one classifier as TRL runs it, in the same way; all K take their turns in that memory."""
     tokenizer = load_tokenizer(base)
     models = random_classifiers(shape, tokenizer, 1, device, dtype)
-    return lambda rows: score_as_trl(models, tokenizer, *texts(tokenizer, load, max(1, rows // load.group)))
+    return lambda rows: partial(score_as_trl, models, tokenizer, *texts(tokenizer, load, max(1, rows // load.group)))
 
 
 def _config(shape: Shape, tokenizer, **options) -> Qwen2Config:

@@ -115,8 +115,6 @@ def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     if pooling == "mean":
         weights = mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
-    if pooling != "last":
-        raise InputError(f"pooling: {pooling!r} is neither last nor mean")
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
     return states[torch.arange(len(states), device=states.device), last]
 
@@ -137,9 +135,7 @@ def embed(
     the last token of the chat) or "mean" (over the response's tokens when there are responses). A causal language model
     reads the chat template; an encoder reads the plain text, or the pair of texts, cut at its longest input.
     """
-    count = model.config.get_text_config().num_hidden_layers + 1
-    if not -count <= layer < count:
-        raise InputError(f"layer: {layer} asked for, but this model has hidden states 0 to {count - 1}")
+    check_reading(model, layer, pooling)
     causal = is_causal(model)
     if causal:
         ids = conversation_ids(tokenizer, prompts, responses)
@@ -147,7 +143,7 @@ def embed(
     else:
         ids, starts = _encoder_ids(tokenizer, prompts, responses)
     trunk = model.base_model if causal else model
-    last = layer in (-1, count - 1)
+    last = layer in (-1, model.config.get_text_config().num_hidden_layers)
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
     for rows, inputs in micro_batches(ids, tokenizer.pad_token_id, batch_size, model.device):
         mask = inputs["attention_mask"]
@@ -161,6 +157,20 @@ def embed(
             first = torch.tensor([starts[row] for row in rows], device=mask.device).unsqueeze(1)
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= first)
         embeddings[rows] = pool(states.float(), mask, pooling).cpu()
+    return checked(embeddings)
+
+
+def check_reading(model, layer: int, pooling: str) -> None:
+    """Refuse a layer that the model does not have, and a pooling that nobody has."""
+    layers = model.config.get_text_config().num_hidden_layers
+    if not -layers - 1 <= layer <= layers:
+        raise InputError(f"layer: {layer} asked for, but this model has hidden states 0 to {layers}")
+    if pooling not in ("last", "mean"):
+        raise InputError(f"pooling: {pooling!r} is neither last nor mean")
+
+
+def checked(embeddings: Tensor) -> Tensor:
+    """The same (N, H), if all are finite."""
     if not embeddings.isfinite().all():
         row = int((~embeddings.isfinite()).any(dim=1).nonzero()[0])
         raise InputError(f"embedding of row {row} is not finite; check the model's weights")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.embeddings import embed
+from srmir_lib.embeddings import check_reading, checked, conversation_ids, embed
 from srmir_lib.templates import text_of
+from srmir_lib.trunk import Trunk, trunk_problem
 
 REFUSALS = (
     "I can't answer that.",
@@ -88,7 +89,7 @@ def estimate_direction(
     """Safety direction (H,) from N questions, an unaligned model's answers, and one or several refusals.
 
     Question i is paired with refusal i mod M. With a single short refusal the direction is partly "short answer"; give
-    several of different lengths and look at `length_correlation`. `options` as in `embed`.
+    several of different lengths and look at `length_correlation`. `options` as in `embed_sides`.
     """
     if not refusals:
         raise InputError("refusals: give at least one")
@@ -97,22 +98,41 @@ def estimate_direction(
 
 
 def annotate(model, tokenizer, pairs, direction: Tensor, **options) -> Tensor:
-    """Legend margins (N,), hidden-state units, of rows with `prompt`, `chosen`, `rejected`; one forward a text."""
+    """Legend margins (N,), hidden-state units, of rows with `prompt`, `chosen`, `rejected`.
+
+    `options` as in `embed_sides`.
+    """
     sides = embed_sides(model, tokenizer, pairs["prompt"], pairs["chosen"], pairs["rejected"], **options)
     return legend_margin(*sides, direction)
 
 
-def embed_sides(model, tokenizer, prompts: Sequence, left: Sequence, right: Sequence, **options) -> tuple:
-    """Embeddings (N, H), (N, H) of N prompts with each of two answers; a text that comes several times is read once.
+def embed_sides(
+    model, tokenizer, prompts: Sequence, left: Sequence, right: Sequence, layer: int = -1, pooling: str = "last"
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, H), (N, H) of N prompts with each of two answers; `layer` and `pooling` as in `embed`.
 
-    Prompts come with several rejected answers and one and the same chosen one, so this often saves a third or more.
+    A text that comes several times is read once: prompts come with several rejected answers and one and the same
+    chosen one. A decoder with full attention also reads a prompt once for all its answers, and ends at `layer`; other
+    models read whole texts.
     """
     texts, places = {}, []
     for prompt, answer in zip([*prompts, *prompts], [*left, *right], strict=True):
         places.append(texts.setdefault((str(prompt), text_of(answer)), (len(texts), prompt))[0])
     asked, answers = [prompt for _, prompt in texts.values()], [answer for _, answer in texts]
-    embeddings = embed(model, tokenizer, asked, answers, **options)
+    read = embed if trunk_problem(model) else _embed_shared
+    embeddings = read(model, tokenizer, asked, answers, layer=layer, pooling=pooling)
     return embeddings[places[: len(places) // 2]], embeddings[places[len(places) // 2 :]]
+
+
+def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer: int, pooling: str) -> Tensor:
+    """As `embed`, with the beginning that texts of one prompt have in common read once."""
+    check_reading(model, layer, pooling)
+    ids = conversation_ids(tokenizer, prompts, answers)
+    starts = [len(row) for row in conversation_ids(tokenizer, prompts)] if pooling == "mean" else None
+    embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
+    for rows, states in Trunk(model, layer=layer).read(ids, [str(prompt) for prompt in prompts], starts):
+        embeddings[rows] = states.pooled.float().cpu()
+    return checked(embeddings)
 
 
 def with_margins(pairs, margins: Tensor, scale: str = "unit", negative: str = "keep", size: float = 1.0):

@@ -29,7 +29,7 @@ class PairStates:
         with quiet():
             dtype = "bfloat16" if settings.bf16 else "float32"
             self.model = load_policy(base_model, device, dtype).requires_grad_(False)
-        self.trunk = Trunk(self.model, settings.batch_tokens, self.hidden)
+        self.trunk = Trunk(self.model, settings.batch_tokens, -1 if self.hidden else None)
         think = Introspector(self.model, settings.question, settings.draft_tokens, tokenizer=self.tokenizer)
         self.data = tokenize_pairs(self.tokenizer, pairs, settings.max_length, settings.objective, think)
         self.sha256 = hashlib.sha256(json.dumps(self.data.to_dict()).encode()).hexdigest()
@@ -93,7 +93,7 @@ class PairStates:
                 text = torch.stack([layer[place][:, real] for layer in (*states.keys, *states.values)])
                 if start and self.groups[row] not in self.beginnings:
                     self.beginnings[self.groups[row]] = text[:, :, :start].clone()
-                last = states.last[place].clone() if states.last is not None else None
+                last = states.pooled[place].clone() if states.pooled is not None else None
                 self.ends[row] = (text[:, :, start:].clone(), last)
 
     def take(self, rows: Sequence[int]) -> States:
@@ -130,6 +130,6 @@ def _joined(parts: Sequence[tuple[list[int], States]]) -> States:
         [torch.cat([grown(s.keys[layer], 2) for _, s in parts]) for layer in layers],
         [torch.cat([grown(s.values[layer], 2) for _, s in parts]) for layer in layers],
         torch.cat([grown(s.mask, 1) for _, s in parts]),
-        torch.cat([s.last for _, s in parts]) if parts[0][1].last is not None else None,
+        torch.cat([s.pooled for _, s in parts]) if parts[0][1].pooled is not None else None,
     )
     return joined.take(order.to(joined.mask.device))

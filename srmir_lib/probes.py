@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.taxonomy import CATEGORIES
-from srmir_lib.trunk import ReadOnlyLayer, States, Trunk, cache_of
+from srmir_lib.trunk import States, Trunk, read_only
 
 KINDS = ("question", "learned", "head")
 
@@ -85,7 +85,7 @@ class Probes(nn.Module):
     def forward(self, trunk: Trunk, states: States, columns: Tensor | None = None) -> Tensor:
         """Scores (B, K) of B texts by every model or, with `columns` (B,), (B,): each by one model; in float32."""
         if self.settings.kind == "head":
-            last = states.last.float()
+            last = states.pooled.float()
             return last @ self.heads.T if columns is None else (last * self.heads[columns]).sum(dim=1)
         rows, count, width = len(states), len(self.categories) if columns is None else 1, self.tokens.shape[1]
         device = states.mask.device
@@ -96,7 +96,7 @@ class Probes(nn.Module):
                 inputs_embeds=inputs,
                 attention_mask=block_mask(states.mask, count, width),
                 position_ids=positions,
-                past_key_values=cache_of(states, ReadOnlyLayer),
+                past_key_values=read_only(states),
                 use_cache=True,
             )
         last = output.last_hidden_state.view(rows, count, width, -1)[:, :, -1].float()

@@ -7,6 +7,7 @@ weight is shared, so the gradients are those of K separate runs (a test compares
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,9 @@ from srmir_lib.trunk import Trunk, share_weights
 
 LOSSES = {"bradley_terry": bradley_terry_loss, "margin": margin_loss, "pcrm": pcrm_loss}
 
+TOKENIZED = 64
+"""Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""
+
 
 class SharedScorer:
     """A trunk and K probes in memory; scores texts by all K models, or each by its own."""
@@ -43,17 +47,23 @@ class SharedScorer:
         """Row i by model `columns[i]` only: (N,)."""
         return self.score_ids(*self._ids(prompts, completions), columns)
 
-    def _ids(self, prompts: Sequence, completions: Sequence) -> tuple[list[list[int]], list[str]]:
-        chats = self.think(prompts)
-        return conversation_ids(self.tokenizer, chats, completions), [str(chat) for chat in chats]
+    def _ids(self, prompts: Sequence, completions: Sequence) -> tuple[list[Sequence[int]], list[str]]:
+        chats, ids = self.think(prompts), []
+        for start in range(0, len(chats), TOKENIZED):
+            part = slice(start, start + TOKENIZED)
+            ids += [array("i", row) for row in conversation_ids(self.tokenizer, chats[part], completions[part])]
+        return ids, [str(chat) for chat in chats]
 
     @torch.no_grad()
-    def score_ids(self, ids: Sequence[list[int]], groups: Sequence[str] | None = None, columns: Tensor | None = None):
+    def score_ids(
+        self, ids: Sequence[Sequence[int]], groups: Sequence[str] | None = None, columns: Tensor | None = None
+    ):
         """Scores of tokenized conversations, (N, K) or (N,); rows of one group share their common beginning."""
         scores = torch.zeros(len(ids), len(self.probes.categories)) if columns is None else torch.zeros(len(ids))
         for rows, states in self.trunk.read(ids, groups):
             at = columns[rows].to(self.trunk.device) if columns is not None else None
             scores[rows] = self.probes(self.trunk, states, at).float().cpu()
+            del states  # else they are in memory while the next are made
         return scores
 
 
@@ -65,7 +75,7 @@ def load_shared(folder: Path, base, config: dict, device: str, batch_tokens: int
             model = load_policy(base, device)
     else:
         model = share_weights(model)
-    trunk = Trunk(model, batch_tokens, hidden=settings.kind == "head")
+    trunk = Trunk(model, batch_tokens, layer=-1 if settings.kind == "head" else None)
     probes = Probes(trunk, config["categories"], settings, tokenizer)
     probes.load(folder, model.base_model_prefix)
     think = Introspector(model, config["question"], config["draft_tokens"], tokenizer=tokenizer)

@@ -7,20 +7,27 @@ length and bounded in tokens, so that peak memory does not grow with the number 
 
 import os
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from srmir_lib.artifacts import InputError
+from srmir_lib.embeddings import is_causal, pool
 
 LEAST_SHARED = 8
 """A common beginning of fewer tokens is not worth a forward pass of its own."""
+
+CPU_TOKENS = 2048
+"""Tokens of a forward pass on a CPU: larger ones leave its cache, which makes them slower, and take memory."""
+
+PASS_TOKENS = {"cpu": 128, "cuda": 4096}
+"""What starting a forward pass costs, in tokens that might be read meanwhile: little where reading itself is slow."""
 
 SHARED_PART = 4
 """Beginnings in memory at a time take at most one in so many of a batch's tokens, or they would set the peak."""
@@ -33,7 +40,7 @@ class States:
     keys: list[Tensor]  # per layer (B, heads, T, head size)
     values: list[Tensor]
     mask: Tensor  # (B, T) bool: which positions hold a token; padding may lie inside, between prompt and completion
-    last: Tensor | None = None  # (B, H) final hidden state of each text's last token, if it was asked for
+    pooled: Tensor | None = None  # (B, H) hidden state of each text's last token, or a mean, if it was asked for
 
     @property
     def lengths(self) -> Tensor:
@@ -45,20 +52,53 @@ class States:
 
     def take(self, rows: Tensor) -> "States":
         """The states of some rows, in the order given; a row may come more than once."""
-        last = self.last[rows] if self.last is not None else None
-        return States([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows], last)
+        pooled = self.pooled[rows] if self.pooled is not None else None
+        return States([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows], pooled)
 
 
 class Read(Exception):
-    """The last layer has its keys and values: the trunk has read what it was given."""
+    """The trunk has read what it was given, as far as it was asked to."""
+
+    def __init__(self, hidden: Tensor | None = None):
+        super().__init__()
+        self.hidden = hidden  # (B, T, H) states of the layer that was asked for
 
 
-class LastLayer(DynamicLayer):
-    """The cache of the last layer; ends the forward pass once it is filled."""
+class FillingCache(Cache):
+    """Takes the keys and values of one forward pass, behind those of the texts `at` (B,) of `before`, if there are any.
 
-    def update(self, *args, **kwargs):
-        super().update(*args, **kwargs)
-        raise Read
+    They go into one block for all layers. Pieces that are asked for layer by layer, between what a layer needs for a
+    moment, would lie scattered in memory, and take the more of it the more batches there are.
+    """
+
+    def __init__(self, count: int, before: States | None, at: Tensor | None, stop: bool):
+        """`count`: layers that will run; with `stop` the pass ends once the last of them has its keys and values."""
+        super().__init__(layers=[DynamicLayer() for _ in range(count)])
+        self.count, self.before, self.at, self.stop = count, before, at, stop
+        self.start = 0 if before is None else before.mask.shape[1]
+        self.keys = self.values = None  # (layers, B, heads, T, head size)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.start
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.start + query_length, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        if self.keys is None:
+            self.keys, self.values = self._block(key_states), self._block(value_states)
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self.before is not None:
+            keys[:, :, : self.start] = self.before.keys[layer_idx][self.at]
+            values[:, :, : self.start] = self.before.values[layer_idx][self.at]
+        keys[:, :, self.start :], values[:, :, self.start :] = key_states, value_states
+        if self.stop and layer_idx == self.count - 1:
+            raise Read
+        return keys, values
+
+    def _block(self, new: Tensor) -> Tensor:
+        rows, heads, width, size = new.shape
+        return new.new_empty(self.count, rows, heads, self.start + width, size)
 
 
 class ReadOnlyLayer(DynamicLayer):
@@ -68,11 +108,11 @@ class ReadOnlyLayer(DynamicLayer):
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
-def cache_of(states: States, layer_class: type = DynamicLayer, last_class: type | None = None) -> Cache:
+def read_only(states: States) -> Cache:
     """Transformers' cache over given states, without a copy."""
     layers = []
-    for index, (keys, values) in enumerate(zip(states.keys, states.values, strict=True)):
-        layer = (last_class if last_class and index == len(states.keys) - 1 else layer_class)()
+    for keys, values in zip(states.keys, states.values, strict=True):
+        layer = ReadOnlyLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         layers.append(layer)
@@ -86,100 +126,151 @@ def share_weights(model):
     return deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def check_trunk(model) -> None:
-    """Refuse a model whose states cannot be read by probes, with the reason and what to do."""
+def trunk_problem(model) -> str:
+    """Why what this model has read cannot be kept for later tokens, and what to do; "" if it can."""
     config, name = model.config.get_text_config(), type(model).__name__
     if hasattr(model, "peft_config"):
-        raise InputError(f"{name}: carries an adapter; give the base model, the trunk must read as it does")
+        return f"{name}: carries an adapter; give the base model, the trunk must read as it does"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     fix = "use design separate or pooled, or a decoder with full attention (Qwen2/3, Llama, Mistral)"
-    if not any(word in name for word in ("CausalLM", "LMHead")):
-        raise InputError(f"{name}: an encoder, or a model without a language-model head, keeps no cache; {fix}")
+    if not is_causal(model):
+        return f"{name}: an encoder, or a model without a language-model head, keeps no cache; {fix}"
     if kinds - {"full_attention"} or not hasattr(config, "num_key_value_heads"):
-        raise InputError(f"{name}: has {', '.join(sorted(kinds))}; probes must see every earlier token; {fix}")
+        return f"{name}: has {', '.join(sorted(kinds))}; probes must see every earlier token; {fix}"
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True):
-        raise InputError(f"{name}: a sliding window of {window} tokens hides the prompt from the probes; {fix}")
+        return f"{name}: a sliding window of {window} tokens hides the prompt from the probes; {fix}"
+    return ""
 
 
 class Trunk:
     """A frozen decoder that turns token ids into `States`."""
 
-    def __init__(self, model, batch_tokens: int = 8192, hidden: bool = False):
-        """`model`: a causal language model. `batch_tokens`: tokens in one forward pass at most (one row may have more).
-        `hidden`: also keep the last token's final hidden state, for which the last layer must run to its end."""
-        check_trunk(model)
-        self.decoder, self.batch_tokens, self.hidden = model.base_model, batch_tokens, hidden
-        self.config = model.config.get_text_config()
+    def __init__(self, model, batch_tokens: int = 8192, layer: int | None = None):
+        """`model`: a decoder, with or without its language-model head. `batch_tokens`: tokens in one forward pass at
+        most (one row may have more; a CPU takes no more than `CPU_TOKENS`). `layer`: also pool the hidden states of
+        this number, 0 to `layers` or, from the end, -1; the layers behind it do not run."""
+        if problem := trunk_problem(model):
+            raise InputError(problem)
+        self.decoder, self.config = model.base_model, model.config.get_text_config()
+        self.batch_tokens = min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
+        self.pass_tokens = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
+        self.layers = self.config.num_hidden_layers
+        self.layer = None if layer is None else layer % (self.layers + 1)
 
     @property
     def device(self) -> torch.device:
         return self.decoder.device
 
-    @torch.no_grad()
-    def read(self, ids: Sequence[list[int]], groups: Sequence[Hashable] | None = None) -> Iterator[tuple[list, States]]:
+    def read(
+        self,
+        ids: Sequence[Sequence[int]],
+        groups: Sequence[Hashable] | None = None,
+        starts: Sequence[int] | None = None,
+    ) -> Iterator[tuple[list, States]]:
         """Yield (rows, `States`) until every row of `ids` was read once; in order of length, not of rows.
 
         `groups` names what rows may share (their prompt, say): what the rows of a group have in common at their
-        beginning is read once. The result does not depend on it, nor on what else is in the batch.
+        beginning is read once. The result does not depend on it, nor on what else is in the batch. `starts`: pool the
+        mean from these tokens on, instead of the last token.
         """
         limit = getattr(self.config, "max_position_embeddings", None)
         for row, tokens in enumerate(ids):
             if not tokens or (limit is not None and len(tokens) > limit):
-                raise InputError(f"row {row}: {len(tokens)} tokens, but the trunk reads 1 to {limit}")
-        shared = shared_lengths(ids, groups) if groups is not None else [0] * len(ids)
+                raise InputError(f"{len(tokens)} tokens of row {row}: too many or none; the model reads 1 to {limit}")
+        shared = [0] * len(ids)
+        if groups is not None and self.layer != 0:
+            shared = shared_lengths(ids, groups, starts)
+
+        def rest(rows: Sequence[int]) -> tuple[list[Sequence[int]], list[int] | None]:
+            """What follows the shared beginnings, and where in it the mean begins."""
+            means = None if starts is None else [starts[row] - shared[row] for row in rows]
+            return [ids[row][shared[row] :] for row in rows], means
+
         alone = [row for row in range(len(ids)) if not shared[row]]
-        for rows in batches(alone, [len(tokens) for tokens in ids], self.batch_tokens):
-            yield rows, self._forward([ids[row] for row in rows])
+        for rows in batches(alone, [len(tokens) for tokens in ids], self.batch_tokens, self.pass_tokens):
+            yield rows, self._forward(*rest(rows))
         members: dict[Hashable, list[int]] = {}
         for row in range(len(ids)):
             if shared[row]:
                 members.setdefault(groups[row], []).append(row)
         keys = list(members)
-        starts = [shared[members[key][0]] for key in keys]
-        for chunk in batches(range(len(keys)), starts, self.batch_tokens // SHARED_PART):
-            prefix = self._forward([ids[members[keys[at]][0]][: starts[at]] for at in chunk])
+        begun = [shared[members[key][0]] for key in keys]
+        # what is shared is copied, not read, but it takes memory: it counts half where it is the larger part
+        sizes = [max(len(row) - start, len(row) // 2) for row, start in zip(ids, shared, strict=True)]
+        for chunk in batches(range(len(keys)), begun, self.batch_tokens // SHARED_PART, self.pass_tokens):
+            before = self._forward([ids[members[keys[at]][0]][: begun[at]] for at in chunk])
             of = {row: place for place, at in enumerate(chunk) for row in members[keys[at]]}
-            rest = [len(tokens) - start for tokens, start in zip(ids, shared, strict=True)]
-            for rows in batches(of, rest, self.batch_tokens):
-                before = prefix.take(torch.tensor([of[row] for row in rows], device=self.device))
-                yield rows, self._forward([ids[row][shared[row] :] for row in rows], before)
+            for rows in batches(of, sizes, self.batch_tokens, self.pass_tokens):
+                at = torch.tensor([of[row] for row in rows], device=self.device)
+                yield rows, self._forward(*rest(rows), before, at)
 
-    def _forward(self, ids: Sequence[list[int]], before: States | None = None) -> States:
-        """Read texts, or what follows the texts of `before`; padded on the right, with explicit positions."""
+    @torch.no_grad()  # not on `read`: around a generator it would hold what was yielded while the next is made
+    def _forward(
+        self,
+        ids: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        before: States | None = None,
+        at: Tensor | None = None,
+    ) -> States:
+        """Read texts, or what follows the texts `at` (B,) of `before`; padded on the right, with explicit positions."""
         lengths = torch.tensor([len(tokens) for tokens in ids], device=self.device)
         width = int(lengths.max())
-        tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=self.device)
+        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.device)
         place, end = torch.arange(width, device=self.device).unsqueeze(0), lengths.unsqueeze(1)
         new, positions = place < end, torch.minimum(place, end - 1)
         if before is not None:
-            positions = positions + before.lengths.unsqueeze(1)
-        mask = torch.cat([before.mask, new], dim=1) if before is not None else new
-        stop = None if self.hidden else LastLayer
-        cache = self._empty(stop) if before is None else cache_of(before, DynamicLayer, stop)
+            positions = positions + before.lengths[at].unsqueeze(1)
+        mask = torch.cat([before.mask[at], new], dim=1) if before is not None else new
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
-        last = None
-        with suppress(Read):
-            output = self.decoder(**inputs, past_key_values=cache, use_cache=True)
-            last = output.last_hidden_state[torch.arange(len(ids), device=self.device), lengths - 1]
-        return States([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], mask, last)
+        cache = FillingCache(self.layers if self.layer is None else self.layer, before, at, stop=self.layer is None)
+        with self._stopping():
+            try:
+                hidden = self.decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+            except Read as read:
+                hidden = read.hidden
+        pooled = None
+        if hidden is not None and starts is None:
+            pooled = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
+        elif hidden is not None:
+            pooled = pool(
+                hidden.float(), new & (place >= torch.tensor(starts, device=self.device).unsqueeze(1)), "mean"
+            )
+        keys, values = ([] if block is None else list(block) for block in (cache.keys, cache.values))
+        return States(keys, values, mask, pooled)
 
-    def _empty(self, last_class: type | None) -> Cache:
-        count = self.config.num_hidden_layers
-        return Cache(layers=[*(DynamicLayer() for _ in range(count - 1)), (last_class or DynamicLayer)()])
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """While this lasts, a forward pass ends before the first layer that is not needed for `layer`."""
+        if self.layer is None or self.layer == self.layers:
+            yield
+            return
+        stacks = (part for part in self.decoder.modules() if isinstance(part, nn.ModuleList))
+        block = next(stack for stack in stacks if len(stack) == self.layers)[self.layer]
+
+        def stop(module, arguments, options):
+            raise Read(arguments[0] if arguments else options["hidden_states"])
+
+        handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
-def shared_lengths(ids: Sequence[list[int]], groups: Sequence[Hashable]) -> list[int]:
+def shared_lengths(
+    ids: Sequence[Sequence[int]], groups: Sequence[Hashable], most: Sequence[int] | None = None
+) -> list[int]:
     """How many tokens each row has in common with all others of its group, at the beginning; 0 if alone or too few.
 
-    At least one token of every row stays its own.
+    At least one token of every row stays its own, and with `most` all behind so many.
     """
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     lengths = [0] * len(ids)
     for rows in members.values():
-        common = min(len(ids[row]) - 1 for row in rows)
+        common = min(len(ids[row]) - 1 if most is None else min(len(ids[row]) - 1, most[row]) for row in rows)
         for left, right in pairwise(rows):
             common = min(common, len(os.path.commonprefix([ids[left][:common], ids[right][:common]])))
         if len(rows) > 1 and common >= LEAST_SHARED:
@@ -188,11 +279,17 @@ def shared_lengths(ids: Sequence[list[int]], groups: Sequence[Hashable]) -> list
     return lengths
 
 
-def batches(rows: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Rows in order of length, cut where a padded batch would exceed `batch_tokens`; the longest batches come first."""
+def batches(rows: Sequence[int], lengths: Sequence[int], batch_tokens: int, pass_tokens: int) -> Iterator[list[int]]:
+    """Rows in order of length, the longest first, cut where a padded batch would exceed `batch_tokens`.
+
+    Also cut where padding the shorter rest would take more than a pass of its own, which costs `pass_tokens` more.
+    """
     order = sorted(rows, key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
-        count = max(1, batch_tokens // max(1, lengths[order[start]]))
-        yield order[start : start + count]
-        start += count
+        longest = max(1, lengths[order[start]])
+        end = min(len(order), start + max(1, batch_tokens // longest))
+        saved = ((at, (longest - lengths[order[at]]) * (end - at)) for at in range(start + 1, end))
+        end = next((at for at, tokens in saved if tokens > pass_tokens), end)
+        yield order[start:end]
+        start = end

@@ -147,9 +147,14 @@ def test_table_row_knows_which_way_is_better():
 
 
 def hold(megabytes: int):
-    """For `peak_bytes`: keeps 5 MB, and takes `megabytes` a row while it runs."""
-    kept = torch.ones(5 * 250_000)
-    return lambda rows: torch.ones(rows * megabytes * 250_000).sum() + kept[0]
+    """For `peak_bytes`: 5 MB of models, 20 MB of texts, and `megabytes` a row while it runs."""
+    models = torch.ones(5 * 250_000)
+
+    def write(rows: int):
+        texts = torch.ones(20 * 250_000)
+        return lambda: torch.ones(rows * megabytes * 250_000).sum() + models[0] + texts[0]
+
+    return write
 
 
 @pytest.mark.timeout(300)

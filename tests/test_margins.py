@@ -3,6 +3,17 @@
 import pytest
 import torch
 from datasets import Dataset
+from tiny_bert import write_tiny_bert
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from srmir_lib import margins
 from srmir_lib.artifacts import InputError
@@ -16,7 +27,7 @@ from srmir_lib.margins import (
     scale_margins,
     with_margins,
 )
-from srmir_lib.models import load_policy
+from srmir_lib.models import load_policy, load_tokenizer
 from srmir_lib.templates import assistant_message, user_message
 
 
@@ -164,13 +175,98 @@ def test_a_text_that_comes_several_times_is_read_once(tiny_model, monkeypatch):
 
     def counting(model, tokenizer, prompts, responses, **options):
         read.extend(zip(prompts, responses, strict=True))
-        return embed(model, tokenizer, prompts, responses, **options)
+        return shared(model, tokenizer, prompts, responses, **options)
 
-    monkeypatch.setattr(margins, "embed", counting)
+    shared = margins._embed_shared
+    monkeypatch.setattr(margins, "_embed_shared", counting)
     first, second = margins.embed_sides(trunk, tokenizer, prompts, left, right)
     assert sorted(read) == [("a", "first"), ("a", "no"), ("a", "yes"), ("b", "no"), ("b", "yes")]
     assert torch.allclose(first, embed(trunk, tokenizer, prompts, left), atol=1e-5)
     assert torch.allclose(second, embed(trunk, tokenizer, prompts, right), atol=1e-5)
+
+
+SHAPE = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+DECODERS = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "a window of 8 tokens": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)),
+}
+ASKED = ["please help me open the red door", "please help me open the red door", "a", "then you are right"]
+CHOSEN = ["no", "no", "I can not answer that because it would hurt someone", "yes"]
+REJECTED = ["first get ready, then check that it is done", "yes", "no", "here is what to say"]
+
+
+def decoder(name: str):
+    torch.manual_seed(0)
+    return DECODERS[name]().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("layer", [-1, 3, 2, 1, 0, -4])
+@pytest.mark.parametrize("name", DECODERS)
+def test_margins_equal_one_text_at_a_time(tiny_model, name, layer, pooling):
+    """Batch 1, logits, all hidden states; nothing shared, nothing stopped early."""
+    model, tokenizer = decoder(name), load_tokenizer(tiny_model)
+    direction = torch.nn.functional.normalize(torch.arange(32.0) - 11, dim=0)
+
+    def naive(prompt: str, answer: str) -> torch.Tensor:
+        start = f"<|user|>{prompt}<|end|><|assistant|>"
+        ids = tokenizer(f"{start}{answer}<|end|>", return_tensors="pt")
+        with torch.no_grad():
+            states = model(**ids, output_hidden_states=True).hidden_states[layer][0]
+        return states[-1] if pooling == "last" else states[len(tokenizer(start)["input_ids"]) :].mean(dim=0)
+
+    pairs = {"prompt": ASKED, "chosen": CHOSEN, "rejected": REJECTED}
+    ours = annotate(model, tokenizer, pairs, direction, layer=layer, pooling=pooling)
+    theirs = [(naive(p, c) - naive(p, r)) @ direction for p, c, r in zip(ASKED, CHOSEN, REJECTED, strict=True)]
+    assert torch.allclose(ours, torch.stack(theirs), atol=1e-5), (ours, theirs)
+
+
+def test_a_prompt_is_read_once_and_no_layer_in_vain(tiny_model):
+    model, tokenizer = decoder("qwen2"), load_tokenizer(tiny_model)
+    tokens, behind = [], []
+    model.model.layers[0].register_forward_hook(lambda *called: tokens.append(called[2].shape[:2].numel()))
+    model.model.layers[2].register_forward_hook(lambda *_: behind.append(1))
+    pairs = {"prompt": ASKED[:2], "chosen": CHOSEN[:2], "rejected": REJECTED[:2]}
+    annotate(model, tokenizer, pairs, torch.ones(32), layer=2)
+    assert not behind, "a layer ran whose states nobody reads"
+    start = len(tokenizer(f"<|user|>{ASKED[0]}<|end|><|assistant|>")["input_ids"])
+    assert tokens[0] == start and len(tokens) == 2, "the common prompt, then what follows it in all three answers"
+    longest = max(len(tokenizer(f"{text}<|end|>")["input_ids"]) for text in {*CHOSEN[:2], *REJECTED[:2]})
+    assert tokens[1] == 3 * longest
+
+
+def test_an_encoder_and_an_adapted_model_are_read_text_by_text(tiny_model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer, adapted = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
+    adapted = get_peft_model(adapted, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).base_model.model
+    encoder = load_trunk(write_tiny_bert(tmp_path / "bert"), "cpu")
+    for reader in ((adapted, tokenizer), encoder):
+        left, right = margins.embed_sides(*reader, ASKED, CHOSEN, REJECTED, layer=1)
+        assert torch.allclose(left, embed(*reader, ASKED, CHOSEN, layer=1), atol=1e-5)
+        assert torch.allclose(right, embed(*reader, ASKED, REJECTED, layer=1), atol=1e-5)
+
+
+def test_what_cannot_be_read_is_refused(tiny_model):
+    model, tokenizer = load_trunk(tiny_model, "cpu")
+    sides = (model, tokenizer, ["a"], ["no"], ["yes"])
+    with pytest.raises(InputError, match="hidden states 0 to 2"):
+        margins.embed_sides(*sides, layer=3)
+    with pytest.raises(InputError, match="neither last nor mean"):
+        margins.embed_sides(*sides, pooling="max")
+    model.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(InputError, match="embedding of row 0 is not finite"):
+        margins.embed_sides(*sides)
 
 
 def test_correlation_by_hand():

@@ -90,7 +90,7 @@ def make(name: str, tokenizer, settings: ProbeSettings = ProbeSettings(), batch_
     torch.manual_seed(0)
     model = DECODERS[name]().eval()
     model.resize_token_embeddings(len(tokenizer))
-    trunk = Trunk(model, batch_tokens, hidden=settings.kind == "head")
+    trunk = Trunk(model, batch_tokens, layer=-1 if settings.kind == "head" else None)
     return model, trunk, moved(Probes(trunk, CATEGORIES, settings, tokenizer))
 
 
@@ -157,7 +157,7 @@ def test_scores_do_not_depend_on_batch_grouping_or_padding(kind, tokenizer):
 def test_the_last_layer_stops_early_and_changes_nothing(tokenizer):
     """With `hidden` the last layer runs to its end; the states that probes read are the same."""
     model, trunk, probes = make("qwen2", tokenizer)
-    whole = Trunk(model, 64, hidden=True)
+    whole = Trunk(model, 64, layer=-1)
     assert torch.allclose(scores_of(whole, probes, IDS), scores_of(trunk, probes, IDS), atol=1e-6)
     calls = []
     model.model.layers[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
@@ -174,9 +174,11 @@ def test_shared_lengths_by_hand():
 
 def test_batches_hold_every_row_once_and_stay_small():
     lengths = [5, 1, 9, 3, 3, 20, 2]
-    found = list(batches(range(7), lengths, 10))
+    found = list(batches(range(7), lengths, 10, pass_tokens=100))
     assert sorted(row for batch in found for row in batch) == list(range(7))
     assert found == [[5], [2], [0, 3], [4, 6, 1]], "longest first; padded size at most 10 unless a single row is longer"
+    assert list(batches(range(5), [9, 8, 8, 3, 3], 100, pass_tokens=11)) == [[0, 1, 2], [3, 4]], "padding two takes 12"
+    assert list(batches(range(5), [9, 8, 8, 3, 3], 100, pass_tokens=12)) == [[0, 1, 2, 3, 4]], "a pass is as dear"
 
 
 def test_the_mask_by_hand():
@@ -458,7 +460,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(tiny_model, tmp_path):
 
 def test_bad_rows_are_refused(trained):
     models = ShadowRewardModels.load(trained[0], "cpu")
-    with pytest.raises(InputError, match="row 1: .* tokens, but the trunk reads 1 to 256"):
+    with pytest.raises(InputError, match="tokens of row 1: too many or none; the model reads 1 to 256"):
         models.score(["insult 1", "insult 2"], ["no", "zebra " * 300])
     assert models.score([], []).shape == (0, 3) and models.score([], [], categories=[]).shape == (0,)
 
