@@ -235,23 +235,6 @@ def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_ou
     return figure
 
 
-def monitor_curves(history: Sequence[Mapping], prefix: str = "monitor/", ylabel: str = "calibrated score") -> Figure:
-    """Scores of reward models over training, one line per category: keys `prefix + category` in the history.
-
-    The models that do not reward a prompt are held-out detectors of reward hacking: watch for lines that part.
-    """
-    names = _ordered({key[len(prefix) :] for row in history for key in row if key.startswith(prefix)})
-    figure, axis = _axes(7, 3.2)
-    for index, name in enumerate(names):
-        steps, values = _series(history, prefix + name)
-        axis.plot(steps, values, color=_colour(name), linestyle=LINES[index % len(LINES)], label=_label(name))
-    axis.set(xlabel="step (updates)", ylabel=ylabel)
-    axis.grid(color=GRID, linewidth=0.5)
-    if names:
-        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
 def _axes(width: float, height: float):
     return _subplots(figsize=(width, height))
 

@@ -22,7 +22,8 @@ ADAPTERS = {
     "04_grpo_linear": ["policy", "policy_cross_raw"],
     "05_grpo_categorized": ["policy"],
 }
-POLICIES = ["base", "start", "SFT", "DPO", "GRPO, one model", "linear", "linear, cross raw", "categorized", "base, again"]
+POLICIES = ["base", "start", "SFT", "DPO", "GRPO, one model", "linear", "linear, cross raw", "categorized"]
+POLICIES += ["base, again"]
 
 
 def made_up_prompts(count: int = 60) -> Dataset:

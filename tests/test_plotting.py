@@ -47,7 +47,6 @@ FIGURES = {
     ),
     "forest_plot": lambda: plotting.forest_plot([{"label": "a", "estimate": 1, "low": 0, "high": 2, "group": "g"}]),
     "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
-    "monitor_curves": lambda: plotting.monitor_curves(history()),
 }
 
 

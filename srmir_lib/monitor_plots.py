@@ -1,0 +1,72 @@
+"""The figures of what is watched while a policy trains, in the style of `plotting`; each axis has a unit."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from srmir_lib.alarm import Alarm
+from srmir_lib.plotting import (
+    CHOSEN,
+    GRID,
+    INK,
+    LINES,
+    MARKERS,
+    PALE,
+    REJECTED,
+    _axes,
+    _colour,
+    _label,
+    _ordered,
+    _series,
+    _subplots,
+)
+
+UNITS = ("(calibrated score)", "(tokens)", "(nats a token)", "(fraction)")
+"""Of the alarm's signals, in their order."""
+
+
+def monitor_curves(history: Sequence[Mapping], prefix: str = "monitor/", ylabel: str = "calibrated score") -> Figure:
+    """Scores of reward models over training, one line per category: keys `prefix + category` in the history.
+
+    The models that do not reward a prompt are held-out detectors of reward hacking: watch for lines that part.
+    """
+    names = _ordered({key[len(prefix) :] for row in history for key in row if key.startswith(prefix)})
+    figure, axis = _axes(7, 3.2)
+    for index, name in enumerate(names):
+        steps, values = _series(history, prefix + name)
+        axis.plot(steps, values, color=_colour(name), linestyle=LINES[index % len(LINES)], label=_label(name))
+    axis.set(xlabel="step (updates)", ylabel=ylabel)
+    axis.grid(color=GRID, linewidth=0.5)
+    if names:
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """All that the alarm listens to, and the KL beside it, over training; one line per run (name -> history).
+
+    The band is where healthy batches lie (mean and two deviations). The last panel has the worst deviation of each look
+    and the threshold; a run above it rings, and says so in the legend.
+    """
+    figure, axes = _subplots(2, 3, figsize=(10, 4.8), sharex=True)
+    *panels, kl, last = axes.flat
+    for index, (name, history) in enumerate(histories.items()):
+        rows, style = alarm.check(history), {"marker": MARKERS[index], "markersize": 3, "linestyle": LINES[index]}
+        steps, rung = [row["step"] for row in rows], [row["step"] for row in rows if row["rings"]]
+        style["color"] = (CHOSEN, REJECTED, INK, PALE)[index % 4]
+        for axis, signal in zip(panels, alarm.mean, strict=True):
+            axis.plot(steps, [row[signal] for row in rows], **style)
+        kl.plot(*_series(history, "kl"), color=style["color"], linestyle=style["linestyle"])
+        label = f"{name}: rings at step {rung[0]}" if rung else name
+        last.plot(steps, [row["suspicion"] for row in rows], label=label, **style)
+    for axis, signal, unit in zip(panels, alarm.mean, UNITS, strict=True):
+        mean, spread = alarm.mean[signal], 2 * alarm.std[signal]
+        axis.axhspan(mean - spread, mean + spread, color=GRID, alpha=0.6, linewidth=0)
+        axis.set_ylabel(f"{signal} {unit}")
+    kl.set_ylabel("KL (nats a token)")
+    last.axhline(alarm.threshold, color=INK, linewidth=0.8, linestyle=":")
+    last.set_ylabel("suspicion (deviations)")
+    for axis in axes[-1]:
+        axis.set_xlabel("step (updates)")
+    last.legend(fontsize=7)
+    return figure

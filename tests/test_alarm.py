@@ -1,0 +1,125 @@
+"""The alarm: how often it rings in health, when it rings in sickness, and what it measures."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from srmir_lib.alarm import SIGNALS, Alarm, measure
+from srmir_lib.artifacts import InputError
+from srmir_lib.calibration import Calibration
+from srmir_lib.models import load_policy
+from srmir_lib.monitor_plots import alarm_curves, monitor_curves
+from srmir_lib.templates import user_message
+
+
+def answers(shift: float, count: int = 400, seed: int = 0, **changed) -> dict:
+    """Made-up answers of one source: four independent signals around `shift`."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(shift, 1.0, count) for name in SIGNALS} | changed
+
+
+def history(means: np.ndarray) -> list[dict]:
+    """A run as the trainer logs it, from rows of four means; the idle judges' as two judges around it."""
+    idle, length, likelihood, bigrams = range(4)
+    return [
+        {
+            "step": step,
+            "monitor/insult": row[idle] - 0.5,
+            "monitor/crimes": row[idle] + 0.5,
+            "completions/mean_length": row[length],
+            "coherence/log_likelihood": row[likelihood],
+            "coherence/distinct_bigrams": row[bigrams],
+        }
+        for step, row in enumerate(means, start=1)
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_it_rings_in_the_stated_share_of_healthy_runs(rate):
+    base, demonstrations = answers(0.0), answers(3.0, seed=1)
+    alarm = Alarm.fit([base, demonstrations], batch=16, looks=5, rate=rate)
+    rng, rung = np.random.default_rng(7), 0
+    for _ in range(1000):
+        batches = []
+        for _ in range(5):  # a healthy batch, drawn answer by answer
+            share = rng.uniform()
+            sources = [demonstrations if rng.uniform() < share else base for _ in range(16)]
+            picked = [rng.integers(400) for _ in range(16)]
+            rows = [[s[name][i] for name in SIGNALS] for s, i in zip(sources, picked, strict=True)]
+            batches.append(np.mean(rows, axis=0))
+        rung += any(row["rings"] for row in alarm.check(history(np.array(batches))))
+    assert rung / 1000 == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / 1000)), f"{rung} of 1000 runs rang"
+
+
+@pytest.mark.parametrize("sick", range(4))
+def test_it_rings_on_the_suspect_side_and_names_the_signal(sick):
+    alarm = Alarm.fit([answers(0.0), answers(1.0, seed=1)], batch=64, looks=3)
+    means = np.full((3, 4), 0.5)
+    assert not any(row["rings"] for row in alarm.check(history(means)))
+    means[1, sick] = -4.0
+    rows = alarm.check(history(means))
+    assert [row["rings"] for row in rows] == [False, True, False] and rows[1]["signal"] == list(SIGNALS)[sick]
+    means[1, sick] = 6.0
+    only_length_is_suspect_when_high = sick == 1
+    assert alarm.check(history(means))[1]["rings"] == only_length_is_suspect_when_high
+
+
+def test_deviations_by_hand():
+    ones = dict.fromkeys(SIGNALS, 1.0)
+    alarm = Alarm(mean=dict.fromkeys(SIGNALS, 2.0), std=ones | {"length": 4.0}, threshold=3.0, rate=0.05, looks=2)
+    (row,) = alarm.check(history(np.array([[1.0, 18.0, 0.0, 9.0]])))  # deviations -1, 4, -2, 7: suspect 1, 4, 2, -7
+    assert row["suspicion"] == 4.0 and row["signal"] == "length" and row["rings"] and row["idle judges"] == 1.0
+
+
+def test_rows_without_a_look_are_passed_over_and_too_many_looks_refused():
+    alarm = Alarm.fit([answers(0.0)], batch=8, looks=2)
+    looks = history(np.zeros((2, 4)))
+    blank = {"step": 9, "completions/mean_length": 3.0, "coherence/distinct_bigrams": 1.0}
+    assert [row["step"] for row in alarm.check([looks[0], blank, looks[1]])] == [1, 2]
+    with pytest.raises(InputError, match="3 looks with all signals; the alarm was fitted for 1 to 2"):
+        alarm.check(history(np.zeros((3, 4))))
+    with pytest.raises(InputError, match="history: 0 looks"):
+        alarm.check([blank])
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan]])
+def test_healthy_answers_must_be_there_and_finite(bad):
+    with pytest.raises(InputError, match="healthy answers, source 1: length needs finite values"):
+        Alarm.fit([answers(0.0), answers(0.0, length=bad)], batch=8, looks=2)
+
+
+class Models:
+    categories = ["insult", "crimes", "privacy"]
+    calibration = Calibration(("insult", "crimes", "privacy"), mean=(0.0, 0.0, 1.0), std=(1.0, 1.0, 2.0), rows=2)
+
+    def score(self, prompts, completions):
+        return torch.tensor([[1.0, 2.0, 5.0], [4.0, 6.0, 3.0]])
+
+
+def test_measure_by_hand(tiny_model):
+    router = SimpleNamespace(route=lambda prompts: ["insult", "unknown"])
+    model = load_policy(tiny_model, "cpu")
+    reward = SimpleNamespace(models=Models(), router=router)
+    found = measure(reward, model, [user_message("a"), user_message("b")], ["no no no", "yes"])
+    assert found["idle judges"].tolist() == [2.0, (4 + 6 + 1) / 3]  # crimes 2 and privacy (5 - 1) / 2; all three
+    assert found["distinct bigrams"].tolist() == [0.5, 1.0]
+    assert found["length"][0] > found["length"][1] >= 2, "the end token counts, as it does in training"
+    assert (found["log-likelihood"] < 0).all()
+
+
+def test_the_figure_shows_every_signal_and_where_it_rings():
+    alarm = Alarm.fit([answers(0.0)], batch=8, looks=3)
+    runs = {"calm": np.zeros((3, 4)), "babble": np.full((3, 4), -9.0)}
+    figure = alarm_curves(alarm, {name: history(means) for name, means in runs.items()})
+    labels = [axis.get_ylabel() for axis in figure.axes]
+    assert [label.split(" (")[0] for label in labels] == [*SIGNALS, "KL", "suspicion"]
+    assert {line.get_label() for line in figure.axes[-1].lines} >= {"calm", "babble: rings at step 1"}
+
+
+def test_the_judges_lines_have_their_names_and_values():
+    axis = monitor_curves(history(np.zeros((3, 4)))).axes[0]
+    assert [line.get_label() for line in axis.lines] == ["Insult", "Crimes and Illegal Activities"]
+    assert [list(line.get_ydata()) for line in axis.lines] == [[-0.5] * 3, [0.5] * 3]
