@@ -143,6 +143,16 @@ def probe_weights(shape: Shape, rank: int, models: int) -> int:
     return models * (shape.layers * rank * sum(rows + columns for rows, columns in shape.linear) + shape.hidden)
 
 
+def rank_within(shape: Shape, models: int, ratio: float, width: int) -> int:
+    """The largest rank whose adapters, in float32, keep `models` of ours within `ratio` times a decoder.
+
+    `width`: bytes of each of the decoder's weights. 0 if no rank is small enough.
+    """
+    spare = (ratio - 1) * width * decoder_weights(shape) / 4
+    one = probe_weights(shape, 1, models) - models * shape.hidden  # without the heads, which have no rank
+    return max(0, int((spare - models * shape.hidden) // one))
+
+
 def race(runners: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
     """Seconds of every runner in every round, {name: [rounds]}.
 

@@ -213,7 +213,7 @@ def annotate_one_by_one(policy, tokenizer, pairs: Mapping, direction: Tensor) ->
         ids = conversation_ids(tokenizer, pairs["prompt"], pairs[side])
         inputs = (torch.tensor([text], device=policy.device) for text in ids)
         outputs = (policy(input_ids=one, output_hidden_states=True) for one in inputs)
-        sides.append(torch.stack([output.hidden_states[-1][0, -1] for output in outputs]))
+        sides.append(torch.stack([output.hidden_states[-1][0, -1].float().cpu() for output in outputs]))
     return legend_margin(*sides, direction)
 
 

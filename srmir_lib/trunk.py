@@ -5,7 +5,6 @@ stops as soon as its keys and values are there, for nothing behind them is ever 
 length and bounded in tokens, so that peak memory does not grow with the number of rows.
 """
 
-import os
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -272,7 +271,8 @@ def shared_lengths(
     for rows in members.values():
         common = min(len(ids[row]) - 1 if most is None else min(len(ids[row]) - 1, most[row]) for row in rows)
         for left, right in pairwise(rows):
-            common = min(common, len(os.path.commonprefix([ids[left][:common], ids[right][:common]])))
+            both = enumerate(zip(ids[left][:common], ids[right][:common], strict=True))
+            common = next((at for at, (one, other) in both if one != other), common)
         if len(rows) > 1 and common >= LEAST_SHARED:
             for row in rows:
                 lengths[row] = common

@@ -103,6 +103,14 @@ def test_weights_against_the_models(policy, classifiers, shared):
     assert sum(p.numel() for p in shared.scorer.probes.parameters()) == cost.probe_weights(SMALL, 2, 7)
 
 
+def test_rank_within_a_ratio_by_trying_all():
+    for shape, width in ((MINI, 4), (MINI, 2), (SMALL, 4)):
+        for ratio in (1.15, 1.6, 3.0):
+            trunk = width * cost.decoder_weights(shape)
+            fits = [rank for rank in range(1, 200) if trunk + 4 * cost.probe_weights(shape, rank, 7) <= ratio * trunk]
+            assert cost.rank_within(shape, 7, ratio, width) == max(fits, default=0), (shape, width, ratio)
+
+
 def test_step_limit_by_hand():
     assert cost.step_limit(update=2.0, seven=6.0, ratio=6.0) == pytest.approx(8 / 3)
     assert cost.step_limit(update=0.0, seven=1.0, ratio=9.0) == pytest.approx(9.0), "nothing but scoring"
@@ -215,6 +223,15 @@ def test_contestants_score_the_same_texts(shared, classifiers, tokenizer, mixed)
         torch.testing.assert_close(torch.tensor(runs[name]()), scores[range(6), own], rtol=0, atol=1e-5)
     torch.testing.assert_close(runs["alone"](), scores, rtol=0, atol=1e-5)
     assert runs["seven"]().shape == runs["tuned"]().shape == (6, 3) and runs["one"]().shape == (6, 1)
+
+
+def test_annotators_give_the_same_margins(policy, tokenizer):
+    prompts, answers = peers.texts(tokenizer, replace(LOAD, group=2), prompts=3, seed=2, shortest=3)
+    pairs = {"prompt": prompts[::2], "chosen": answers[::2], "rejected": answers[1::2]}
+    runs = peers.annotators(policy, tokenizer, pairs)
+    ours, theirs = runs["annotate"](), runs["loop"]()
+    assert ours.shape == (3,) and ours.abs().min() > 0
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_growth_gives_a_ratio_for_every_load(policy, classifiers, tokenizer):
