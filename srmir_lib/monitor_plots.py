@@ -65,8 +65,9 @@ def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Fi
         axis.set_ylabel(f"{signal} {unit}")
     kl.set_ylabel("KL (nats a token)")
     last.axhline(alarm.threshold, color=INK, linewidth=0.8, linestyle=":")
+    last.set_yscale("symlog", linthresh=2 * alarm.threshold)
     last.set_ylabel("suspicion (deviations)")
     for axis in axes[-1]:
         axis.set_xlabel("step (updates)")
-    last.legend(fontsize=7)
+    last.legend(fontsize=7, loc="upper right", frameon=False)
     return figure
