@@ -39,7 +39,7 @@ def drawn(seed: int, lengths=(4, 2, 3)) -> TokenBeliefs:
     shape = (len(lengths), max(lengths))
     q_values, mean, log_sd = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    return TokenBeliefs(*(part.where(mask, 1e6) for part in (-q_values.abs(), mean, log_sd)), mask)
+    return TokenBeliefs(*(part.where(mask, 9.0) for part in (-q_values.abs(), mean, log_sd)), mask)
 
 
 def naive_evidence(row: int, b: TokenBeliefs, gamma: float, lam: float, form: str) -> float:
@@ -160,7 +160,8 @@ def test_guarded_reward_never_pays_more_and_equals_a_loop(seed, k):
         plain, guarded = answer_reward(b, readout), answer_reward(b, readout, k)
         assert (guarded <= plain + 1e-9).all()
         for row in range(len(b.mask)):
-            own = [float(m - k * math.exp(s)) for m, s, real in zip(b.mean[row], b.log_sd[row], b.mask[row]) if real]
+            length = int(b.mask[row].sum())
+            own = [float(b.mean[row, t] - k * math.exp(b.log_sd[row, t])) for t in range(length)]
             wanted = own[-1] if readout == "last" else sum(own) / len(own)
             assert guarded[row].item() == pytest.approx(wanted, rel=1e-6, abs=1e-6)
 
