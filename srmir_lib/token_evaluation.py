@@ -7,11 +7,29 @@ import torch
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.detection import auroc
+from srmir_lib.evaluation import paired_t_interval
 from srmir_lib.templates import text_of
 from srmir_lib.token_rewards import TokenReward
 
 Span = tuple[int, int] | None
 """Where something stands in a text: characters (start, end), or nowhere."""
+
+
+def gaps(rewards: torch.Tensor) -> torch.Tensor:
+    """Chosen minus rejected: rewards (2 N,) of `Reader.pairs`, chosen answers first -> (N,)."""
+    chosen, rejected = rewards.chunk(2)
+    return chosen - rejected
+
+
+def over_seeds(values: Mapping[str, Sequence[float]], group: str = "") -> list[dict]:
+    """Per method a mean over seeds with its 95 % t interval: rows with label, group, estimate, low, high.
+
+    `values`: method -> one number a seed, of at least two seeds. Student 1908.
+    """
+    return [
+        {"label": name, "group": group, **paired_t_interval(own, np.zeros(len(own)))._asdict()}
+        for name, own in values.items()
+    ]
 
 
 def span_labels(

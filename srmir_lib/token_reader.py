@@ -24,6 +24,10 @@ class Answers(NamedTuple):
     prompts: list[list[int]]
     tails: list[list[int]]
 
+    def take(self, rows: Sequence[int]) -> "Answers":
+        """The answers `rows`, in that order."""
+        return Answers([self.prompts[row] for row in rows], [self.tails[row] for row in rows])
+
     def sha256(self) -> str:
         """Of all tokens, in order."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()

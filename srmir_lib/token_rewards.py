@@ -7,8 +7,8 @@ output layer gives the Q-values, so the adapted model is the policy that the obj
 train the same weights and differ in their objective only (`token_training`).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +57,11 @@ class TokenSettings:
     learning_rate: float  # at the first update; falls linearly to zero
     lora_rank: int
     lora_alpha: int
+
+    @classmethod
+    def of(cls, values: Mapping, **changes) -> "TokenSettings":
+        """Settings from a mapping that holds their names, such as a notebook's `globals()`, with `changes`."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name not in changes}, **changes)
 
     def __post_init__(self):
         known = {"objective": OBJECTIVES, "form": FORMS, "readout": READOUTS, "attention": ATTENTION}
