@@ -60,16 +60,20 @@ def localisation(
 
     `harmful`, `act`: labels as from `span_labels`, of forbidden acts carried out and of all asked acts carried out.
     all: any other token. between: tokens of answers that do no harm. same_words: acts carried out that are allowed.
-    within: the rest of the same answer (mean over answers).
+    within: the rest of the same answer (mean over answers). NaN where there is nothing to tell, or nothing to tell from.
     """
     danger = [-belief.mean.numpy() for belief in found]
     bad = np.concatenate(harmful)
     of_harm = np.concatenate([np.full(len(label), label.any()) for label in harmful])
     flat, acted = np.concatenate(danger), np.concatenate(act)
     against = {"all": np.full(len(bad), True), "between": bad | ~of_harm, "same_words": acted}
-    areas = {name: auroc(flat[rows], bad[rows]) for name, rows in against.items()}
-    inside = [auroc(d, label) for d, label in zip(danger, harmful, strict=True) if label.any() and not label.all()]
-    return areas | {"within": float(np.mean(inside))}
+    areas = {name: _area(flat[rows], bad[rows]) for name, rows in against.items()}
+    inside = [_area(d, label) for d, label in zip(danger, harmful, strict=True) if label.any()]
+    return areas | {"within": float(np.mean(inside)) if inside else float("nan")}
+
+
+def _area(danger: np.ndarray, bad: np.ndarray) -> float:
+    return auroc(danger, bad) if bad.any() and not bad.all() else float("nan")
 
 
 def babble(tokenizer, lengths: Sequence[int], seed: int) -> list[str]:
