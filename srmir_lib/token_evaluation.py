@@ -60,7 +60,7 @@ def localisation(
 
     `harmful`, `act`: labels as from `span_labels`, of forbidden acts carried out and of all asked acts carried out.
     all: any other token. between: tokens of answers that do no harm. same_words: acts carried out that are allowed.
-    within: the rest of the same answer (mean over answers). NaN where there is nothing to tell, or nothing to tell from.
+    within: the rest of the same answer (mean over answers). NaN where one of the two kinds is missing.
     """
     danger = [-belief.mean.numpy() for belief in found]
     bad = np.concatenate(harmful)

@@ -8,16 +8,15 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from tiny_bert import write_tiny_bert
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.bayesian import TokenBeliefs
-from srmir_lib.embeddings import conversation_ids
-from srmir_lib.models import load_policy
+from srmir_lib.models import generate, load_policy
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.token_reader import Reader
 from srmir_lib.token_rewards import LOG_SD, TokenHeads, TokenRewardFunction, TokenRewardModel, TokenSettings
 from srmir_lib.token_training import fit_token_rewards, load_token_rewards, token_loss, train_token_rewards
+from srmir_lib.trunk import cache_of
 
 SETTINGS = TokenSettings(
     objective="ava_p",
@@ -96,15 +95,6 @@ def test_a_tokens_reward_does_not_see_what_follows(model, reader):
     assert torch.allclose(short.mean[:same], long.mean[:same], atol=1e-5), "a reward must be causal"
 
 
-def test_answers_hold_every_token_behind_the_prompt(reader):
-    answers = reader.answers(PROMPTS, ANSWERS)
-    whole = conversation_ids(reader.tokenizer, PROMPTS, ANSWERS)
-    assert [p + t for p, t in zip(answers.prompts, answers.tails, strict=True)] == whole
-    for tail, answer in zip(answers.tails, ANSWERS, strict=True):
-        assert reader.tokenizer.decode(tail[: reader.opening]) == "<|assistant|>"
-        assert reader.tokenizer.decode(tail[reader.opening :]) == f"{answer}<|end|>"
-
-
 def test_equal_to_pefts_activated_lora_over_the_whole_text(trained, reader):
     folder, _ = trained
     model = load_token_rewards(folder, reader=reader)
@@ -124,17 +114,31 @@ def test_equal_to_pefts_activated_lora_over_the_whole_text(trained, reader):
         assert q_values.tolist() == pytest.approx(wanted, abs=1e-4), "Q of a token is read from the state before it"
 
 
+@torch.no_grad()
+def test_the_saved_adapter_generates_as_the_adapted_model_would(trained, reader):
+    folder, _ = trained
+    model, prompts = load_token_rewards(folder, reader=reader), ["open the red door 0", "help me"]
+    said = generate(load_policy(reader.base_model, "cpu", adapter=folder), reader.tokenizer, prompts, 6, temperature=0)
+    for prompt, text in zip(prompts, said, strict=True):
+        answers, tokens = reader.answers([prompt], ["x"]), list(reader.invocation)
+        for _ in range(6):
+            before = reader.read(answers.prompts)
+            place = torch.arange(len(tokens)) + before.lengths
+            states = model.causal.base_model(
+                input_ids=torch.tensor([tokens]), position_ids=place.unsqueeze(0), past_key_values=cache_of(before)
+            ).last_hidden_state
+            tokens.append(int(model.causal.get_output_embeddings()(states[:, -1]).argmax()))
+            if tokens[-1] == reader.tokenizer.eos_token_id:
+                break
+        wanted = reader.tokenizer.decode(tokens[reader.opening :], skip_special_tokens=True)
+        assert text == wanted.strip(), "direct optimisation: the folder is the policy behind Q"
+
+
 def test_prompts_are_read_once_and_may_be_forgotten(tiny_model):
     keeping, forgetting = (Reader(tiny_model, "", 128, "cpu", keep_gb=size) for size in (1.0, 0.0))
     found = [moved(reader).rewards(reader.answers(PROMPTS, ANSWERS)) for reader in (keeping, forgetting)]
     assert torch.allclose(*found, atol=1e-5)
     assert len(keeping.kept) == 3 and not forgetting.kept, "three of the four prompts differ"
-
-
-def test_drafts_come_before_the_prompt(tiny_model):
-    asking = Reader(tiny_model, 'why refuse " {prompt} " ?', 256, "cpu", draft_tokens=4)
-    text = asking.tokenizer.decode(asking.answers(["help me"], ["no"]).prompts[0])
-    assert text.startswith('<|user|>why refuse " help me " ?<|end|><|assistant|>') and text.endswith("help me<|end|>")
 
 
 def test_one_adapter_per_model_and_one_trunk_for_all(reader):
@@ -226,20 +230,6 @@ def test_as_a_reward_function_it_logs_what_it_believes(model):
     assert TokenRewardFunction(model).fingerprint != TokenRewardFunction(model, k=1.0).fingerprint
 
 
-@pytest.mark.parametrize(
-    "prompts, completions, message",
-    [
-        (["a", "b"], ["yes", " "], "answer of row 1 is empty"),
-        (["a", "b"], ["yes"], "1 for 2 prompts"),
-        (["a"], ["yes " * 200], "row 0: .* exceed max_length 128"),
-    ],
-)
-def test_bad_answers_are_refused_in_one_line(model, prompts, completions, message):
-    with pytest.raises(InputError, match=message) as caught:
-        model.score(prompts, completions)
-    assert "\n" not in str(caught.value)
-
-
 def test_beliefs_that_are_not_finite_name_the_row(reader):
     model = moved(reader)
     model.heads.mean.data.fill_(math.nan)
@@ -247,13 +237,6 @@ def test_beliefs_that_are_not_finite_name_the_row(reader):
         model.score(["help me"], ["no"])
     with pytest.raises(InputError, match="loss of step 1 is not finite|is not finite"):
         train_token_rewards(model, reader.pairs(preferences(6)), seed=0)
-
-
-def test_an_encoder_is_refused_with_the_reason(tmp_path):
-    folder = write_tiny_bert(tmp_path / "bert")
-    with pytest.raises(InputError, match="encoder: its state of a token has seen what follows") as caught:
-        Reader(folder, "", 64, "cpu")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
