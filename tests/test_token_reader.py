@@ -57,8 +57,6 @@ def test_pairs_are_all_chosen_then_all_rejected(reader):
     rows = {"prompt": ["help me", "open it"], "chosen": ["yes", "no"], "rejected": ["a", "b"]}
     for side in ("chosen", "rejected"):
         rows[side] = [assistant_message(text) for text in rows[side]]
-        key: [assistant_message(text) for text in texts] if key != "prompt" else texts for key, texts in rows.items()
-    }
     pairs = reader.pairs(rows)
     texts = [reader.tokenizer.decode(tail[reader.opening : -1]) for tail in pairs.tails]
     assert texts == ["yes", "no", "a", "b"] and pairs.prompts[:2] == pairs.prompts[2:]
