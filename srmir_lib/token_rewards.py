@@ -32,7 +32,7 @@ from srmir_lib.bayesian import (
     over_tokens,
 )
 from srmir_lib.token_reader import Answers, Reader
-from srmir_lib.trunk import ReadOnlyLayer, batches, cache_of, share_weights
+from srmir_lib.trunk import batches, read_only, share_weights
 
 OBJECTIVES = ("bradley_terry", "ava_d", "ava_p")
 ATTENTION = ("none", "printed", "scaled")
@@ -139,7 +139,7 @@ class TokenRewardModel:
             input_ids=ids,
             attention_mask=torch.cat([before.mask, place < lengths], dim=1).long(),
             position_ids=torch.minimum(place, lengths - 1) + before.lengths.unsqueeze(1),
-            past_key_values=cache_of(before, ReadOnlyLayer),
+            past_key_values=read_only(before),
             use_cache=True,
         ).last_hidden_state
         start, settings = self.reader.opening, self.settings
@@ -160,7 +160,7 @@ class TokenRewardModel:
     def _read(self, answers: Answers, with_q: bool = False) -> Iterator[tuple[list[int], TokenBeliefs]]:
         """(rows, their beliefs) until every answer was read; beliefs that are not finite are an `InputError`."""
         lengths = [len(prompt) + len(tail) for prompt, tail in zip(answers.prompts, answers.tails, strict=True)]
-        for rows in batches(range(len(lengths)), lengths, self.reader.batch_tokens):
+        for rows in batches(range(len(lengths)), lengths, self.reader.batch_tokens, self.reader.trunk.pass_tokens):
             beliefs = self.beliefs(answers, rows, with_q)
             check_beliefs(beliefs, rows)
             yield rows, TokenBeliefs(*(part.cpu() for part in beliefs))
