@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from srmir_lib.artifacts import InputError
 
 FORMS = ("printed", "stable")
-READOUTS = ("last", "mean")
+READOUTS = ("last", "mean", "sum")
 
 
 class TokenBeliefs(NamedTuple):
@@ -122,15 +122,15 @@ def ava_preference_objective(
 
 
 def answer_reward(beliefs: TokenBeliefs, readout: str, k: float = 0.0) -> Tensor:
-    r"""$\mathbb E_q[R|y]-k\,\mathrm{sd}_q[R|y]$ at the last token, or its mean over the tokens: (B,).
+    r"""$\mathbb E_q[R|y]-k\,\mathrm{sd}_q[R|y]$ at the last token, or its mean or sum over the tokens: (B,).
 
     k = 0 is the posterior mean; k > 0 pays less for what is believed with less certainty.
     """
     if readout not in READOUTS:
         raise InputError(f"readout: {readout!r} is none of {', '.join(READOUTS)}")
     reward = beliefs.mean - k * beliefs.log_sd.exp()
-    if readout == "mean":
-        return over_tokens(reward, beliefs.mask, "stable")
+    if readout != "last":
+        return over_tokens(reward, beliefs.mask, "stable" if readout == "mean" else "printed")
     return reward.gather(1, beliefs.mask.sum(dim=1, keepdim=True) - 1).squeeze(1)
 
 

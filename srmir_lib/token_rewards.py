@@ -46,7 +46,7 @@ class TokenSettings:
 
     objective: str  # bradley_terry, ava_d (demonstrations) or ava_p (pairs)
     form: str  # printed or stable, see `bayesian`
-    readout: str  # an answer's reward: that of its last token, or the mean over its tokens
+    readout: str  # an answer's reward: that of its last token, the mean or the sum over its tokens
     alpha: float  # sharpness of the policy that Q is read from
     beta: float  # weight of the likelihood
     gamma: float  # discount
@@ -165,20 +165,30 @@ class TokenRewardModel:
             check_beliefs(beliefs, rows)
             yield rows, TokenBeliefs(*(part.cpu() for part in beliefs))
 
+    def summary(self, answers: Answers, k: float = 0.0, readout: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each answer (N,): its reward with the guard k, without it, and the mean standard deviation of its tokens.
+
+        `readout`: another one than the settings'.
+        """
+        columns, readout = torch.zeros(3, len(answers.tails)), readout or self.settings.readout
+        for rows, beliefs in self._read(answers):
+            sd = over_tokens(beliefs.log_sd.exp(), beliefs.mask, "stable")
+            columns[:, rows] = torch.stack([answer_reward(beliefs, readout, k), answer_reward(beliefs, readout), sd])
+        return tuple(columns)
+
     def rewards(self, answers: Answers, k: float = 0.0) -> Tensor:
         """Each answer's reward (N,): posterior mean minus k standard deviations, by the settings' readout."""
-        rewards = torch.zeros(len(answers.tails))
-        for rows, beliefs in self._read(answers):
-            rewards[rows] = answer_reward(beliefs, self.settings.readout, k)
-        return rewards
+        return self.summary(answers, k)[0]
 
-    def implied_rewards(self, answers: Answers) -> Tensor:
-        """The mean over each answer's tokens (N,) of the reward that Q implies, delta: no posterior is asked."""
-        rewards = torch.zeros(len(answers.tails))
+    def rewards_and_implied(self, answers: Answers) -> tuple[Tensor, Tensor]:
+        """Each answer's reward (N,), and the mean over its tokens (N,) of delta, the reward that Q implies without
+        asking the posterior."""
+        rewards, implied = torch.zeros(len(answers.tails)), torch.zeros(len(answers.tails))
         for rows, beliefs in self._read(answers, with_q=True):
             delta = ava_td_error(beliefs.q_values, beliefs.mask, self.settings.gamma)
-            rewards[rows] = over_tokens(delta, beliefs.mask, "stable")
-        return rewards
+            rewards[rows] = answer_reward(beliefs, self.settings.readout)
+            implied[rows] = over_tokens(delta, beliefs.mask, "stable")
+        return rewards, implied
 
     def tokens(self, answers: Answers) -> list[TokenReward]:
         """What is believed about every token of every answer, the end-of-turn token included."""
@@ -230,20 +240,19 @@ def _tensors(file: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
 class TokenRewardFunction:
     """A reward function for `GRPOTrainer`: each answer's posterior mean minus `k` standard deviations.
 
-    Logs `belief/sd`, the mean standard deviation over tokens, and `belief/mean`, the reward without the guard.
+    Logs `belief/mean`, the reward without the guard, and `belief/sd`, the mean standard deviation of a token.
     """
 
-    def __init__(self, model: TokenRewardModel, k: float = 0.0, name: str = ""):
-        """`name`: which trained model it is, for the fingerprint that a resumed run compares."""
-        self.model, self.k, self.__name__ = model, k, "token_reward"
-        self.fingerprint = f"token_reward {name} {k} {model.settings}"
+    def __init__(self, model: TokenRewardModel, k: float = 0.0, readout: str | None = None, name: str = ""):
+        """`readout`: another one than the model was trained with. `name`: which fit it is, for the fingerprint that a
+        resumed run compares."""
+        self.model, self.k, self.readout, self.__name__ = model, k, readout, "token_reward"
+        self.fingerprint = f"token_reward {name} {k} {readout} {model.settings}"
 
     def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
         answers = self.model.reader.answers(prompts, completions, allow_empty=True)  # a policy may say nothing
-        rewards = self.model.rewards(answers, self.k)
-        log_metric = columns.get("log_metric")
-        if log_metric is not None:
-            log_metric("belief/sd", torch.cat([found.sd for found in self.model.tokens(answers)]).mean().item())
-            mean = rewards if self.k == 0 else self.model.rewards(answers)
-            log_metric("belief/mean", mean.mean().item())
+        rewards, means, sds = self.model.summary(answers, self.k, self.readout)
+        if columns.get("log_metric") is not None:
+            columns["log_metric"]("belief/mean", means.mean().item())
+            columns["log_metric"]("belief/sd", sds.mean().item())
         return rewards.tolist()

@@ -156,13 +156,13 @@ def test_a_free_q_makes_the_printed_objective_grow_without_end_and_not_the_stabl
 @given(st.integers(0, 99), st.floats(0, 3))
 def test_guarded_reward_never_pays_more_and_equals_a_loop(seed, k):
     b = drawn(seed)
-    for readout in ("last", "mean"):
+    for readout in ("last", "mean", "sum"):
         plain, guarded = answer_reward(b, readout), answer_reward(b, readout, k)
         assert (guarded <= plain + 1e-9).all()
         for row in range(len(b.mask)):
             length = int(b.mask[row].sum())
             own = [float(b.mean[row, t] - k * math.exp(b.log_sd[row, t])) for t in range(length)]
-            wanted = own[-1] if readout == "last" else sum(own) / len(own)
+            wanted = {"last": own[-1], "mean": sum(own) / length, "sum": sum(own)}[readout]
             assert guarded[row].item() == pytest.approx(wanted, rel=1e-6, abs=1e-6)
 
 
@@ -213,4 +213,4 @@ def test_unknown_names_are_refused():
     with pytest.raises(InputError, match="printed, stable"):
         ava_log_policy(torch.zeros(1, 3), 1.0, "logits")
     with pytest.raises(InputError, match="last, mean"):
-        answer_reward(drawn(0), "sum")
+        answer_reward(drawn(0), "median")

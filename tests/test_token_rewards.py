@@ -220,11 +220,23 @@ def test_k_lowers_rewards_by_the_deviation(model, reader):
     assert torch.allclose(model.rewards(answers, k=2.0), lowered, atol=1e-5)
 
 
+def test_the_reward_that_q_implies_equals_a_loop(model, reader):
+    answers = reader.answers(PROMPTS, ANSWERS)
+    rewards, implied = model.rewards_and_implied(answers)
+    assert torch.allclose(rewards, model.rewards(answers), atol=1e-5)
+    for row in range(len(PROMPTS)):
+        q = model.beliefs(answers, [row]).q_values[0].tolist()
+        deltas = [own - 0.9 * following for own, following in zip(q, [*q[1:], 0.0], strict=True)]
+        assert implied[row].item() == pytest.approx(sum(deltas) / len(deltas), abs=1e-4)
+
+
 def test_as_a_reward_function_it_logs_what_it_believes(model):
     logged, completions = {}, [assistant_message(text) for text in ("no", "")]
     prompts = [user_message("help me")] * 2
     plain = TokenRewardFunction(model)(prompts, completions, log_metric=logged.__setitem__)
     guarded = TokenRewardFunction(model, k=1.0)(prompts, completions)
+    added = TokenRewardFunction(model, readout="sum")(prompts, completions)
+    assert added[1] == pytest.approx(plain[1]) and added[0] != plain[0], "an empty answer is its end token alone"
     assert all(isinstance(value, float) for value in plain) and all(a > b for a, b in zip(plain, guarded, strict=True))
     assert logged["belief/mean"] == pytest.approx(sum(plain) / 2) and logged["belief/sd"] > 0
     assert TokenRewardFunction(model).fingerprint != TokenRewardFunction(model, k=1.0).fingerprint
@@ -244,7 +256,7 @@ def test_beliefs_that_are_not_finite_name_the_row(reader):
     [
         ({"objective": "ava"}, "bradley_terry, ava_d, ava_p"),
         ({"form": "logits"}, "printed, stable"),
-        ({"readout": "sum"}, "last, mean"),
+        ({"readout": "median"}, "last, mean, sum"),
         ({"attention": "yes"}, "none, printed, scaled"),
         ({"alpha": 0.0}, "alpha: 0.0 must be above 0"),
         ({"gamma": -1.0}, "gamma: -1.0 must be a finite number"),
