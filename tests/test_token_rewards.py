@@ -16,7 +16,7 @@ from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.token_reader import Reader
 from srmir_lib.token_rewards import LOG_SD, TokenHeads, TokenRewardFunction, TokenRewardModel, TokenSettings
 from srmir_lib.token_training import fit_token_rewards, load_token_rewards, token_loss, train_token_rewards
-from srmir_lib.trunk import cache_of
+from srmir_lib.trunk import read_only
 
 SETTINGS = TokenSettings(
     objective="ava_p",
@@ -125,7 +125,7 @@ def test_the_saved_adapter_generates_as_the_adapted_model_would(trained, reader)
             before = reader.read(answers.prompts)
             place = torch.arange(len(tokens)) + before.lengths
             states = model.causal.base_model(
-                input_ids=torch.tensor([tokens]), position_ids=place.unsqueeze(0), past_key_values=cache_of(before)
+                input_ids=torch.tensor([tokens]), position_ids=place.unsqueeze(0), past_key_values=read_only(before)
             ).last_hidden_state
             tokens.append(int(model.causal.get_output_embeddings()(states[:, -1]).argmax()))
             if tokens[-1] == reader.tokenizer.eos_token_id:
