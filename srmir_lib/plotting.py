@@ -122,14 +122,9 @@ def training_curves(
     """One panel per key of `curves` over training steps; `reference` (another run's history) in grey behind.
 
     History rows need `step`; a row without a key is skipped for that panel, a key without any row leaves an empty one.
-    Up to four panels stand side by side, more of them in pairs.
     """
-    columns = len(curves) if len(curves) <= 4 else 2
-    rows = -(-len(curves) // columns)
-    figure, axes = _subplots(rows, columns, figsize=(max(3.1 * columns, 7), 2.7 * rows), squeeze=False)
-    for axis in axes.flat[len(curves) :]:
-        axis.set_axis_off()
-    for axis, (key, label) in zip(axes.flat, curves.items(), strict=False):
+    figure, axes = _subplots(1, len(curves), figsize=(3.1 * len(curves), 2.7), squeeze=False)
+    for axis, (key, label) in zip(axes.flat, curves.items(), strict=True):
         if reference is not None:
             axis.plot(*_series(reference, key), color=PALE, linestyle="--", label=labels[1])
         axis.plot(*_series(history, key), color=CHOSEN, label=labels[0])
