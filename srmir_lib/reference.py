@@ -25,7 +25,7 @@ def bless(runner: Runner) -> Path:
 
     A stage that is not done, or no longer what its notebook, parameters and code would give, is an `InputError`; so is
     a file of 1 MB or more. Of the appendices A1 to A5, which `srmir run` leaves out, those that are done come along.
-    Paths of this machine are made relative to the repository.
+    Paths of this machine are made relative to the repository, and of redacted texts not even the beginning is kept.
     """
     tasks, needed = runner.plan(runner.select(everything=True), check_inputs=False), runner.select()
     states = {result.name: result.state for result in runner.status(tasks)}
@@ -39,7 +39,7 @@ def bless(runner: Runner) -> Path:
             for name in (f"{task.name}.ipynb", *KEPT):
                 source = runner.outputs / task.name / name
                 if source.is_file():
-                    text = _without_places(source.read_text(encoding="utf8"), runner.root)
+                    text = _fit_to_keep(source.read_text(encoding="utf8"), runner.root)
                     if len(text.encode()) >= LARGEST:
                         raise InputError(f"{source}: 1 MB or more; print or draw less")
                     (fresh / task.name / name).write_text(text, encoding="utf8")
@@ -57,7 +57,9 @@ def results_markdown(reference: str | Path, preset: str) -> str:
     return "\n".join(lines)
 
 
-def _without_places(text: str, root: Path) -> str:
-    """`text` without where this machine keeps things: the repository, what is beside it, a kernel's scratch files."""
+def _fit_to_keep(text: str, root: Path) -> str:
+    """`text` without what `redact` left of others' texts, and without where this machine keeps things: the repository,
+    what is beside it, a kernel's scratch files."""
+    text = re.sub(r"\S.{0,23} … (\[\d+ characters, redacted\])", r"\1", text)
     text = re.sub(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py", "<cell>", text)
     return text.replace(f"{root}/", "").replace(str(root), ".").replace(f"{root.parent}/", "../")

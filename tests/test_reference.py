@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.reference import HEADINGS, LARGEST, results_markdown
+from srmir_lib.evaluation import redact
+from srmir_lib.reference import HEADINGS, LARGEST, _fit_to_keep, results_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "outputs" / "reference"
@@ -52,4 +53,10 @@ def test_reference_files_are_small_and_show_no_places():
             text = file.read_text(encoding="utf8")
             assert len(text.encode()) < LARGEST, f"{file} is too large to keep"
             assert not re.search(r"/(home|root|tmp|work|Users)/", text), f"{file} shows a path of the machine it ran on"
+            assert not re.search(r"\S … \[\d+ characters, redacted\]", text), f"{file} keeps the beginning of a text"
             assert file.suffix in (".ipynb", ".json"), f"{file}: no weights or data belong here"
+
+
+def test_of_a_redacted_text_nothing_is_kept(tmp_path):
+    shown = redact("a long text that nobody should read here", show_text=False)
+    assert shown.startswith("a ▇▇▇▇") and _fit_to_keep(f"  y+  {shown}", tmp_path) == "  y+  [40 characters, redacted]"
