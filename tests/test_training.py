@@ -59,6 +59,20 @@ def count_e(prompts, completions, category, **columns):
     return [float(completion[0]["content"].count("e")) for completion in completions]
 
 
+def killed_in_the_sixth_call():
+    """The steps at which it was called, and a reward as `count_e` that is interrupted once."""
+    calls = []
+
+    def reward(**columns):
+        calls.append(columns["trainer_state"].global_step)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return count_e(**columns)
+
+    reward.__name__ = "count_e"  # the trainer names two of its metrics after the function
+    return calls, reward
+
+
 def numbers(history):
     """A history without its clocks."""
     return [{key: value for key, value in row.items() if key not in ("seconds", "step_time")} for row in history]
@@ -110,15 +124,7 @@ def test_micro_batches_change_nothing_but_memory(undisturbed, tiny_model, tmp_pa
 
 def test_a_killed_run_resumes_from_a_complete_checkpoint_to_the_same_result(undisturbed, tiny_model, tmp_path):
     folder, history = undisturbed
-    calls = []
-
-    def killed_at_step_six(**columns):
-        calls.append(columns["trainer_state"].global_step)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return count_e(**columns)
-
-    killed_at_step_six.__name__ = "count_e"  # the trainer names two of its metrics after the function
+    calls, killed_at_step_six = killed_in_the_sixth_call()
     with pytest.raises(KeyboardInterrupt):
         train_grpo(tiny_model, PROMPTS, killed_at_step_six, tmp_path / "policy", grpo())
     checkpoints = tmp_path / ".policy.checkpoints"
@@ -147,15 +153,7 @@ def test_grpo_goes_on_from_an_adapter_which_is_its_reference(undisturbed, tiny_m
     assert [row["kl"] for row in history] == [0, 0], "an adapter that does not move is its own reference"
     assert [path.name for path in (tmp_path / "still").iterdir() if path.is_dir()] == [], "the reference is not saved"
 
-    calls = []
-
-    def killed_at_step_six(**columns):
-        calls.append(columns["trainer_state"].global_step)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return count_e(**columns)
-
-    killed_at_step_six.__name__ = "count_e"
+    _, killed_at_step_six = killed_in_the_sixth_call()
     whole = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "whole", grpo(), start=start)
     assert whole[0]["kl"] == 0 < whole[-1]["kl"]
     with pytest.raises(KeyboardInterrupt):
