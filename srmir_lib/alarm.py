@@ -45,9 +45,12 @@ class Alarm:
         `healthy`: one mapping per source of healthy answers, signal -> values (n,), one an answer, as `measure` gives
         them. Each simulated batch mixes the sources in shares of its own, uniform over all mixtures. The threshold is
         the (1 - `rate`) quantile of the worst deviation in a run, over all signals and looks, so that the rate is that
-        of a whole run and needs no correction. A source without answers or values that are not finite are an
-        `InputError`.
+        of a whole run and needs no correction. A source without answers, values that are not finite, no looks or a
+        rate that is no share are an `InputError`.
         """
+        if min(batch, looks, runs) < 1 or not 0 < rate < 1:
+            numbers = f"batch {batch}, looks {looks}, runs {runs}, rate {rate}"
+            raise InputError(f"alarm: {numbers}; needs at least one of each and a rate between 0 and 1")
         for number, source in enumerate(healthy):
             for name in SIGNALS:
                 values = np.asarray(source.get(name, ()), dtype=float)

@@ -91,6 +91,12 @@ def test_healthy_answers_must_be_there_and_finite(bad):
         Alarm.fit([answers(0.0), answers(0.0, length=bad)], batch=8, looks=2)
 
 
+@pytest.mark.parametrize("bad", [{"looks": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": 5}])
+def test_an_alarm_needs_looks_and_a_rate_that_is_a_share(bad):
+    with pytest.raises(InputError, match="at least one of each and a rate between 0 and 1"):
+        Alarm.fit([answers(0.0)], **({"batch": 8, "looks": 2} | bad))
+
+
 class Models:
     categories = ["insult", "crimes", "privacy"]
     calibration = Calibration(("insult", "crimes", "privacy"), mean=(0.0, 0.0, 1.0), std=(1.0, 1.0, 2.0), rows=2)

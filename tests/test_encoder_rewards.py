@@ -3,13 +3,14 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_bert import WORDS, write_tiny_bert
+from tiny_bert import ENCODER, WORDS, write_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from srmir_lib.artifacts import InputError
@@ -35,19 +36,7 @@ from srmir_lib.templates import assistant_message, user_message
 
 CATEGORIES = ["insult", "crimes", "privacy"]
 READING = PairReading(max_tokens=40, prompt_tokens=8)
-SETTINGS = EncoderSettings(
-    epochs=12,
-    batch_size=8,
-    learning_rate=3e-3,
-    head_learning_rate=1e-2,
-    layer_decay=0.9,
-    warmup=0.1,
-    weight_decay=0.01,
-    pair_weight=0.5,
-    mean_weight=0.3,
-    averaging=0.5,
-    bf16=False,
-)
+SETTINGS = replace(ENCODER, epochs=12)
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from tiny_bert import write_tiny_bert
+from tiny_bert import ENCODER, write_tiny_bert
 
 from srmir_lib import jsonl, score
 from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.calibration import Calibration
 from srmir_lib.cli import main
 from srmir_lib.encoder_rewards import PairReading
-from srmir_lib.encoder_training import EncoderSettings, fit_pooled
+from srmir_lib.encoder_training import fit_pooled
 from srmir_lib.reward_model import ALL, ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings
 from srmir_lib.router import PromptReader, Router
@@ -36,19 +36,6 @@ CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(max_steps=4, batch_size=8, learning_rate=5e-3, lora_rank=4, lora_alpha=8, max_length=64)
 CALIBRATION = Calibration(tuple(CATEGORIES), mean=(0.5, -1.0), std=(2.0, 0.25), rows=9)
 READING = PairReading(max_tokens=40, prompt_tokens=8)
-ENCODER = EncoderSettings(
-    epochs=1,
-    batch_size=8,
-    learning_rate=3e-3,
-    head_learning_rate=1e-2,
-    layer_decay=0.9,
-    warmup=0.1,
-    weight_decay=0.01,
-    pair_weight=0.5,
-    mean_weight=0.3,
-    averaging=0.5,
-    bf16=False,
-)
 ROWS = [
     {"prompt": "insult 3", "response": "no 3", "category": "insult", "id": 7},
     {"prompt": user_message("crimes 4"), "response": assistant_message("no"), "category": "crimes"},

@@ -5,8 +5,24 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
+from srmir_lib.encoder_training import EncoderSettings
+
 WORDS = ["how", "why", "when", "can", "you", "do", "it", "sorry", "no", "i", "cannot", "help", "sure", "here"]
 WORDS += ["is", "first", "take", "this", "then", "that", "now", "end"]
+
+ENCODER = EncoderSettings(
+    epochs=1,
+    batch_size=8,
+    learning_rate=3e-3,
+    head_learning_rate=1e-2,
+    layer_decay=0.9,
+    warmup=0.1,
+    weight_decay=0.01,
+    pair_weight=0.5,
+    mean_weight=0.3,
+    averaging=0.5,
+    bf16=False,
+)
 
 
 def write_tiny_bert(folder: Path) -> Path:
