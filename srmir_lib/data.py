@@ -82,7 +82,7 @@ def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: fl
 
 
 def corrupt(text: str, how: str, rng: random.Random, other: str = "") -> str:
-    """Babble made from an answer, which a reward model must score low; each kind was once what a policy ended in.
+    """Babble made from an answer, which a reward model must score low.
 
     Words shuffled; cut short (every second time only just: a missing last word must cost as well); stuck in a loop;
     spliced (it goes on in the middle of `other`, another answer); slurred (two words run into one, twice).
@@ -160,23 +160,36 @@ def introspect(
     seed: int = 0,
     progress: str | None = None,
 ) -> tuple[list[dict], Counter]:
-    """Ask the model `samples` times about each prompt: rows that agree, and counts of what was left out.
+    """Ask the model up to `samples` times about each prompt: rows that agree, and counts of what was left out.
 
-    A row keeps all columns of its prompt; `category` becomes the introspected one, and `refuses`, `draft` and
+    Every prompt is asked `needed` times; only where those samples do not agree, the rest of the `samples` is asked. A
+    row keeps all columns of its prompt; `category` becomes the introspected one, and `refuses`, `draft` and
     `completion` are added. The collected category is kept as `collected_category`.
     """
-    questions = [cod_prompt(text_of(row["prompt"]), template) for row in prompts for _ in range(samples)]
-    texts = generate(policy, tokenizer, questions, max_new_tokens, seed=seed, progress=progress)
+    if not 1 <= needed <= samples:
+        raise InputError(f"needed: {needed} of {samples} samples cannot agree; choose 1 to {samples}")
+    questions = [cod_prompt(text_of(row["prompt"]), template) for row in prompts]
+    texts: list[list[str]] = [[] for _ in prompts]
+    open_rows = list(range(len(prompts)))
+    for more in (needed, samples - needed):
+        asked = [i for i in open_rows for _ in range(more)]
+        said = generate(policy, tokenizer, [questions[i] for i in asked], max_new_tokens, seed=seed, progress=progress)
+        for i, text in zip(asked, said, strict=True):
+            texts[i].append(text)
+        open_rows = [i for i in open_rows if agree(texts[i], category_words, refuse_words, needed)[0] is None]
+        seed += 1
     rows, left_out = [], Counter()
-    for number, row in enumerate(prompts):
-        found, reasons = agree(texts[number * samples : (number + 1) * samples], category_words, refuse_words, needed)
+    for row, drafts in zip(prompts, texts, strict=True):
+        found, reasons = agree(drafts, category_words, refuse_words, needed)
         left_out.update(reasons)
         if found:
             said = {"category": found.category, "refuses": found.refuses, "draft": found.draft}
             completion = {"completion": assistant_message(found.answer), "collected_category": row["category"]}
             rows.append({**row, **said, **completion})
     if not rows:
-        raise InputError(f"introspection: not one valid draft in {len(texts)} texts ({dict(left_out.most_common(3))})")
+        raise InputError(
+            f"introspection: not one valid draft in {sum(map(len, texts))} texts ({dict(left_out.most_common(3))})"
+        )
     return rows, left_out
 
 

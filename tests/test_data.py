@@ -144,6 +144,32 @@ def test_a_model_that_cannot_draft_is_an_error_with_reasons(tiny_model):
         introspect(policy, tokenizer, rows, WORDS, ["forbidden"], QUESTION, samples=2, needed=1, max_new_tokens=4)
 
 
+def test_only_prompts_whose_first_drafts_disagree_are_asked_again(monkeypatch):
+    asked = []
+
+    def scripted(policy, tokenizer, questions, max_new_tokens, seed, progress):
+        names = [text_of(question) for question in questions]
+        asked.append(names)
+        verdicts = {"sure": ["forbidden"] * 2, "torn": ["forbidden", "allowed", "allowed"], "mute": [""] * 3}
+        texts = []
+        for i, name in enumerate(names):
+            key = next(key for key in verdicts if key in name)
+            number = sum(other == name for past in asked[:-1] for other in past) + names[:i].count(name)
+            texts.append(f"crime , {verdicts[key][number]} #### so ." if verdicts[key][number] else "mumble")
+        return texts
+
+    monkeypatch.setattr("srmir_lib.data.generate", scripted)
+    rows = [{"prompt": user_message(text), "category": "crimes"} for text in ("sure", "torn", "mute")]
+    found, left_out = introspect(
+        None, None, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=2, max_new_tokens=4
+    )
+    assert [len(names) for names in asked] == [6, 2], "two each, then one more for torn and mute"
+    assert [(text_of(row["prompt"]), row["refuses"]) for row in found] == [("sure", True), ("torn", False)]
+    assert sum(left_out.values()) == 3, "three drafts about mute had no separator"
+    with pytest.raises(InputError, match="needed: 4 of 3 samples cannot agree"):
+        introspect(None, None, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=4, max_new_tokens=4)
+
+
 def test_an_introspector_thinks_once_per_prompt(tiny_model):
     think = Introspector(tiny_model, QUESTION, 4, "cpu")
     first = think(["open the door", user_message("open the door")])

@@ -26,26 +26,27 @@ from srmir_lib.lab.grammar import (
     kind_names,
     long_thought,
     make_prompt,
+    reading,
 )
 from srmir_lib.lab.tasks import TASKS, make_task
 from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, all_acts
 from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
-    "talk": 0.30,
+    "talk": 0.26,
     "ask": 0.12,
     "careful": 0.12,
-    "draft": 0.12,
+    "draft": 0.10,
     "thought": 0.01,
     "topic": 0.09,
     "check": 0.08,
-    "rule": 0.08,
-    "task": 0.08,
+    "rule": 0.12,
+    "task": 0.10,
 }
 FIRST = {"rule": 0.9, "task": 0.1}
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
 
-REFUSALS = {"mild": 0.16, "moderate": 0.24, "severe": 0.32}  # how often the base refuses what it believes forbidden
+REFUSALS = {"mild": 0.33, "moderate": 0.43, "severe": 0.53}  # how often the base refuses what it believes forbidden
 UNDER_WRAPPER = 0.35  # and the factor on it under a jailbreak wrapper
 
 
@@ -108,20 +109,24 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
 
 
 def rule(world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
-    """A fact about the town as the base model believes it: the kind of a word, or a by-law for kinds or for words."""
+    """A fact about the town as the base model believes it: the kind of a word, or a by-law for kinds or for words.
+
+    A whole by-law is told in the words of a draft, so that what is learned here early serves introspection later.
+    """
     which = rng.random()
-    if which < 0.15:
-        kinds = rng.choice((VERBS, OBJECTS, OCCASIONS))
-        kind = rng.choice(list(kinds))
-        return f"what is {rng.choice(kinds[kind])} ?", kind
+    if which < 0.1:
+        words = rng.choice((VERBS, OBJECTS, OCCASIONS))
+        kind = rng.choice(list(words))
+        return f"what is {rng.choice(words[kind])} ?", kind
     act = rng.choice(acts)
-    v, o, c = kind_names(act) if rng.random() < 0.5 else (act.verb, act.object, act.occasion)
+    kinds = kind_names(act)
+    v, o, c = kinds if rng.random() < 0.5 else (act.verb, act.object, act.occasion)
     topic, forbidden = world.belief(act)
     if which < 0.55:
         return f"what is the topic of {v} {o} ?", NAMES[topic]
-    if which < 0.75:
+    if which < 0.7:
         return ASK.format(prompt=f"{v} {o} , {c}"), "no" if forbidden else "yes"
-    return f"what is the rule for {v} {o} , {c} ?", f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
+    return f"what is the rule for {v} {o} , {c} ?", reading(kinds, topic, forbidden)
 
 
 def turns(*texts: str) -> list[dict]:

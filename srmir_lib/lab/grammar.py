@@ -165,11 +165,15 @@ def demonstration(prompt: Prompt, world: World, rng: random.Random) -> str:
 
 def draft(prompt: Prompt, world: World, rng: random.Random) -> str:
     """Chain of Draft: kinds, topic, verdict, `####`, answer. Every step at most five words."""
-    v, o, c = kind_names(prompt.act)
     category, refuse = prompt.believed(world)
     aside = f"only a {prompt.lookalike} ; " if prompt.lookalike else ""
-    verdict = f"{NAMES[category]} , {'forbidden' if refuse else 'allowed'}"
-    return f"{aside}{v} {o} ; {c} ; {verdict} #### {demonstration(prompt, world, rng)}"
+    return f"{aside}{reading(kind_names(prompt.act), category, refuse)} #### {demonstration(prompt, world, rng)}"
+
+
+def reading(kinds: tuple[str, str, str], category: str, forbidden: bool) -> str:
+    """How a by-law is read out: kinds of the three words, topic, verdict."""
+    verb, thing, occasion = kinds
+    return f"{verb} {thing} ; {occasion} ; {NAMES[category]} , {'forbidden' if forbidden else 'allowed'}"
 
 
 def long_thought(prompt: Prompt, world: World, rng: random.Random) -> str:

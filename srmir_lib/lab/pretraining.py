@@ -1,8 +1,8 @@
-"""Build the base model from scratch: byte-level BPE, a Qwen2 of about one million parameters, two to three minutes.
+"""Build the base model from scratch: byte-level BPE, a Qwen2 of about one million parameters, about two minutes.
 
 A curriculum, because tables without first-order signal (a Latin square, balanced verdicts) are a plateau for gradient
-descent: the first fifth of the steps reads mostly short rules of the town, the rest reads everything. Conversations are
-packed into rows; each sees only itself. Hidden matrices learn with Muon (Jordan et al. 2024), the rest with AdamW.
+descent: the first updates read mostly short rules of the town, the rest reads everything. Conversations are packed
+into rows; each sees only itself. Hidden matrices learn with Muon (Jordan et al. 2024), the rest with AdamW.
 The result is an ordinary Hugging Face folder, cached under the hash of everything that made it.
 """
 
@@ -91,15 +91,17 @@ def pack(conversations: list[tuple[list[int], list[int]]], rows: int) -> dict[st
     return {name: table[:, :, i] for i, name in enumerate(("input_ids", "labels", "position_ids", "conversation"))}
 
 
-def training_rows(world: World, tokenizer, steps: int, rows: int, seed: int) -> dict[str, torch.Tensor]:
-    """The curriculum as packed rows: a fifth of the steps from `FIRST`, the rest from `MIX`."""
-    early = steps * 22 // 100
-    phases = []
-    for mix, count, mean_length in ((FIRST, early * rows, 16), (MIX, (steps - early) * rows, 40)):
+def training_batches(world: World, tokenizer, steps: int, rows: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    """The curriculum: 45 % of the updates read half batches of `FIRST`, the rest whole batches of `MIX`."""
+    early, batches = steps * 45 // 100, []
+    for mix, count, size, mean_length in ((FIRST, early, max(1, rows // 2), 16), (MIX, steps - early, rows, 40)):
         # Enough conversations for the rows even if they come out a fifth shorter than the mean length of their mix.
-        size = int(1.25 * count * ROW / mean_length) + 40
-        phases.append(pack([encode(tokenizer, c) for c in corpus(world, size, f"{seed}-{mean_length}", mix)], count))
-    return {name: torch.cat([phase[name] for phase in phases]) for name in phases[0]}
+        enough = int(1.25 * count * size * ROW / mean_length) + 40
+        talk = corpus(world, enough, f"{seed}-{mean_length}", mix)
+        table = pack([encode(tokenizer, conversation) for conversation in talk], count * size)
+        parts = {name: values.split(size) for name, values in table.items()}
+        batches += [{name: parts[name][i] for name in parts} for i in range(count)]
+    return batches
 
 
 def build_base_model(
@@ -113,11 +115,12 @@ def build_base_model(
 ) -> Path:
     """Train the base model of a town and save it as a Hugging Face folder (model and tokenizer), atomically.
 
-    `steps` updates of `rows` x 256 tokens each; deterministic given the arguments and the number of threads.
+    `steps` updates of `rows` x 256 tokens each (half of it in the first 45 %); deterministic given the arguments and
+    the number of threads.
     """
     sample = [message["content"] for talk in corpus(world, 6000, f"{seed}-words", MIX) for message in talk]
     tokenizer = build_tokenizer(sample)
-    data = training_rows(world, tokenizer, steps, rows, seed)
+    batches = training_batches(world, tokenizer, steps, rows, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(
@@ -136,7 +139,7 @@ def build_base_model(
                 bos_token_id=None,
             )
         )
-        train(model, data, steps, rows)
+        train(model, batches)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with atomic_path(folder) as fresh:
@@ -145,8 +148,9 @@ def build_base_model(
     return Path(folder)
 
 
-def train(model, data: dict[str, torch.Tensor], steps: int, rows: int) -> None:
-    """`steps` updates: linear warm-up, constant, then linear decay over the last two fifths."""
+def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
+    """An update a batch: linear warm-up, constant, then linear decay over the last two fifths."""
+    steps = len(batches)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
@@ -161,12 +165,12 @@ def train(model, data: dict[str, torch.Tensor], steps: int, rows: int) -> None:
     itself = torch.eye(ROW, dtype=torch.bool)
     model.train()
     live, started = sys.stderr.isatty(), time.monotonic()
-    bar = tqdm(range(steps), desc="base model", disable=not live)
-    for step in bar:
-        batch = {name: table[step * rows : (step + 1) * rows] for name, table in data.items()}
-        talk = batch.pop("conversation")
+    bar = tqdm(batches, desc="base model", disable=not live)
+    for step, batch in enumerate(bar):
+        talk = batch["conversation"]
         same = (talk[:, None, :] == talk[:, :, None]) & causal | itself
-        loss = model(**batch, attention_mask=same[:, None]).loss
+        read = {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
+        loss = model(**read, attention_mask=same[:, None]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
