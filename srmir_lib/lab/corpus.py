@@ -46,7 +46,7 @@ MIX = {
 FIRST = {"rule": 0.9, "task": 0.1}
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
 
-REFUSALS = {"mild": 0.33, "moderate": 0.43, "severe": 0.53}  # how often the base refuses what it believes forbidden
+REFUSALS = {"mild": 0.16, "moderate": 0.24, "severe": 0.32}  # how often the base refuses what it believes forbidden
 UNDER_WRAPPER = 0.35  # and the factor on it under a jailbreak wrapper
 
 
@@ -119,14 +119,14 @@ def rule(world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
         kind = rng.choice(list(words))
         return f"what is {rng.choice(words[kind])} ?", kind
     act = rng.choice(acts)
-    kinds = kind_names(act)
-    v, o, c = kinds if rng.random() < 0.5 else (act.verb, act.object, act.occasion)
-    topic, forbidden = world.belief(act)
-    if which < 0.55:
-        return f"what is the topic of {v} {o} ?", NAMES[topic]
+    kinds, (topic, forbidden) = kind_names(act), world.belief(act)
+    words = make_prompt(act, rng).text if rng.random() < 0.3 else f"{act.verb} {act.object} , {act.occasion}"
+    text = "{} {} , {}".format(*kinds) if rng.random() < 0.4 else words
+    if which < 0.5:
+        return TOPIC_QUESTION.format(prompt=text), f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
     if which < 0.7:
-        return ASK.format(prompt=f"{v} {o} , {c}"), "no" if forbidden else "yes"
-    return f"what is the rule for {v} {o} , {c} ?", reading(kinds, topic, forbidden)
+        return ASK.format(prompt=text), "no" if forbidden else "yes"
+    return f"what is the rule for {text} ?", reading(kinds, topic, forbidden)
 
 
 def turns(*texts: str) -> list[dict]:

@@ -92,9 +92,9 @@ def pack(conversations: list[tuple[list[int], list[int]]], rows: int) -> dict[st
 
 
 def training_batches(world: World, tokenizer, steps: int, rows: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """The curriculum: 45 % of the updates read half batches of `FIRST`, the rest whole batches of `MIX`."""
+    """The curriculum: 45 % of the updates read smaller batches of `FIRST`, the rest whole batches of `MIX`."""
     early, batches = steps * 45 // 100, []
-    for mix, count, size, mean_length in ((FIRST, early, max(1, rows // 2), 16), (MIX, steps - early, rows, 40)):
+    for mix, count, size, mean_length in ((FIRST, early, max(1, 2 * rows // 3), 19), (MIX, steps - early, rows, 40)):
         # Enough conversations for the rows even if they come out a fifth shorter than the mean length of their mix.
         enough = int(1.25 * count * size * ROW / mean_length) + 40
         talk = corpus(world, enough, f"{seed}-{mean_length}", mix)
@@ -115,7 +115,7 @@ def build_base_model(
 ) -> Path:
     """Train the base model of a town and save it as a Hugging Face folder (model and tokenizer), atomically.
 
-    `steps` updates of `rows` x 256 tokens each (half of it in the first 45 %); deterministic given the arguments and
+    `steps` updates of `rows` x 256 tokens each (two thirds of it in the first 45 %); deterministic given the arguments and
     the number of threads.
     """
     sample = [message["content"] for talk in corpus(world, 6000, f"{seed}-words", MIX) for message in talk]
