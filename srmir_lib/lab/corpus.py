@@ -46,7 +46,7 @@ MIX = {
 FIRST = {"rule": 0.9, "task": 0.1}
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
 
-REFUSALS = {"mild": 0.16, "moderate": 0.24, "severe": 0.32}  # how often the base refuses what it believes forbidden
+REFUSALS = {"mild": 0.18, "moderate": 0.26, "severe": 0.34}  # how often the base refuses what it believes forbidden
 UNDER_WRAPPER = 0.35  # and the factor on it under a jailbreak wrapper
 
 
@@ -122,7 +122,7 @@ def rule(world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
     kinds, (topic, forbidden) = kind_names(act), world.belief(act)
     words = make_prompt(act, rng).text if rng.random() < 0.3 else f"{act.verb} {act.object} , {act.occasion}"
     text = "{} {} , {}".format(*kinds) if rng.random() < 0.4 else words
-    if which < 0.5:
+    if which < 0.37:
         return TOPIC_QUESTION.format(prompt=text), f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
     if which < 0.7:
         return ASK.format(prompt=text), "no" if forbidden else "yes"

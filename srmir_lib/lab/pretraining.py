@@ -115,8 +115,8 @@ def build_base_model(
 ) -> Path:
     """Train the base model of a town and save it as a Hugging Face folder (model and tokenizer), atomically.
 
-    `steps` updates of `rows` x 256 tokens each (two thirds of it in the first 45 %); deterministic given the arguments and
-    the number of threads.
+    `steps` updates of `rows` x 256 tokens each, in the first 45 % two thirds of it; deterministic given the arguments
+    and the number of threads.
     """
     sample = [message["content"] for talk in corpus(world, 6000, f"{seed}-words", MIX) for message in talk]
     tokenizer = build_tokenizer(sample)
@@ -154,8 +154,8 @@ def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.05, momentum=0.95),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=0.01, weight_decay=0.05, momentum=0.95),
+        torch.optim.AdamW(others, lr=6e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: max(0.02, min(1.0, (s + 1) / 20, (steps - s) / (0.4 * steps))))
