@@ -82,7 +82,8 @@ class Notebook:
 
         Arguments are literals or parameters. Where a loop or a condition chooses, the notebook's metadata lists them:
         `"srmir": {"reads": ["01_data/prompts", "04_grpo_linear", ...]}`; a notebook alone means all it wrote, as does
-        the empty name. An empty base model means the one of 01.
+        the empty name. An empty base model means the one of 01; a parameter that is empty where a notebook is named
+        means that nothing is read.
         """
         entries = self.metadata.get("srmir", {}).get("reads", [])
         found = {(entry.partition("/")[0], entry.partition("/")[2]) for entry in entries}
@@ -95,7 +96,7 @@ class Notebook:
             if method.attr == "base_model" and values in ([], [""]):
                 found.add(("01_data", "base_model"))
             elif method.attr == "input" and None not in values:
-                found.add(tuple(values))
+                found.update([tuple(values)] if values[0] else [])
             elif method.attr == "input" and not listed:
                 text = ast.unparse(call)
                 raise InputError(

@@ -18,7 +18,7 @@ from srmir_lib.lab.world import BAD_CARE, GOOD_CARE, Act, World, all_acts
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 from srmir_lib.templates import assistant_message, user_message
 
-COLLECTED = (0.30, 0.20, 0.15, 0.12, 0.10, 0.08, 0.05)  # shares of the seven categories in the pool
+COLLECTED = (0.27, 0.19, 0.15, 0.12, 0.11, 0.09, 0.07)  # shares of the seven categories in the pool
 LABEL_NOISE = 0.1  # share of collected labels that are wrong
 TRAIN_REGISTERS = tuple(name for name in REGISTERS if name != HELD_OUT_REGISTER)
 TRAIN_WRAPPERS = tuple(name for name in WRAPPERS if name not in HELD_OUT_WRAPPERS)
