@@ -167,6 +167,7 @@ def test_parameters_cell_holds_annotated_literals_only(root, cell, message):
 def test_inputs_are_found_in_the_cells_or_listed_in_the_metadata(root):
     path = root / "notebooks/02_use.ipynb"
     assert Notebook.load(path).reads({"source": "03_other"}) == [("03_other", "numbers")]
+    assert Notebook.load(path).reads({"source": ""}) == [], "an empty notebook name: nothing is read"
     write_notebook(path, [*USE, "stage.base_model('')", "for n in 'ab':\n    stage.input(n, 'policy')"])
     with pytest.raises(
         InputError, match=r"stage.input\(n, 'policy'\): use literals or parameters, or list srmir.reads"

@@ -33,14 +33,14 @@ from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, al
 from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
-    "talk": 0.26,
-    "ask": 0.12,
+    "talk": 0.24,
+    "ask": 0.08,
     "careful": 0.12,
     "draft": 0.10,
     "thought": 0.01,
-    "topic": 0.09,
-    "check": 0.08,
-    "rule": 0.12,
+    "topic": 0.08,
+    "check": 0.16,
+    "rule": 0.11,
     "task": 0.10,
 }
 FIRST = {"rule": 0.9, "task": 0.1}
