@@ -95,8 +95,10 @@ class Notebook:
             values = [_value(argument, parameters) for argument in call.args]
             if method.attr == "base_model" and values in ([], [""]):
                 found.add(("01_data", "base_model"))
+            elif method.attr == "input" and values[0] == "":
+                continue
             elif method.attr == "input" and None not in values:
-                found.update([tuple(values)] if values[0] else [])
+                found.add(tuple(values))
             elif method.attr == "input" and not listed:
                 text = ast.unparse(call)
                 raise InputError(

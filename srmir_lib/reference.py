@@ -1,6 +1,7 @@
 """The blessed run: what a reader sees without running anything. Words, pictures and numbers; no weights."""
 
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -24,16 +25,21 @@ def bless(runner: Runner) -> Path:
     """Copy each stage's executed notebook and numbers to `outputs/reference/<preset>/`, all of them or none.
 
     A stage that is not done, or no longer what its notebook, parameters and code would give, is an `InputError`; so is
-    a file of 1 MB or more. Of the appendices A1 to A5, which `srmir run` leaves out, those that are done come along.
+    a file of 1 MB or more. Of the appendices A1 to A5, which `srmir run` leaves out, those that are done come along;
+    the others keep the reference they have.
     Paths of this machine are made relative to the repository, and of redacted texts not even the beginning is kept.
     """
     tasks, needed = runner.plan(runner.select(everything=True), check_inputs=False), runner.select()
     states = {result.name: result.state for result in runner.status(tasks)}
-    tasks = [task for task in tasks if task.name in needed or states[task.name] == "done"]
+    left = [task.name for task in tasks if task.name not in needed and states[task.name] != "done"]
+    tasks = [task for task in tasks if task.name not in left]
     if wrong := [f"{name} is {states[name]}" for name in needed if states[name] != "done"]:
         raise InputError(f"{', '.join(wrong)}; only a finished run can be a reference: run `srmir run {runner.preset}`")
     target = runner.root / "outputs" / "reference" / runner.preset
     with atomic_path(target) as fresh:
+        for name in left:
+            if (target / name).is_dir():
+                shutil.copytree(target / name, fresh / name)
         for task in tasks:
             (fresh / task.name).mkdir(parents=True)
             for name in (f"{task.name}.ipynb", *KEPT):

@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.evaluation import redact
-from srmir_lib.reference import HEADINGS, LARGEST, _fit_to_keep, results_markdown
+from srmir_lib.reference import HEADINGS, LARGEST, _fit_to_keep, bless, results_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "outputs" / "reference"
@@ -40,6 +41,31 @@ def test_the_table_by_hand(tmp_path):
     lines = results_markdown(tmp_path, "lab").splitlines()
     assert lines[0].startswith("| policy | attacks, plain | wrapped |")
     assert lines[2] == "| base |" + " 0.500 |" * 7 and lines[3] == "| linear, own raw |" + " 0.123 |" * 7
+
+
+def test_a_new_blessing_keeps_the_appendices_that_were_not_run(tmp_path):
+    """Stages as the runner reports them; the folders are real."""
+    states = {"01_data": "done", "A1_bayesian_rewards": "missing", "A5_cost": "done"}
+    outputs, reference = tmp_path / "outputs" / "lab", tmp_path / "outputs" / "reference" / "lab"
+    for folder, text in ((outputs, "{}"), (reference, '{"old": 1}')):
+        for name in states:
+            (folder / name).mkdir(parents=True)
+            (folder / name / "metrics.json").write_text(text)
+    runner = SimpleNamespace(
+        root=tmp_path,
+        outputs=outputs,
+        preset="lab",
+        select=lambda everything=False: list(states) if everything else ["01_data"],
+        plan=lambda names, check_inputs: [SimpleNamespace(name=name) for name in names],
+        status=lambda tasks: [SimpleNamespace(name=task.name, state=states[task.name]) for task in tasks],
+    )
+    assert bless(runner) == reference
+    found = {name: (reference / name / "metrics.json").read_text() for name in states}
+    assert found == {"01_data": "{}", "A1_bayesian_rewards": '{"old": 1}', "A5_cost": "{}"}
+    states["01_data"] = "stale"
+    with pytest.raises(InputError, match="01_data is stale; only a finished run can be a reference"):
+        bless(runner)
+    assert (reference / "01_data" / "metrics.json").is_file(), "a refused blessing takes nothing away"
 
 
 def test_a_missing_reference_is_named(tmp_path):
