@@ -92,7 +92,7 @@ def measure(reward: RewardFunction, model, prompts: Sequence, completions: Seque
     tokenizer = load_tokenizer(model.name_or_path)
     asked = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
     said = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]
-    scores = reward.models.calibration.apply(reward.models.score(prompts, texts)).numpy()
+    scores = reward.models.calibration.apply(reward.models.score(prompts, texts), texts).numpy()
     charge = reward.router.route(prompts)
     idle = np.array([[name != own for name in reward.models.categories] for own in charge])
     with torch.no_grad():

@@ -15,6 +15,7 @@ from srmir_lib.artifacts import InputError
 from srmir_lib.execute import StageFailed
 from srmir_lib.reference import bless
 from srmir_lib.run import Result, Runner
+from srmir_lib.seeds import run_seeds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", default="", metavar="NN", help="from this notebook on")
     run.add_argument("--all", action="store_true", help="the appendices A1-A5 as well")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a parameter")
+    about = "run the notebooks of a preset with several seeds, and record their metrics in outputs/reference/seeds"
+    seeds = _command(commands, "seeds", _seeds, about)
+    seeds.add_argument("notebooks", nargs="*", metavar="NN", help="only these, and what they read (01 02); else all")
+    seeds.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="default: 1 to 5")
+    seeds.add_argument("--again", action="store_true", help="also what is on record with the same parameters")
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")
     _command(commands, "bless", _bless, "copy a finished preset, without weights, to outputs/reference")
@@ -94,10 +100,19 @@ def _run(options: argparse.Namespace) -> None:
     names = runner.select(options.notebooks, options.start, options.all)
     tasks = runner.plan(names, dict(map(_setting, options.set)))
     results = []
-    for result in runner.run(tasks, say=lambda line: print(line, flush=True)):
+    for result in runner.run(tasks, say=_say):
         results.append(result)
         print(f"{result.name}: {result.state}, {_number(result.seconds, '.0f')} s", flush=True)
     print(f"\n{_table(results)}\n\n{_write_report(options.preset)}")
+
+
+def _seeds(options: argparse.Namespace) -> None:
+    for line in run_seeds(options.preset, options.seeds, options.notebooks, None, options.again, _say):
+        _say(line)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -55,6 +55,17 @@ def pcrm_loss(chosen_scores: torch.Tensor, rejected_scores: torch.Tensor, limit:
     return -(logsigmoid(gap) + logsigmoid(limit - gap)).mean()
 
 
+def pcrm_dpo_loss(
+    chosen_logratios: torch.Tensor, rejected_logratios: torch.Tensor, limit: torch.Tensor, beta: float
+) -> torch.Tensor:
+    r"""The DPO form: `pcrm_loss` of the implicit rewards $\beta\log\pi_\theta(y|x)/\pi_{ref}(y|x)$, mean over pairs.
+
+    Shapes: (N,), (N,) log-ratios in nats, (N,) in units of the implicit reward -> scalar (nats). Zhou et al. 2024
+    (arXiv 2404.00978). `train_dpo` runs the same through TRL (tested).
+    """
+    return pcrm_loss(beta * chosen_logratios, beta * rejected_logratios, limit)
+
+
 def length_similarity(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> torch.Tensor:
     """min / max of two answers' lengths in tokens, counted from where they part: N token lists each -> (N,) in [0, 1].
 

@@ -18,6 +18,14 @@ def reward_gaps(models, pairs) -> Tensor:
     return models.score(pairs["prompt"], pairs["chosen"]) - models.score(pairs["prompt"], pairs["rejected"])
 
 
+def routed_gaps(models, pairs) -> Tensor:
+    """Each pair's reward gap by the model of its label, (N,), raw; every label must have a model."""
+    chosen, rejected = (
+        models.score(pairs["prompt"], pairs[side], pairs["category"]) for side in ("chosen", "rejected")
+    )
+    return chosen - rejected
+
+
 def correct(gaps: Tensor) -> np.ndarray:
     """1 where the chosen answer scores higher, 0 where lower, one half for a tie; same shape as `gaps`."""
     return (gaps > 0).double().numpy() + 0.5 * (gaps == 0).double().numpy()

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from srmir_lib.embeddings import fingerprint, micro_batches, pool, quiet
+from srmir_lib.embeddings import fingerprint, quiet
 from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_policy, load_tokenizer
-from srmir_lib.objectives import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit
+from srmir_lib.pair_targets import pair_targets
 from srmir_lib.reward_training import RewardSettings, tokenize_pairs
 from srmir_lib.trunk import States, Trunk, shared_lengths
 
@@ -23,15 +23,24 @@ class PairStates:
     pairs. States that do not fit into `keep_gb` are not kept, but read again when asked for.
     """
 
-    def __init__(self, base_model, pairs, settings: RewardSettings, device: str = "auto", progress: str | None = None):
+    def __init__(
+        self,
+        base_model,
+        pairs,
+        settings: RewardSettings,
+        device: str = "auto",
+        progress: str | None = None,
+        hidden: bool = False,
+    ):
+        """`hidden`: keep each text's last state as well, so that a fit without a probe can use these states, too."""
         self.base_model, self.base_sha256 = base_model, fingerprint(base_model)
-        self.tokenizer, self.hidden = load_tokenizer(base_model), settings.probe.kind == "head"
+        self.tokenizer, self.hidden = load_tokenizer(base_model), hidden or settings.probe.kind == "head"
         with quiet():
             dtype = "bfloat16" if settings.bf16 else "float32"
             self.model = load_policy(base_model, device, dtype).requires_grad_(False)
         self.trunk = Trunk(self.model, settings.batch_tokens, -1 if self.hidden else None)
         think = Introspector(self.model, settings.question, settings.draft_tokens, tokenizer=self.tokenizer)
-        self.data = tokenize_pairs(self.tokenizer, pairs, settings.max_length, settings.objective, think)
+        self.pairs, self.data = pairs, tokenize_pairs(self.tokenizer, pairs, settings.max_length, think)
         self.sha256 = hashlib.sha256(json.dumps(self.data.to_dict()).encode()).hexdigest()
         self.texts: list[list[int]] = []
         self.groups: list[str] = []
@@ -60,27 +69,8 @@ class PairStates:
 
     def target(self, settings: RewardSettings) -> Tensor | None:
         """What the objective wants of each reward gap, (N,) in score units: its margin, its limit, or nothing."""
-        if settings.objective == "bradley_terry":
-            return None
-        if settings.objective == "margin":
-            return torch.tensor(self.data["margin"])
-        kind = settings.objective.removeprefix("pcrm_")
-        chosen, rejected = self.data["chosen_ids"], self.data["rejected_ids"]
-        if kind == "length":
-            similarity = length_similarity(chosen, rejected)
-        else:
-            means = [self._means(ids) for ids in (chosen, rejected)]
-            similarity = angle_similarity(*means)
-        return pcrm_limit(similarity, *PCRM_CONSTANTS[kind], cap=settings.limit_cap)
-
-    @torch.no_grad()
-    def _means(self, ids: Sequence[list[int]]) -> Tensor:
-        """The frozen trunk's mean final state of each text, (N, H)."""
-        means = torch.zeros(len(ids), self.trunk.config.hidden_size)
-        for rows, inputs in micro_batches(ids, 0, 64, self.trunk.device):
-            states = self.trunk.decoder(**inputs, use_cache=False).last_hidden_state
-            means[rows] = pool(states.float(), inputs["attention_mask"], "mean").cpu()
-        return means
+        ids = self.data["chosen_ids"], self.data["rejected_ids"]
+        return pair_targets(settings, self.pairs, *ids, (self.model, self.tokenizer))
 
     def keep(self) -> None:
         """Read and keep what fits; done at most once, and by the first `take` at the latest."""

@@ -123,8 +123,12 @@ def training_curves(
 
     History rows need `step`; a row without a key is skipped for that panel, a key without any row leaves an empty one.
     """
-    figure, axes = _subplots(1, len(curves), figsize=(3.1 * len(curves), 2.7), squeeze=False)
-    for axis, (key, label) in zip(axes.flat, curves.items(), strict=True):
+    columns = len(curves) if len(curves) <= 4 else -(-len(curves) // 2)
+    lines = -(-len(curves) // columns)
+    figure, axes = _subplots(lines, columns, figsize=(3.1 * columns, 2.7 * lines), squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    for axis, (key, label) in zip(axes.flat, curves.items(), strict=False):
         if reference is not None:
             axis.plot(*_series(reference, key), color=PALE, linestyle="--", label=labels[1])
         axis.plot(*_series(history, key), color=CHOSEN, label=labels[0])

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from srmir_lib.artifacts import read_json
 from srmir_lib.evaluation import bootstrap_interval
-from srmir_lib.pair_accuracy import category_index, correct, reward_gaps
+from srmir_lib.pair_accuracy import correct, routed_gaps
 from srmir_lib.pair_states import PairStates
 from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings
-from srmir_lib.rewards import categorized_reward
 from srmir_lib.shared_rewards import fit_shared
 
 
@@ -33,8 +32,8 @@ def compare_probes(
     """
     known = [row for row, name in enumerate(preferences["validation"]["category"]) if name in categories]
     pairs, rows = preferences["validation"].select(known), []
-    columns = category_index(pairs["category"], categories)
     trained = {tuple(kind): Path(where) for kind, where in (trained or {}).items()}
+    models = None
     for kind, count in [*trained, *kinds]:
         asked = replace(settings, probe=ProbeSettings(kind, settings.probe.text, max(count, 1)))
         where = trained.get((kind, count), Path(folder) / f"{kind}_{count}")
@@ -43,8 +42,8 @@ def compare_probes(
             progress=f"{kind} {count}", states=states,
         )  # fmt: skip
         seconds = read_json(where / "fit.json")["seconds"]
-        models = ShadowRewardModels.load(where, str(states.trunk.device))
-        right = bootstrap_interval(correct(categorized_reward(reward_gaps(models, pairs), columns)), seed=seed)
+        models = ShadowRewardModels.load(where, str(states.trunk.device), model=states.model, beside=models)
+        right = bootstrap_interval(correct(routed_gaps(models, pairs)), seed=seed)
         weights = sum(parameter.numel() for parameter in models.scorer.probes.parameters())
         rows.append(
             {"probe": kind, "m": count, "seconds": seconds, "weights": weights}

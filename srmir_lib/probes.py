@@ -117,9 +117,10 @@ class Probes(nn.Module):
     def _active(self, trunk: Trunk, columns: Tensor | None) -> Iterator[None]:
         """While this lasts, every linear layer of the decoder adds each model's low-rank update to its own tokens."""
         handles, count = [], len(self.categories)
+        in_turn = columns is not None and _in_turn(columns, count)
         for name, layer in linear_layers(trunk.decoder).items():
             down, up = self.down[_key(name)], self.up[_key(name)]
-            if columns is not None:
+            if columns is not None and not in_turn:
                 down, up = down[columns], up[columns]
 
             def add(module, args, output, down=down, up=up):
@@ -128,7 +129,8 @@ class Probes(nn.Module):
                     x = x.view(len(x), count, -1, x.shape[-1])
                     delta = torch.einsum("bkmr,kor->bkmo", torch.einsum("bkmi,kri->bkmr", x, down), up).flatten(1, 2)
                 else:
-                    delta = x @ down.mT @ up.mT
+                    by_model = x.view(count, -1, x.shape[-1]) if in_turn else x
+                    delta = (by_model @ down.mT @ up.mT).view(output.shape)
                 return output + (self.scaling * delta).to(output.dtype)
 
             handles.append(layer.register_forward_hook(add))
@@ -195,6 +197,12 @@ def block_mask(mask: Tensor, count: int, width: int) -> Tensor:
     own = torch.block_diag(*[torch.ones(width, width, device=mask.device)] * count).tril().bool()
     text = mask[:, None, None, :].expand(-1, 1, size, -1)
     return torch.cat([text, own.expand(len(mask), 1, size, size)], dim=-1)
+
+
+def _in_turn(columns: Tensor, count: int) -> bool:
+    """Whether all rows of model 0 come first, then as many of model 1, and so on: then no weight need be copied."""
+    each, rest = divmod(len(columns), count)
+    return not rest and torch.equal(columns, torch.arange(count, device=columns.device).repeat_interleave(each))
 
 
 def linear_layers(decoder) -> dict[str, nn.Linear]:

@@ -135,6 +135,12 @@ def human_preferences(
     return _dataset_dict(splits), left_out
 
 
+def training_conversations(preferences, labelled) -> Dataset:
+    """Every conversation of the training splits once, better or worse, safe or not: rows of `messages`."""
+    pairs = [row["prompt"] + row[side] for row in preferences for side in ("chosen", "rejected")]
+    return Dataset.from_list([{"messages": talk} for talk in pairs + [r["prompt"] + r["completion"] for r in labelled]])
+
+
 def _routed(router: Router, texts: Sequence[str]) -> dict[str, str]:
     unique = sorted(set(texts))
     return dict(zip(unique, router.route(unique), strict=True))

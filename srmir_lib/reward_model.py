@@ -32,7 +32,7 @@ class ShadowRewardModels:
 
     def __init__(self, scorer, categories: Sequence[str], design: str, calibration: Calibration | None = None):
         self.scorer, self.categories, self.design = scorer, list(categories), design
-        self.calibration = calibration
+        self.calibration, self.drafted_by = calibration, None
 
     @classmethod
     def load(
@@ -43,11 +43,13 @@ class ShadowRewardModels:
         batch_size: int = 64,
         batch_tokens: int = 8192,
         model=None,
+        beside: "ShadowRewardModels | None" = None,
     ) -> "ShadowRewardModels":
         """Read a `shadow_rms/` folder. `base_model` says where the base model lies now, if it was moved.
 
         `batch_size`: rows of one forward pass (separate); `batch_tokens`: tokens of one (shared). `model`: the base
-        model if it is in memory already; the shared design then uses its weights, and needs none of its own.
+        model if it is in memory already; the shared design then uses its weights, and needs none of its own. `beside`:
+        another set in memory; if it asks the same base model the same question, both use one store of drafts.
 
         A missing folder or category, or another base model than the one trained on, is an `InputError`.
         """
@@ -75,12 +77,13 @@ class ShadowRewardModels:
 
             scorer = PooledScorer(folder, device)
         calibration = folder / "calibration.json"
-        return cls(
-            scorer,
-            config["categories"],
-            config["design"],
-            Calibration.load(calibration) if calibration.exists() else None,
-        )
+        calibration = Calibration.load(calibration) if calibration.exists() else None
+        models = cls(scorer, config["categories"], config["design"], calibration)
+        if config.get("question"):
+            models.drafted_by = tuple(config[key] for key in ("base_sha256", *THINKING))
+            if beside is not None and beside.drafted_by == models.drafted_by:
+                scorer.think.drafts = beside.scorer.think.drafts
+        return models
 
     def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:
         """Raw scores (N, K), float32 on the CPU; with `categories` (one key a row) the scores (N,) of those models.

@@ -2,18 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 
 from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.embeddings import conversation_ids
+from srmir_lib.pair_targets import check_objective
 from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ALL, read_config
 from srmir_lib.taxonomy import UNKNOWN
-
-OBJECTIVES = ("bradley_terry", "margin", "pcrm_length", "pcrm_cosine")
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,11 @@ class RewardSettings:
     cross_ratio: float = 0.0  # training "cross": pairs of other categories, per pair of the model's own
     unknown_ratio: float = 0.0  # pairs of no category (benign prompts, say), per pair of the model's own
     objective: str = "bradley_terry"  # "margin": the gap must exceed the column `margin`; "pcrm_…": stay below a limit
-    limit_cap: float = 30.0  # objective pcrm_length or pcrm_cosine: the largest limit
-    center_rewards_coefficient: float = 0.0
+    limit: list[float] = field(default_factory=list)  # objective pcrm_…: its scale, offset, shift; none: the authors'
+    limit_cap: float = 30.0  # objective pcrm_…: the largest limit
+    similarity_model: str = ""  # objective pcrm_cosine: a frozen encoder, id or folder; "": the base model
+    center_rewards_coefficient: float = 0.0  # pulls the two scores of a pair towards a sum of zero
+    averaged_fits: int = 1  # fits from one start, in different orders of the pairs, whose weights are averaged (WARM)
     question: str = ""  # an introspective question with {prompt}, whose draft is read before judging; "" asks nothing
     draft_tokens: int = 24  # of that draft, at most
     bf16: bool = False
@@ -39,6 +41,13 @@ class RewardSettings:
     keep_gb: float = 1.5  # design shared: states of the trunk kept across epochs, at most; else they are read again
 
     def __post_init__(self):
+        check_objective(self.objective)
+        if self.averaged_fits < 1:
+            raise InputError(f"averaged_fits: {self.averaged_fits} must be at least 1")
+        if len(self.limit) not in (0, 3):
+            raise InputError(
+                f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants"
+            )
         object.__setattr__(self, "probe", replace(self.probe, rank=self.lora_rank, alpha=self.lora_alpha))
 
 
@@ -71,8 +80,8 @@ def select_pairs(
     return sorted(chosen)
 
 
-def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_terry", think=list):
-    """Preference rows -> `Dataset` of `chosen_ids`, `rejected_ids` (and `margin`), as `RewardTrainer` takes them.
+def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
+    """Preference rows -> `Dataset` of `chosen_ids` and `rejected_ids`, as `RewardTrainer` takes them.
 
     `think` maps prompts to conversations (an `Introspector`; the default leaves them as they are).
     TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
@@ -87,18 +96,16 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, objective: str = "bradley_
         raise InputError(
             f"preferences: {too_long} pairs exceed max_length {max_length}; the longest has {max(lengths)}"
         )
-    if objective == "margin":
-        if "margin" not in pairs.column_names:
-            raise InputError(
-                "preferences: objective margin needs a column margin; run 03_margins, or use bradley_terry"
-            )
-        margin = torch.tensor(pairs["margin"], dtype=torch.float32)
-        if not margin.isfinite().all():
-            raise InputError(f"preferences: the margin of row {int((~margin.isfinite()).nonzero()[0])} is not finite")
-        columns["margin"] = margin.tolist()
-    elif objective not in OBJECTIVES:
-        raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
     return Dataset.from_dict(columns)
+
+
+def changed(settings: RewardSettings, changes: dict) -> RewardSettings:
+    """The same settings but for `changes`, such as {"objective": "pcrm_length"}; an unknown name is an `InputError`."""
+    known = [entry.name for entry in fields(RewardSettings)]
+    for name in changes:
+        if name not in known:
+            raise InputError(f"objectives: there is no setting {name!r}; there are {', '.join(known)}")
+    return replace(settings, **changes)
 
 
 def settings_of(folder: str | Path) -> RewardSettings:

@@ -175,7 +175,7 @@ class RewardFunction:
         raw = torch.as_tensor(raw).detach().float().cpu()
         for i, j in (~raw.isfinite()).nonzero().tolist():
             self._refuse(rows[i], self.models.categories[j], prompts)
-        return self.models.calibration.apply(raw) if self.calibrated else raw
+        return self.models.calibration.apply(raw, [completions[i] for i in rows]) if self.calibrated else raw
 
     def _routed_scores(self, prompts: list, completions: list, category: Tensor) -> Tensor:
         """Scores (N, K) in which only what the reward reads is filled in: one model a row, all for unknown rows."""
@@ -188,7 +188,7 @@ class RewardFunction:
             for i in (~routed.isfinite()).nonzero().flatten().tolist():
                 self._refuse(known[i], names[i], prompts)
             scores[known, category[known]] = routed
-            scores = self.models.calibration.apply(scores) if self.calibrated else scores
+            scores = self.models.calibration.apply(scores, completions) if self.calibrated else scores
         if unknown:
             scores[unknown] = self._scores(prompts, completions, unknown)
         return scores

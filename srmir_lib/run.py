@@ -49,13 +49,17 @@ class Result:
 
 
 class Runner:
-    """Runs and reports the stages of one preset. An unknown preset is an `InputError`."""
+    """Runs and reports the stages of one preset. An unknown preset is an `InputError`.
 
-    def __init__(self, preset: str, root: str | Path | None = None):
+    With `seed` every stage gets that seed instead of its parameter file's, and writes under `outputs/seeds/`.
+    """
+
+    def __init__(self, preset: str, root: str | Path | None = None, seed: int | None = None):
         self.root = Path(root).resolve() if root else find_root()
-        self.preset = preset
+        self.preset, self.seed = preset, seed
+        self.name = preset if seed is None else f"seeds/{preset}/{seed}"  # what the notebooks take for their preset
         self.params = self.root / "params" / preset
-        self.outputs = self.root / "outputs" / preset
+        self.outputs = self.root / "outputs" / self.name
         presets = sorted(p.name for p in (self.root / "params").glob("*") if p.is_dir())
         if preset not in presets:
             raise InputError(f"{preset}: unknown preset; there are {', '.join(presets) or 'none'} in params/")
@@ -78,7 +82,7 @@ class Runner:
         tasks, settings, unused = [], settings or {}, set(settings or {})
         for name in names:
             notebook = self._notebook(name)
-            where = self._shown(self.params / f"{name}.yaml")
+            where = self.shown(self.params / f"{name}.yaml")
             values = load_values(self.params / f"{name}.yaml")
             parameters = notebook.parameters(values, where)
             if parameters["preset"] != self.preset or parameters["output_dir"]:
@@ -87,6 +91,8 @@ class Runner:
             if own:
                 parameters = notebook.parameters(values | own, "--set")
             unused -= own.keys()
+            if self.seed is not None:
+                parameters |= {"preset": self.name, "seed": self.seed}
             tasks.append(Task(notebook, parameters, notebook.reads(parameters)))
         if unused:
             among = ", ".join(task.name for task in tasks)
@@ -134,7 +140,7 @@ class Runner:
         write_json(work / "key.json", key)
         facts = {"started": utc_now()} | git_state(self.root)
         executed = work / f"{task.name}.ipynb"
-        parameters = task.parameters | {"output_dir": self._shown(work)}
+        parameters = task.parameters | {"output_dir": self.shown(work)}
         seconds, peak = execute(task.notebook.path, executed, parameters, self.root)
         self._rename_inside(work, folder)
         manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "key": key}
@@ -155,15 +161,15 @@ class Runner:
             folder, wanted = self.outputs / notebook, f"{self.preset} {notebook.split('_')[0]}"
             manifest = read_manifest(folder)
             if manifest is None or not (folder / name).exists():
-                raise InputError(f"{self._shown(folder / name)}: missing; run `srmir run {wanted}` first")
+                raise InputError(f"{self.shown(folder / name)}: missing; run `srmir run {wanted}` first")
             for top in [name.split("/")[0]] if name else manifest["outputs"]:
                 digest = sha256(folder / top) if (folder / top).exists() else "gone"
                 inputs[f"{notebook}/{top}"] = digest
                 if digest != manifest["outputs"].get(top, digest):
-                    where = self._shown(folder / top)
+                    where = self.shown(folder / top)
                     raise InputError(f"{where}: damaged since it was made; run `srmir run {wanted}`")
         inputs |= self._outside_inputs(task)
-        code = {self._shown(file): sha256(file) for file in task.notebook.sources(self.root)}
+        code = {self.shown(file): sha256(file) for file in task.notebook.sources(self.root)}
         parts = [task.parameters, task.notebook.code_cells(), code, inputs]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), inputs
 
@@ -189,17 +195,17 @@ class Runner:
                 folder, path = self.outputs / notebook, self.outputs / notebook / name
                 if notebook not in coming and not (path.exists() and read_manifest(folder)):
                     fix = f"run `srmir run {self.preset} {notebook.split('_')[0]}` first"
-                    raise InputError(f"{task.name} reads {self._shown(path)}, which is missing; {fix}")
+                    raise InputError(f"{task.name} reads {self.shown(path)}, which is missing; {fix}")
             coming.add(task.name)
 
     def _notebook(self, name: str) -> Notebook:
         path = self.root / "notebooks" / f"{name}.ipynb"
         if not path.is_file():
-            raise InputError(f"{self._shown(self.params / name)}.yaml: there is no notebook {self._shown(path)}")
+            raise InputError(f"{self.shown(self.params / name)}.yaml: there is no notebook {self.shown(path)}")
         notebook = Notebook.load(path)
         missing = [key for key in (*GIVEN_BY_RUNNER, "seed") if key not in notebook.model.model_fields]
         if missing:
-            raise InputError(f"{self._shown(path)}: its parameters cell lacks {', '.join(missing)}")
+            raise InputError(f"{self.shown(path)}: its parameters cell lacks {', '.join(missing)}")
         return notebook
 
     def _match(self, prefix: str) -> str:
@@ -213,7 +219,7 @@ class Runner:
     def _work(self, name: str) -> Path:
         return self.outputs / f".{name}.work"
 
-    def _shown(self, path: Path) -> str:
+    def shown(self, path: Path) -> str:
         """A path as a reader at the repository root would type it."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
@@ -227,7 +233,7 @@ class Runner:
             if file.suffix in TEXT and file.is_file() and file.name != "key.json":
                 text = file.read_text(encoding="utf8")
                 if work.name in text:
-                    file.write_text(text.replace(f"{self.preset}/{work.name}", f"{self.preset}/{folder.name}"), "utf8")
+                    file.write_text(text.replace(f"{self.name}/{work.name}", f"{self.name}/{folder.name}"), "utf8")
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -242,6 +248,6 @@ class Runner:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                busy = f"{self._shown(self.outputs)}: another `srmir run {self.preset}` is at work; wait for it to end"
+                busy = f"{self.shown(self.outputs)}: another `srmir run {self.preset}` is at work; wait for it to end"
                 raise InputError(busy) from error
             yield

@@ -107,9 +107,9 @@ class _Scorer:
 
         from srmir_lib.rewards import categorized_reward
 
-        prompts = [row["prompt"] for row in rows]
-        scores = self.models.score(prompts, [row["response"] for row in rows])
-        scores = scores if self.calibration is None else self.calibration.apply(scores)
+        prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
+        scores = self.models.score(prompts, responses)
+        scores = scores if self.calibration is None else self.calibration.apply(scores, responses)
         think = getattr(self.models.scorer, "think", None)
         if think is not None and len(think.drafts) > REMEMBERED:
             think.drafts.clear()

@@ -12,14 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
-from srmir_lib.embeddings import conversation_ids, fingerprint, micro_batches, quiet
+from srmir_lib.embeddings import conversation_ids, fingerprint, load_trunk, micro_batches, quiet
 from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_tokenizer, pick_device
+from srmir_lib.pair_targets import LIMITS, pair_targets
 from srmir_lib.reward_training import RewardSettings, select_pairs, tokenize_pairs, write_config
 
 
@@ -41,16 +43,15 @@ def fit_separate(
     category folders with the same data, settings and seed are kept, so a killed run goes on. Returns the history
     (loss, accuracy, ... per logged step) of each model; the set is read by `ShadowRewardModels.load(output_dir)`.
     """
-    if settings.objective not in ("bradley_terry", "margin"):
-        raise InputError(
-            f"objective: design separate trains through TRL's RewardTrainer, which has no {settings.objective}; "
-            "use design shared"
-        )
     output_dir, history = Path(output_dir), {}
     tokenizer, pairs, base_sha256 = load_tokenizer(base_model), preferences["train"], fingerprint(base_model)
     covered = list(competence if competence is not None else categories)
     think = Introspector(base_model, settings.question, settings.draft_tokens, device)
-    data = tokenize_pairs(tokenizer, pairs, settings.max_length, settings.objective, think)
+    data = tokenize_pairs(tokenizer, pairs, settings.max_length, think)
+    reader = load_trunk(base_model, device) if settings.objective == "pcrm_cosine" else None
+    target = pair_targets(settings, pairs, data["chosen_ids"], data["rejected_ids"], reader)
+    if target is not None:
+        data = data.add_column("margin", target.tolist())  # TRL's name for what a pair's gap is compared with
     labels = list(pairs["category"])
     write_config(output_dir, output_dir, "separate", base_model, base_sha256, categories, settings, training)
     for category in tqdm(categories, desc=progress, disable=progress is None, leave=False):
@@ -69,17 +70,38 @@ def fit_separate(
         if fit.get("key") != key:
             (output_dir / "calibration.json").unlink(missing_ok=True)  # it described the scores of the model before
             with atomic_path(output_dir / category) as fresh:
-                fit = {"key": key, "history": _train(base_model, tokenizer, own, settings, seed, device, fresh)}
+                history_of = _train_averaged(base_model, tokenizer, own, settings, seed, device, fresh)
+                fit = {"key": key, "history": history_of}
                 write_json(fresh / "fit.json", fit)
         history[category] = fit["history"]
     return history
 
 
-def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, device: str, folder: Path) -> list[dict]:
-    """One `RewardTrainer` run: adapter and head to `folder`, the logged steps returned. No checkpoints remain."""
+def _train_averaged(base_model, tokenizer, data, settings: RewardSettings, seed: int, device: str, folder: Path):
+    """One model in `folder` and its history; with `averaged_fits`, the mean of the weights of so many fits from one
+    start, each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187)."""
+    history = _train(base_model, tokenizer, data, settings, seed, seed, device, folder)
+    file, fits = folder / "adapter_model.safetensors", []
+    for order in range(1, settings.averaged_fits):
+        with tempfile.TemporaryDirectory() as scratch:
+            _train(base_model, tokenizer, data, settings, seed, seed + 1000 * order, device, Path(scratch))
+            fits.append(load_file(Path(scratch) / file.name))
+    if fits:
+        fits.append(load_file(file))
+        save_file({name: torch.stack([fit[name] for fit in fits]).mean(dim=0) for name in fits[-1]}, file)
+    return history
+
+
+def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, order: int, device: str, folder: Path):
+    """One `RewardTrainer` run: adapter and head to `folder`, the logged steps returned. No checkpoints remain.
+
+    `seed` draws the head and the adapter, `order` the batches.
+    """
     from peft import LoraConfig
     from transformers import PrinterCallback, set_seed
     from trl import RewardConfig, RewardTrainer
+
+    from srmir_lib.limited_training import LimitedRewardTrainer
 
     set_seed(seed)  # the new head and the adapter are drawn from it
     classifier = base_classifier(base_model)
@@ -100,6 +122,7 @@ def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, dev
             center_rewards_coefficient=settings.center_rewards_coefficient or None,
             max_length=None,  # checked in tokenize_pairs
             seed=seed,
+            data_seed=order,
             bf16=settings.bf16,
             use_cpu=pick_device(device).type == "cpu",
             gradient_checkpointing=False,
@@ -109,7 +132,8 @@ def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, dev
             report_to="none",
             disable_tqdm=True,
         )
-        trainer = RewardTrainer(
+        kind = LimitedRewardTrainer if settings.objective in LIMITS else RewardTrainer
+        trainer = kind(
             model=classifier, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora
         )
         trainer.remove_callback(PrinterCallback)

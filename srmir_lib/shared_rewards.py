@@ -21,13 +21,11 @@ from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
 from srmir_lib.embeddings import conversation_ids, quiet
 from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_policy, load_tokenizer, pick_device
-from srmir_lib.objectives import bradley_terry_loss, margin_loss, pcrm_loss
 from srmir_lib.pair_states import PairStates
+from srmir_lib.pair_targets import loss_of
 from srmir_lib.probes import Probes, ProbeSettings
 from srmir_lib.reward_training import RewardSettings, select_pairs, write_config
 from srmir_lib.trunk import Trunk, share_weights
-
-LOSSES = {"bradley_terry": bradley_terry_loss, "margin": margin_loss, "pcrm": pcrm_loss}
 
 TOKENIZED = 64
 """Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""
@@ -115,25 +113,26 @@ def fit_shared(
     the same data, settings and seed is kept. Returns the history (step, loss, accuracy) of each model.
     """
     output_dir, pairs = Path(output_dir), preferences["train"]
-    if states is None or states.hidden != (settings.probe.kind == "head"):
+    if states is None or (settings.probe.kind == "head" and not states.hidden):
         states = PairStates(base_model, pairs, settings, device, progress)
     covered, labels = list(competence if competence is not None else categories), list(pairs["category"])
     ratios = (settings.cross_ratio, settings.unknown_ratio, seed)
     rows = [select_pairs(labels, name, covered, training, *ratios) for name in categories]
+    target = states.target(settings)
+    wanted = [] if target is None else target.tolist()
     key = {
         "settings": asdict(settings),
         "seed": seed,
         "training": training,
         "base_sha256": states.base_sha256,
         "pairs": {name: len(own) for name, own in zip(categories, rows, strict=True)},
-        "pairs_sha256": hashlib.sha256(json.dumps([states.sha256, rows]).encode()).hexdigest(),
+        "pairs_sha256": hashlib.sha256(json.dumps([states.sha256, rows, wanted]).encode()).hexdigest(),
     }
     done = output_dir / "fit.json"
     fit = read_json(done) if done.exists() else {}
     if fit.get("key") != key:
-        probes = Probes(states.trunk, categories, settings.probe, states.tokenizer, seed).to(pick_device(device))
         started = perf_counter()
-        history = train_probes(probes, states, rows, settings, seed, progress)
+        probes, history = _train(states, categories, rows, target, settings, seed, device, progress)
         fit = {"key": key, "history": history, "seconds": perf_counter() - started}
         with atomic_path(output_dir) as fresh:
             fresh.mkdir()
@@ -144,18 +143,35 @@ def fit_shared(
     return fit["history"]
 
 
+def _train(states: PairStates, categories, rows, target, settings: RewardSettings, seed: int, device: str, progress):
+    """Trained probes and their history. With `averaged_fits`, the mean of the weights of so many fits from one start,
+    each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187), and the last fit's history."""
+    fits = []
+    for order in range(settings.averaged_fits):
+        probes = Probes(states.trunk, categories, settings.probe, states.tokenizer, seed).to(pick_device(device))
+        history = train_probes(probes, states, rows, target, settings, seed + 1000 * order, progress)
+        fits.append(probes)
+    with torch.no_grad():
+        for weights in zip(*(fit.parameters() for fit in fits), strict=True):
+            weights[-1].copy_(torch.stack(weights).mean(dim=0))
+    return probes, history
+
+
 def train_probes(
     probes: Probes,
     states: PairStates,
     rows: Sequence[Sequence[int]],
+    target: Tensor | None,
     settings: RewardSettings,
     seed: int,
     progress: str | None = None,
 ) -> dict[str, list[dict]]:
-    """Minimise the sum of the models' losses; `rows[j]` are the pairs of model j. Returns the history of each."""
+    """Minimise the sum of the models' losses; `rows[j]` are the pairs of model j. Returns the history of each.
+
+    `target`: what the objective wants of each pair's gap, (N,), or None. `seed`: of the order of the pairs.
+    """
     states.keep()
-    target = states.target(settings)
-    loss_of = LOSSES["pcrm" if settings.objective.startswith("pcrm") else settings.objective]
+    minimised = loss_of(settings.objective)
     optimiser = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
     history: dict[str, list[dict]] = {name: [] for name in probes.categories}
@@ -169,7 +185,7 @@ def train_probes(
         asked = states.rows[pairs].transpose(1, 2).flatten().tolist()  # by model, then chosen, then rejected
         scores = probes(states.trunk, states.take(asked), columns).view(count, 2, size)
         aims = [(target[own].to(device),) if target is not None else () for own in pairs]
-        loss = torch.stack([loss_of(*both, *aim) for both, aim in zip(scores, aims, strict=True)])
+        loss = torch.stack([minimised(*both, *aim) for both, aim in zip(scores, aims, strict=True)])
         loss = loss + settings.center_rewards_coefficient * scores.sum(dim=1).square().mean(dim=1)
         if not loss.isfinite().all():
             name = probes.categories[int((~loss.isfinite()).nonzero()[0])]

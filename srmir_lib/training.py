@@ -11,6 +11,7 @@ prompts come in an order fixed by the seed, in one long epoch, so that a killed 
 import math
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from srmir_lib.artifacts import InputError, atomic_path, read_json, sha256, write_json, write_jsonl
 from srmir_lib.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
+from srmir_lib.limited_training import both_ways, lower_references
 from srmir_lib.models import load_tokenizer, load_weights, pick_device
 from srmir_lib.monitors import RunCallback, WatchedReward
 from srmir_lib.training_settings import DPOSettings, GRPOSettings, Settings, SFTSettings
@@ -42,15 +44,22 @@ def train_sft(
 
 
 def train_dpo(
-    base_model, preferences: Dataset, output_dir, settings: DPOSettings, resume: bool = False, start=None
+    base_model,
+    preferences: Dataset,
+    output_dir,
+    settings: DPOSettings,
+    resume: bool = False,
+    start=None,
+    limits: Sequence[float] = (),
 ) -> list[dict]:
     """Optimise preferences (columns prompt, chosen, rejected: conversations) directly (Rafailov et al. 2023, eq. 7).
 
     The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
-    `rewards/accuracies`, the implicit reward's.
+    `rewards/accuracies`, the implicit reward's. `limits`: one a pair (`pair_targets`), for half of `pcrm_dpo_loss`
+    instead; an update then reads a pair as it is, or with its answers swapped, and accuracies mean nothing.
     """
     columns = ("prompt", "chosen", "rejected")
-    return _train(DPOTrainer, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start)
+    return _train(DPOTrainer, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start, limits)
 
 
 def train_grpo(
@@ -133,11 +142,12 @@ def prompt_order(count: int, settings: GRPOSettings) -> np.ndarray:
 
 
 def _train(
-    trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start
+    trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start, limits=()
 ) -> list[dict]:
     output_dir = Path(output_dir)
     _check_columns(dataset, columns)
-    key = run_key(base_model, dataset, asdict(settings), "" if start is None else _check_start(start, settings))
+    begun = "" if start is None else _check_start(start, settings)
+    key = run_key(base_model, dataset, asdict(settings), begun + (str(list(limits)) if len(limits) else ""))
     if resume and (history := finished_history(output_dir, key)):
         return history
     if settings.batch_size % settings.micro_batch:
@@ -145,6 +155,7 @@ def _train(
     tokenizer = load_tokenizer(base_model)
     dataset = dataset.select_columns(list(columns))
     _check_conversations(tokenizer, dataset, columns[1:], settings.max_length)
+    dataset = both_ways(dataset, limits) if len(limits) else dataset
     checkpoints = checkpoint_folder(output_dir, key, resume=False)
     config = config_class(
         **_arguments(settings, checkpoints),
@@ -152,6 +163,7 @@ def _train(
         max_length=settings.max_length,
         save_strategy="no",
         **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
+        **({"precompute_ref_log_probs": True} if len(limits) else {}),
     )
     disable_progress_bars()  # one bar for a training, its own, not five for reading the data
     weights = load_weights(base_model, settings.device)
@@ -163,6 +175,8 @@ def _train(
         peft_config=_lora(settings) if start is None else None,
         callbacks=[RunCallback(output_dir.name)],
     )
+    if len(limits):
+        trainer.train_dataset = lower_references(trainer.train_dataset, limits, settings.beta)
     enable_progress_bars()
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -1,11 +1,12 @@
 """z-scores by hand; bad reference sets and damaged files are one clear line."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
 from srmir_lib.artifacts import InputError, write_json
-from srmir_lib.calibration import Calibration, reference_set, voices
+from srmir_lib.calibration import Calibration, lowess, reference_set, voices
 
 
 def test_z_scores_by_hand(tmp_path):
@@ -76,3 +77,42 @@ def test_voices_by_hand():
     # two independent models, one three times as loud: variances 1 and 9 of a total of 10
     scores = torch.tensor([[1.0, 3.0], [1.0, -3.0], [-1.0, 3.0], [-1.0, -3.0]])
     assert torch.allclose(voices(scores), torch.tensor([0.1, 0.9]).double())
+
+
+def test_lowess_follows_a_line_and_a_second_implementation_on_anything_else():
+    x = np.random.default_rng(0).uniform(0, 10, 60)
+    at = np.array([0.0, 2.5, 9.0])
+    assert lowess(x, 3 * x - 1, at) == pytest.approx(3 * at - 1, abs=1e-6)
+    y = np.sin(x)
+    for place, height in zip(at, lowess(x, y, at, share=0.3), strict=True):
+        near = np.argsort(np.abs(x - place))[:18]
+        reach = np.abs(x[near] - place).max()
+        weight = (1 - (np.abs(x[near] - place) / reach) ** 3) ** 3
+        line = np.polyfit(x[near], y[near], 1, w=np.sqrt(weight))
+        assert height == pytest.approx(np.polyval(line, place), abs=1e-6)
+
+
+def test_length_calibration_takes_the_pay_for_length_off(tmp_path):
+    draw = np.random.default_rng(1)
+    lengths = draw.integers(5, 200, 400)
+    merit = draw.normal(size=400)
+    responses = ["a" * length for length in lengths]
+    scores = torch.tensor(np.stack([merit + 0.05 * lengths, merit - 0.02 * lengths], axis=1))
+    calibration = Calibration.fit(scores, ["crimes", "privacy"], responses)
+    scaled = calibration.apply(scores, responses)
+    for column in scaled.T.numpy():
+        assert abs(np.corrcoef(column, lengths)[0, 1]) < 0.05 and np.corrcoef(column, merit)[0, 1] > 0.98
+    again = Calibration.load(calibration.save(tmp_path / "calibration.json"))
+    assert again == calibration
+    with pytest.raises(InputError, match="give 400 responses"):
+        calibration.apply(scores)
+
+
+def test_scaled_gaps_are_differences_of_scaled_scores():
+    scores = torch.tensor([[1.0, 10.0], [3.0, 30.0], [2.0, 50.0], [7.0, 20.0]])
+    pairs = {"chosen": ["aa", "a" * 9], "rejected": ["a" * 30, "aaa"]}
+    texts = [*pairs["chosen"], *pairs["rejected"]]
+    for calibration in (Calibration.fit(scores, ["a", "b"]), Calibration.fit(scores, ["a", "b"], texts)):
+        scaled = calibration.apply(scores, texts)
+        gaps = calibration.scale_gaps(scores[:2] - scores[2:], pairs)
+        assert torch.allclose(gaps, scaled[:2] - scaled[2:], atol=1e-5)

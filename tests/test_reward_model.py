@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from srmir_lib.embeddings import conversation_ids, model_inputs
 from srmir_lib.models import load_tokenizer
 from srmir_lib.reward_model import ALL, ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings, select_pairs, settings_of, tokenize_pairs
-from srmir_lib.separate_rewards import fit_separate
+from srmir_lib.separate_rewards import base_classifier, fit_separate
 from srmir_lib.templates import assistant_message, user_message
 
 CATEGORIES = ["insult", "crimes"]
@@ -221,16 +222,81 @@ def test_a_pair_that_is_too_long_is_counted_and_refused(tiny_model):
 @pytest.mark.parametrize(
     ("margins", "message"), [(None, "needs a column margin"), ([float("nan")] * 48, "row 0 is not finite")]
 )
-def test_bad_margins_are_refused(tiny_model, margins, message):
+def test_bad_margins_are_refused(tiny_model, tmp_path, margins, message):
     pairs = preferences()["train"]
     pairs = pairs if margins is None else pairs.add_column("margin", margins)
     with pytest.raises(InputError, match=message):
-        tokenize_pairs(load_tokenizer(tiny_model), pairs, 64, "margin")
+        fit_separate(
+            tiny_model, {"train": pairs}, tmp_path, ["crimes"], replace(SETTINGS, objective="margin"), device="cpu"
+        )
 
 
-def test_an_unknown_objective_is_refused(tiny_model):
-    with pytest.raises(InputError, match="objective: 'hinge'"):
-        tokenize_pairs(load_tokenizer(tiny_model), preferences()["train"], 64, "hinge")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "hinge"}, "'hinge' is none of bradley_terry, margin, margin_random"),
+        ({"objective": "ava_p"}, "a reward for every token, .* A1_bayesian_rewards"),
+        ({"averaged_fits": 0}, "averaged_fits: 0"),
+    ],
+)
+def test_objectives_that_cannot_be_are_refused_with_a_reason(change, message):
+    with pytest.raises(InputError, match=message):
+        replace(SETTINGS, **change)
+
+
+def test_limits_tame_the_scale_of_separate_models(trained, tiny_model, tmp_path):
+    """TRL's trainer with the second term: the same pairs, updates and seed, and gaps near half the limit."""
+    settings = replace(SETTINGS, objective="pcrm_length", limit_cap=2.0)
+    fit_separate(tiny_model, preferences(), tmp_path / "set", ["crimes"], settings, device="cpu")
+    gaps = {}
+    for name, folder in {"plain": trained[0], "pcrm": tmp_path / "set"}.items():
+        models = ShadowRewardModels.load(folder, "cpu")
+        own = ["crimes"], ["yes 30"], ["no 30"]
+        yes, no = (models.score(["crimes 30"], text, categories=own[0]) for text in own[1:])
+        gaps[name] = float(yes - no)
+    assert 0 < gaps["pcrm"] < 2 < gaps["plain"], gaps
+
+
+def test_the_trainer_with_limits_minimises_the_loss_that_is_shown(tiny_model, tmp_path):
+    from datasets import Dataset
+    from trl import RewardConfig
+
+    from srmir_lib.limited_training import LimitedRewardTrainer
+    from srmir_lib.objectives import pcrm_loss
+
+    columns = {"chosen_ids": [[7, 8, 9, 1]] * 2, "rejected_ids": [[9, 1], [30, 40, 50, 1]], "margin": [2.0, 5.0]}
+    options = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": "none", "max_length": None}
+    trainer = LimitedRewardTrainer(
+        model=base_classifier(tiny_model),
+        args=RewardConfig(str(tmp_path), per_device_train_batch_size=2, **options),
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=load_tokenizer(tiny_model),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, dict(batch)).item()
+    with torch.no_grad():
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        chosen, rejected = trainer.model(**inputs).logits.squeeze(-1).chunk(2)
+    assert loss == pytest.approx(pcrm_loss(chosen, rejected, batch["margin"]).item(), abs=1e-6)
+
+
+def test_averaged_fits_are_the_mean_of_their_weights(tiny_model, tmp_path, monkeypatch):
+    from srmir_lib import separate_rewards
+
+    seen, train = [], separate_rewards._train
+
+    def noted(*arguments):
+        history = train(*arguments)
+        seen.append(load_file(arguments[-1] / "adapter_model.safetensors"))
+        return history
+
+    monkeypatch.setattr(separate_rewards, "_train", noted)
+    settings = replace(SETTINGS, max_steps=3, averaged_fits=2)
+    fit_separate(tiny_model, preferences(), tmp_path / "set", ["crimes"], settings, device="cpu")
+    kept = load_file(tmp_path / "set" / "crimes" / "adapter_model.safetensors")
+    assert len(seen) == 2 and any(not torch.equal(seen[0][name], seen[1][name]) for name in kept)
+    for name in kept:
+        assert torch.allclose(kept[name], (seen[0][name] + seen[1][name]) / 2)
 
 
 def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):

@@ -85,7 +85,7 @@ def second(root) -> Path:
 
 @pytest.fixture(scope="module")
 def third(root, second) -> Path:
-    return execute("03_margins", root, device="cpu", direction_pairs=40)
+    return execute("03_margins", root, device="cpu", direction_pairs=40, best_of=0)
 
 
 def test_02_writes_three_calibrated_sets_and_their_numbers(second):
@@ -108,6 +108,9 @@ def test_03_writes_margins_a_calibration_and_retrained_models(third, second):
     before, after = (read_json(f / "shadow_rms" / "fit.json")["key"]["settings"] for f in (second, third))
     assert before | {"objective": "margin"} == after, "only the objective may differ"
     metrics = read_json(third / "metrics.json")
+    assert {path.name for path in (third / "objectives").iterdir()} == {"pcrm", "centred"}
+    for name in ("plain", "margin", "pcrm", "centred"):
+        assert metrics[f"score_spread_{name}"] > 0 and 0 <= metrics[f"pair_accuracy_subtle_{name}"] <= 1
     names = [name for name in metrics if "spearman" in name or "correlation" in name]
     assert "margin_harm_spearman_harmful" in names and all(-1 <= metrics[name] <= 1 for name in names)
 

@@ -27,7 +27,7 @@ from srmir_lib.pair_states import PairStates
 from srmir_lib.probes import Probes, ProbeSettings, block_mask, probe_tokens
 from srmir_lib.reward_model import ALL, ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings, pairs_seen, settings_of
-from srmir_lib.shared_rewards import clip_each, fit_shared, pair_batches
+from srmir_lib.shared_rewards import _train, clip_each, fit_shared, pair_batches, train_probes
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.trunk import Trunk, batches, shared_lengths
 
@@ -271,7 +271,7 @@ def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path):
 
 
 def test_limits_of_pairs_by_a_second_way(tiny_model):
-    """PCRM's similarity from the tokens themselves, and from mean states that plain transformers computes."""
+    """PCRM's similarity from the tokens themselves, and from the answers' mean states in plain transformers."""
     pairs = preferences()["train"].select(range(6))
     states = PairStates(tiny_model, pairs, replace(SETTINGS, objective="pcrm_length"), "cpu")
     tokenizer, model = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
@@ -284,12 +284,22 @@ def test_limits_of_pairs_by_a_second_way(tiny_model):
         left, right = (len(text) - common for text in ids)
         lengths.append(min(10 / (min(left, right) / max(left, right) + 0.001) - 5, 30))
         with torch.no_grad():
-            means = [model.model(input_ids=torch.tensor([text])).last_hidden_state[0].mean(0) for text in ids]
+            start = len(conversation_ids(tokenizer, [row["prompt"]])[0])
+            means = [model.model(input_ids=torch.tensor([text])).last_hidden_state[0, start:].mean(0) for text in ids]
         cosine = float(means[0] @ means[1] / means[0].norm() / means[1].norm())
         angles.append(min(20 / (1 - math.acos(min(cosine, 1.0)) / math.pi + 0.001) - 15, 30))
     found = {kind: states.target(replace(SETTINGS, objective=f"pcrm_{kind}")).tolist() for kind in ("length", "cosine")}
     assert found["length"] == pytest.approx(lengths, abs=1e-3)
     assert found["cosine"] == pytest.approx(angles, abs=1e-2)
+    fixed = states.target(replace(SETTINGS, objective="pcrm_fixed"))
+    assert fixed.tolist() == pytest.approx([sum(lengths) / 6] * 6, abs=1e-3)
+
+
+def test_shuffled_targets_are_the_same_targets_of_other_pairs(tiny_model):
+    pairs = preferences()["train"].select(range(6)).add_column("margin", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    states = PairStates(tiny_model, pairs, SETTINGS, "cpu")
+    margins, shuffled = (states.target(replace(SETTINGS, objective=name)) for name in ("margin", "margin_random"))
+    assert margins.tolist() == [0, 1, 2, 3, 4, 5] == sorted(shuffled.tolist()) and not torch.equal(margins, shuffled)
 
 
 def test_limits_tame_the_scale_of_scores(trained, tiny_model, tmp_path):
@@ -303,11 +313,30 @@ def test_limits_tame_the_scale_of_scores(trained, tiny_model, tmp_path):
     assert 0 < gaps["pcrm"] < 2 < gaps["plain"]
 
 
-def test_separate_models_refuse_an_objective_that_their_trainer_lacks(tiny_model, tmp_path):
-    from srmir_lib.separate_rewards import fit_separate
+def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
 
-    with pytest.raises(InputError, match="has no pcrm_length; use design shared"):
-        fit_separate(tiny_model, preferences(), tmp_path, CATEGORIES, replace(SETTINGS, objective="pcrm_length"))
+    settings = replace(SETTINGS, max_steps=3, averaged_fits=2)
+    states = PairStates(tiny_model, preferences()["train"], settings, "cpu")
+    rows = [list(range(24)), list(range(24, 48))]
+    averaged, _ = _train(states, CATEGORIES[:2], rows, None, settings, 5, "cpu", None)
+    fits = []
+    for order in (5, 1005):
+        probes = Probes(states.trunk, CATEGORIES[:2], settings.probe, states.tokenizer, 5)
+        train_probes(probes, states, rows, None, settings, order)
+        fits.append(probes)
+    pairs = list(zip(averaged.parameters(), *(fit.parameters() for fit in fits), strict=True))
+    assert any(not torch.equal(one, two) for _, one, two in pairs), "another order must give another fit"
+    assert all(torch.allclose(mean, (one + two) / 2, atol=1e-7) for mean, one, two in pairs)
+
+
+def test_rows_in_turn_score_as_rows_in_any_order(tiny_model):
+    """The training batch, all rows of one model after another, takes a path of its own through the adapters."""
+    states = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu")
+    probes = moved(Probes(states.trunk, CATEGORIES, ProbeSettings(), states.tokenizer))
+    rows, columns = list(range(12)), torch.arange(len(CATEGORIES)).repeat_interleave(12 // len(CATEGORIES))
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    shuffled = probes(states.trunk, states.take([rows[i] for i in order.tolist()]), columns[order])
+    assert torch.allclose(probes(states.trunk, states.take(rows), columns)[order], shuffled, atol=1e-5)
 
 
 def test_a_finished_set_is_kept_and_a_changed_setting_trains_again(copied, tiny_model):

@@ -7,11 +7,13 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from srmir_lib.artifacts import InputError, read_jsonl
 from srmir_lib.models import load_policy, load_tokenizer
 from srmir_lib.monitors import distinct_bigrams, log_likelihood
+from srmir_lib.objectives import pcrm_dpo_loss
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.training import (
     DPOSettings,
@@ -248,6 +250,40 @@ def test_sft_learns_the_completions_and_dpo_the_preferences(tiny_model, tmp_path
     assert [path for path in (tmp_path / "more").iterdir() if path.is_dir()] == [], "the reference is not saved"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dpo", "further", "more", "sft"]
     assert train_sft(tiny_model, data, tmp_path / "sft", SFTSettings(**tuning), resume=True) == sft
+
+
+def test_dpo_with_limits_is_the_dpo_form_of_pcrm(tiny_model, tmp_path):
+    """TRL's loss of the second update against half of our function, from the log-probabilities after the first."""
+    answers = [("I can not answer that", "first get ready"), ("no", "open the window then check"), ("I can not", "yes")]
+    pairs = Dataset.from_list(
+        [
+            {"prompt": user_message(f"open {i}"), "chosen": assistant_message(a), "rejected": assistant_message(b)}
+            for i, (a, b) in enumerate(answers)
+        ]
+    )
+    limits = [1.0, 2.0, 7.0]
+    tuning = {**COMMON, "batch_size": 6, "micro_batch": 6, "max_length": 64, "beta": 0.5, "lr_scheduler": "constant"}
+    for steps in (1, 2):
+        settings = DPOSettings(**tuning | {"max_steps": steps})
+        history = train_dpo(tiny_model, pairs, tmp_path / str(steps), settings, limits=limits)
+    tokenizer, base = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
+    ratios = {side: [] for side in ("chosen", "rejected")}
+    policy = PeftModel.from_pretrained(load_policy(tiny_model, "cpu"), tmp_path / "1").eval()
+    for row in pairs:
+        start = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
+        for side, found in ratios.items():
+            ids = torch.tensor([tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=False)])
+            with torch.no_grad():
+                logits = (model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1) for model in (policy, base))
+                own, reference = (part.gather(1, ids[0, start:, None]).sum().item() for part in logits)
+            found.append(own - reference)
+    chosen, rejected = (torch.tensor(found) for found in ratios.values())
+    expected = pcrm_dpo_loss(chosen, rejected, torch.tensor(limits), 0.5).item() / 2
+    started = pcrm_dpo_loss(torch.zeros(3), torch.zeros(3), torch.tensor(limits), 0.5).item() / 2
+    assert history[0]["loss"] == pytest.approx(started, abs=1e-4), "the policy starts as its own reference"
+    assert history[1]["loss"] == pytest.approx(expected, abs=1e-3) and abs(expected - started) > 0.01
+    with pytest.raises(InputError, match="limits: 2 for 3 pairs"):
+        train_dpo(tiny_model, pairs, tmp_path / "x", settings, limits=[1.0, 2.0])
 
 
 def test_data_that_cannot_be_trained_on_is_refused(tiny_model, tmp_path):

@@ -15,49 +15,18 @@ import time
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from srmir_lib import small_models
 from srmir_lib.artifacts import atomic_path
 from srmir_lib.lab import corpus as corpus_module
 from srmir_lib.lab import grammar, tasks
 from srmir_lib.lab import world as world_module
 from srmir_lib.lab.corpus import FIRST, MIX, corpus
 from srmir_lib.lab.world import World
+from srmir_lib.small_models import build_tokenizer, small_model
 
-SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{%- endfor -%}"
-    "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
-)
 ROW = 256  # tokens in a packed row
-
-
-def build_tokenizer(texts: list[str], vocabulary: int = 768) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on `texts`: any string survives encode and decode."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token="<|pad|>",
-        eos_token="<|end|>",
-        unk_token="<|pad|>",
-        model_max_length=512,
-        padding_side="left",
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
 
 
 def encode(tokenizer, conversation: list[dict]) -> tuple[list[int], list[int]]:
@@ -121,27 +90,8 @@ def build_base_model(
     sample = [message["content"] for talk in corpus(world, 6000, f"{seed}-words", MIX) for message in talk]
     tokenizer = build_tokenizer(sample)
     batches = training_batches(world, tokenizer, steps, rows, seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=hidden_size,
-                intermediate_size=3 * hidden_size,
-                num_hidden_layers=layers,
-                num_attention_heads=hidden_size // 32,
-                num_key_value_heads=hidden_size // 32,
-                max_position_embeddings=512,
-                tie_word_embeddings=True,
-                initializer_range=0.05,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                bos_token_id=None,
-            )
-        )
-        train(model, batches)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model = small_model(tokenizer, hidden_size, layers, seed)
+    train(model, batches)
     with atomic_path(folder) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
@@ -185,7 +135,7 @@ def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
 
 def cached_base_model(world: World, cache: str | Path, steps: int, seed: int = 0, **shape) -> Path:
     """The base model of a town, built once: the cache key is the hash of the town, the settings and the code."""
-    modules = (world_module, grammar, tasks, corpus_module, sys.modules[__name__])
+    modules = (world_module, grammar, tasks, corpus_module, small_models, sys.modules[__name__])
     sources = [inspect.getsource(module) for module in modules]
     key = json.dumps([world.facts(), world.believed_topic, world.believed_harm, steps, seed, shape, sources])
     folder = Path(cache) / f"lab-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

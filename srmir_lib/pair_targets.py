@@ -1,0 +1,86 @@
+"""What an objective asks of each pair's reward gap: a margin to exceed, a limit to stay below, or nothing."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.embeddings import embed, load_trunk
+from srmir_lib.encoder_rewards import resolve_encoder
+from srmir_lib.objectives import (
+    PCRM_CONSTANTS,
+    angle_similarity,
+    bradley_terry_loss,
+    length_similarity,
+    margin_loss,
+    pcrm_limit,
+    pcrm_loss,
+)
+
+LIMITS = ("pcrm_length", "pcrm_cosine", "pcrm_fixed", "pcrm_random")
+"""Limits by length, by cosine; and two without a prior: the mean of all length limits, and those limits shuffled."""
+
+OBJECTIVES = ("bradley_terry", "margin", "margin_random", *LIMITS)
+"""`margin_random`: the margins shuffled among the pairs, a control that knows their sizes and not whose they are."""
+
+
+def check_objective(objective: str) -> None:
+    """Refuse an objective that these reward models cannot be trained for, with the reason."""
+    if objective in ("ava_d", "ava_p"):
+        raise InputError(
+            f"objective: {objective} needs a reward for every token, and these designs give an answer one number; "
+            "notebook A1_bayesian_rewards trains it"
+        )
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
+
+
+def loss_of(objective: str):
+    """The loss of an objective, of chosen scores, rejected scores and, if it has one, the target, (N,) each."""
+    check_objective(objective)
+    if objective == "bradley_terry":
+        return bradley_terry_loss
+    return pcrm_loss if objective in LIMITS else margin_loss
+
+
+def pair_targets(settings, pairs, chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], reader):
+    """The target of every pair's gap, (N,) in score units: its `margin`, its limit, or None (Bradley-Terry has none).
+
+    `settings`: a `RewardSettings`. `pairs`: rows with prompt, chosen, rejected; `chosen`, `rejected`: their token ids.
+    `reader`: a frozen model and its tokenizer, which tell how similar two answers are unless the settings name another.
+    """
+    objective = settings.objective
+    check_objective(objective)
+    if objective == "bradley_terry":
+        return None
+    if objective.startswith("margin"):
+        return _shuffled(_margins(pairs)) if objective == "margin_random" else _margins(pairs)
+    constants = settings.limit or PCRM_CONSTANTS["cosine" if objective == "pcrm_cosine" else "length"]
+    if objective == "pcrm_cosine":
+        if settings.similarity_model:
+            reader = load_trunk(resolve_encoder(settings.similarity_model))
+        return pcrm_limit(answer_similarity(pairs, *reader), *constants, cap=settings.limit_cap)
+    limit = pcrm_limit(length_similarity(chosen, rejected), *constants, cap=settings.limit_cap)
+    if objective == "pcrm_fixed":
+        return limit.mean().expand(len(limit))
+    return _shuffled(limit) if objective == "pcrm_random" else limit
+
+
+def answer_similarity(pairs, model, tokenizer) -> Tensor:
+    """Angle similarity (N,) of a pair's two answers: means over their tokens, as a frozen model reads them in place."""
+    sides = (pairs[side] for side in ("chosen", "rejected"))
+    return angle_similarity(*(embed(model, tokenizer, pairs["prompt"], side, pooling="mean") for side in sides))
+
+
+def _shuffled(targets: Tensor) -> Tensor:
+    return targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
+
+
+def _margins(pairs) -> Tensor:
+    if "margin" not in pairs.column_names:
+        raise InputError("preferences: the objective needs a column margin; run 03_margins, or use bradley_terry")
+    margin = torch.tensor(pairs["margin"], dtype=torch.float32)
+    if not margin.isfinite().all():
+        raise InputError(f"preferences: the margin of row {int((~margin.isfinite()).nonzero()[0])} is not finite")
+    return margin

@@ -1,0 +1,69 @@
+"""A causal language model trained from nothing on public text: for methods that need a causal trunk, without a hub."""
+
+import tempfile
+from pathlib import Path
+
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from srmir_lib.artifacts import InputError, atomic_path
+from srmir_lib.models import pick_device
+from srmir_lib.small_models import build_tokenizer, small_model
+
+
+def train_text_model(
+    conversations,
+    folder: str | Path,
+    steps: int,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    hidden_size: int = 192,
+    layers: int = 4,
+    vocabulary: int = 2048,
+    max_length: int = 512,
+    seed: int = 0,
+    device: str = "auto",
+) -> list[dict]:
+    """A small causal model trained from nothing on `conversations` (a `Dataset`, column messages), saved in `folder`.
+
+    TRL's `SFTTrainer` reads every token of them, packed into rows of `max_length`. Returns the logged steps (loss in
+    nats a token). It knows the sound of these texts and little else.
+    """
+    if steps < 1 or len(conversations) == 0:
+        raise InputError(f"text model: {steps} steps on {len(conversations)} conversations; both must be at least 1")
+    texts = (message["content"] for row in conversations for message in row["messages"])
+    tokenizer = build_tokenizer(texts, vocabulary, max_length)
+    cuda = pick_device(device).type == "cuda"
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = SFTConfig(
+            scratch,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=min(20, steps // 5),
+            max_length=max_length,
+            packing=True,
+            seed=seed,
+            use_cpu=not cuda,
+            bf16=cuda,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=cuda,
+            logging_steps=max(1, steps // 20),
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = SFTTrainer(
+            model=small_model(tokenizer, hidden_size, layers, seed),
+            args=arguments,
+            train_dataset=conversations,
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        model = trainer.accelerator.unwrap_model(trainer.model).float()
+    with atomic_path(folder) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+    return [row for row in trainer.state.log_history if "loss" in row]

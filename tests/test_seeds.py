@@ -1,0 +1,73 @@
+"""Seed after seed through the real runner: records add up, are not made twice, and read back."""
+
+import json
+
+import pytest
+from test_run import root  # noqa: F401  a repository of two small notebooks
+
+from srmir_lib.artifacts import InputError, read_json, write_json
+from srmir_lib.cli import main
+from srmir_lib.seeds import RECORDS, read_seeds
+
+
+@pytest.fixture
+def recorded(root, capsys):  # noqa: F811
+    (root / "srmir_lib").rmdir()
+    assert main(["seeds", "lab", "--seeds", "3", "4"]) == 0
+    return root
+
+
+def test_every_seed_is_recorded_and_none_twice(recorded, capsys):
+    folder = recorded / "outputs/reference/seeds/lab"
+    record = read_json(folder / "3/01_make.json")
+    assert record["metrics"] == {"rate": 5e-3} and record["seed"] == 3 and record["preset"] == "lab"
+    assert record["parameters"] == {"rate": 5e-3, "weights": [1.0, 2.0], "limit": 9}
+    assert read_json(recorded / "outputs/seeds/lab/4/02_use/copy.json")["seed"] == 4, "the seed reaches the notebooks"
+    assert str(recorded) not in (folder / "3/01_make.json").read_text()
+    before = (folder / "3/01_make.json").stat().st_mtime_ns
+    assert main(["seeds", "lab", "--seeds", "3", "4", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "seed 3: recorded already" in said and "seed 5: recorded in outputs/reference/seeds/lab/5" in said
+    assert (folder / "3/01_make.json").stat().st_mtime_ns == before
+    assert sorted(read_seeds(recorded / RECORDS / "lab")) == [3, 4, 5]
+
+
+def test_other_parameters_are_another_result(recorded, capsys):
+    (recorded / "params/lab/01_make.yaml").write_text("rate: 7.0e-3\n")
+    assert main(["seeds", "lab", "--seeds", "3"]) == 0
+    assert read_seeds(recorded / RECORDS / "lab")[3] == {"01_make/rate": 7e-3}
+    assert read_seeds(recorded / RECORDS / "lab")[4] == {"01_make/rate": 5e-3}
+
+
+def test_a_failed_seed_leaves_the_records_of_the_others(recorded, capsys):
+    assert main(["seeds", "lab", "--seeds", "9", "3", "--again"]) == 1, "the notebook's check wants a seed below 9"
+    assert "01_make" in capsys.readouterr().err
+    assert sorted(read_seeds(recorded / RECORDS / "lab")) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "nope: unknown preset; there are lab"),
+        (["lab", "07"], "07: unknown notebook"),
+        (["lab", "02"], "02_use reads outputs/seeds/lab/1/01_make/numbers, which is missing"),
+        (["lab", "--seeds", "1", "1"], "seeds: [1, 1]; give different whole numbers"),
+        (["lab", "--seeds", "-1"], "seeds: [-1]; give different whole numbers"),
+    ],
+)
+def test_a_wrong_request_is_one_line(root, capsys, arguments, message):  # noqa: F811
+    assert main(["seeds", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"srmir: {message}")
+    assert not (root / "outputs").exists()
+
+
+def test_damaged_or_missing_records_are_named(recorded):
+    with pytest.raises(InputError, match="run `srmir seeds other --seeds 1 2 3 4 5`"):
+        read_seeds(recorded / RECORDS / "other")
+    file = recorded / "outputs/reference/seeds/lab/3/01_make.json"
+    file.write_text(json.dumps(read_json(file))[:40])
+    with pytest.raises(InputError, match="01_make.json: not valid JSON"):
+        read_seeds(recorded / RECORDS / "lab")
+    write_json(file, {"seed": 3})
+    with pytest.raises(InputError, match="01_make.json: not a record of a seed"):
+        read_seeds(recorded / RECORDS / "lab")
