@@ -18,11 +18,11 @@ from srmir_lib.objectives import (
     pcrm_loss,
 )
 
-LIMITS = ("pcrm_length", "pcrm_cosine", "pcrm_fixed", "pcrm_random")
-"""Limits by length, by cosine; and two without a prior: the mean of all length limits, and those limits shuffled."""
-
-OBJECTIVES = ("bradley_terry", "margin", "margin_random", *LIMITS)
-"""`margin_random`: the margins shuffled among the pairs, a control that knows their sizes and not whose they are."""
+LIMITS = ("pcrm_length", "pcrm_cosine")
+OBJECTIVES = ("bradley_terry", "margin", *LIMITS)
+TARGETS = ("own", "shuffled", "mean")
+"""Whose target a pair gets: its own, that of another pair, or the mean of all. The last two are controls: they know the
+sizes of the targets and not whose they are."""
 
 
 def check_objective(objective: str) -> None:
@@ -50,31 +50,31 @@ def pair_targets(settings, pairs, chosen: Sequence[Sequence[int]], rejected: Seq
     `settings`: a `RewardSettings`. `pairs`: rows with prompt, chosen, rejected; `chosen`, `rejected`: their token ids.
     `reader`: a frozen model and its tokenizer, which tell how similar two answers are unless the settings name another.
     """
-    objective = settings.objective
-    check_objective(objective)
-    if objective == "bradley_terry":
+    if settings.objective == "bradley_terry":
         return None
-    if objective.startswith("margin"):
-        return _shuffled(_margins(pairs)) if objective == "margin_random" else _margins(pairs)
-    constants = settings.limit or PCRM_CONSTANTS["cosine" if objective == "pcrm_cosine" else "length"]
-    if objective == "pcrm_cosine":
+    target = _margins(pairs) if settings.objective == "margin" else _limits(settings, pairs, chosen, rejected, reader)
+    if settings.targets == "mean":
+        return target.mean().expand(len(target))
+    if settings.targets == "shuffled":
+        return target[torch.randperm(len(target), generator=torch.Generator().manual_seed(0))]
+    return target
+
+
+def _limits(settings, pairs, chosen, rejected, reader) -> Tensor:
+    if settings.objective == "pcrm_length":
+        similarity = length_similarity(chosen, rejected)
+    else:
         if settings.similarity_model:
             reader = load_trunk(resolve_encoder(settings.similarity_model))
-        return pcrm_limit(answer_similarity(pairs, *reader), *constants, cap=settings.limit_cap)
-    limit = pcrm_limit(length_similarity(chosen, rejected), *constants, cap=settings.limit_cap)
-    if objective == "pcrm_fixed":
-        return limit.mean().expand(len(limit))
-    return _shuffled(limit) if objective == "pcrm_random" else limit
+        similarity = answer_similarity(pairs, *reader)
+    constants = settings.limit or PCRM_CONSTANTS[settings.objective.removeprefix("pcrm_")]
+    return pcrm_limit(similarity, *constants, cap=settings.limit_cap)
 
 
 def answer_similarity(pairs, model, tokenizer) -> Tensor:
     """Angle similarity (N,) of a pair's two answers: means over their tokens, as a frozen model reads them in place."""
     sides = (pairs[side] for side in ("chosen", "rejected"))
     return angle_similarity(*(embed(model, tokenizer, pairs["prompt"], side, pooling="mean") for side in sides))
-
-
-def _shuffled(targets: Tensor) -> Tensor:
-    return targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
 
 
 def _margins(pairs) -> Tensor:

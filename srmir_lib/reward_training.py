@@ -9,7 +9,7 @@ import torch
 
 from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.embeddings import conversation_ids
-from srmir_lib.pair_targets import check_objective
+from srmir_lib.pair_targets import TARGETS, check_objective
 from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ALL, read_config
 from srmir_lib.taxonomy import UNKNOWN
@@ -30,6 +30,7 @@ class RewardSettings:
     objective: str = "bradley_terry"  # "margin": the gap must exceed the column `margin`; "pcrm_…": stay below a limit
     limit: list[float] = field(default_factory=list)  # objective pcrm_…: its scale, offset, shift; none: the authors'
     limit_cap: float = 30.0  # objective pcrm_…: the largest limit
+    targets: str = "own"  # whose margin or limit a pair gets: its own; "shuffled", another's; "mean", that of all
     similarity_model: str = ""  # objective pcrm_cosine: a frozen encoder, id or folder; "": the base model
     center_rewards_coefficient: float = 0.0  # pulls the two scores of a pair towards a sum of zero
     averaged_fits: int = 1  # fits from one start, in different orders of the pairs, whose weights are averaged (WARM)
@@ -44,6 +45,8 @@ class RewardSettings:
         check_objective(self.objective)
         if self.averaged_fits < 1:
             raise InputError(f"averaged_fits: {self.averaged_fits} must be at least 1")
+        if self.targets not in TARGETS:
+            raise InputError(f"targets: {self.targets!r} is none of {', '.join(TARGETS)}")
         if len(self.limit) not in (0, 3):
             raise InputError(
                 f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants"

@@ -48,7 +48,7 @@ def fit_separate(
     covered = list(competence if competence is not None else categories)
     think = Introspector(base_model, settings.question, settings.draft_tokens, device)
     data = tokenize_pairs(tokenizer, pairs, settings.max_length, think)
-    reader = load_trunk(base_model, device) if settings.objective == "pcrm_cosine" else None
+    reader = load_trunk(base_model, device) if settings.objective in LIMITS else ()
     target = pair_targets(settings, pairs, data["chosen_ids"], data["rejected_ids"], reader)
     if target is not None:
         data = data.add_column("margin", target.tolist())  # TRL's name for what a pair's gap is compared with

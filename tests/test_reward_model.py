@@ -234,9 +234,11 @@ def test_bad_margins_are_refused(tiny_model, tmp_path, margins, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": "hinge"}, "'hinge' is none of bradley_terry, margin, margin_random"),
+        ({"objective": "hinge"}, "'hinge' is none of bradley_terry, margin, pcrm_length"),
         ({"objective": "ava_p"}, "a reward for every token, .* A1_bayesian_rewards"),
         ({"averaged_fits": 0}, "averaged_fits: 0"),
+        ({"targets": "random"}, "'random' is none of own, shuffled, mean"),
+        ({"limit": [1.0]}, r"limit: \[1.0\]; give scale, offset, shift"),
     ],
 )
 def test_objectives_that_cannot_be_are_refused_with_a_reason(change, message):

@@ -291,14 +291,15 @@ def test_limits_of_pairs_by_a_second_way(tiny_model):
     found = {kind: states.target(replace(SETTINGS, objective=f"pcrm_{kind}")).tolist() for kind in ("length", "cosine")}
     assert found["length"] == pytest.approx(lengths, abs=1e-3)
     assert found["cosine"] == pytest.approx(angles, abs=1e-2)
-    fixed = states.target(replace(SETTINGS, objective="pcrm_fixed"))
+    fixed = states.target(replace(SETTINGS, objective="pcrm_length", targets="mean"))
     assert fixed.tolist() == pytest.approx([sum(lengths) / 6] * 6, abs=1e-3)
 
 
 def test_shuffled_targets_are_the_same_targets_of_other_pairs(tiny_model):
     pairs = preferences()["train"].select(range(6)).add_column("margin", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     states = PairStates(tiny_model, pairs, SETTINGS, "cpu")
-    margins, shuffled = (states.target(replace(SETTINGS, objective=name)) for name in ("margin", "margin_random"))
+    margin = replace(SETTINGS, objective="margin")
+    margins, shuffled = (states.target(replace(margin, targets=whose)) for whose in ("own", "shuffled"))
     assert margins.tolist() == [0, 1, 2, 3, 4, 5] == sorted(shuffled.tolist()) and not torch.equal(margins, shuffled)
 
 
