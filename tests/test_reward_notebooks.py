@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.artifacts import load_dataset, read_json, save_dataset
+from srmir_lib.artifacts import InputError, load_dataset, read_json, save_dataset
 from srmir_lib.margins import SCALES
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.router import PromptReader, Router
@@ -125,3 +125,15 @@ def test_a_notebook_stops_with_one_line_when_its_input_is_missing(tmp_path):
 def test_the_scales_offered_are_the_scales_there_are():
     source = (REPOSITORY / "notebooks" / "03_margins.ipynb").read_text(encoding="utf8")
     assert all(scale in source for scale in SCALES)
+
+
+def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_trained(second, root, tmp_path):
+    from srmir_lib.objective_study import fit_objectives
+
+    data = root / "outputs" / "lab" / "01_data"
+    pairs = load_dataset(data / "preferences")
+    where = {"centred": tmp_path / "centred", "wrong": tmp_path / "wrong"}
+    wrong = {"centred": {"center_rewards_coefficient": 0.1}, "wrong": {"objektive": "margin"}}
+    with pytest.raises(InputError, match="objectives: there is no setting 'objektive'; there are max_steps"):
+        fit_objectives(second / "shadow_rms", data / "base_model", pairs, wrong, where, device="cpu")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,58 @@
+"""The reward models of a set trained again, with another objective and nothing else changed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from srmir_lib.artifacts import InputError
+from srmir_lib.reward_model import read_config
+from srmir_lib.reward_training import changed, settings_of
+
+MARGIN = {"objective": "margin"}
+
+
+def fit_objectives(
+    before: str | Path,
+    base_model: str | Path,
+    preferences: Mapping,
+    objectives: Mapping[str, Mapping],
+    folders: Mapping[str, Path],
+    seed: int = 0,
+    device: str = "auto",
+    labelled=None,
+) -> None:
+    """Train the models of the set `before` once more for every objective, in `folders[name]`.
+
+    `objectives`: name -> settings that differ from those of `before`; "seed" is added to `seed` and draws other heads
+    and another order of the pairs. The trunk of a `shared` set reads the pairs once for all. A `pooled` set learns from
+    `labelled` responses as well, and with margins only: another objective is an `InputError`.
+    """
+    config = read_config(before)
+    if config["design"] == "pooled":
+        from srmir_lib import encoder_training
+
+        for name, changes in objectives.items():
+            if dict(changes) != MARGIN:
+                raise InputError(
+                    f"objectives: {name}; one encoder with many outputs learns with margins only: {MARGIN}"
+                )
+            settings = encoder_training.settings_of(before)
+            evidence = labelled, preferences["train"]
+            encoder_training.fit_pooled(
+                base_model, *evidence, folders[name], config["categories"], *settings, seed, device
+            )
+        return
+    settings, once = settings_of(before), {}
+    runs = {name: {key: value for key, value in own.items() if key != "seed"} for name, own in objectives.items()}
+    wanted = {name: changed(settings, changes) for name, changes in runs.items()}  # checked before anything is trained
+    if config["design"] == "separate":
+        from srmir_lib.separate_rewards import fit_separate as fit
+    else:
+        from srmir_lib.pair_states import PairStates
+        from srmir_lib.shared_rewards import fit_shared as fit
+
+        if wanted:
+            once["states"] = PairStates(base_model, preferences["train"], settings, device, "reading")
+    for name, own in wanted.items():
+        drawn = seed + objectives[name].get("seed", 0)
+        arguments = base_model, preferences, folders[name], config["categories"], own, drawn
+        fit(*arguments, training="own", device=device, progress=name, **once)
