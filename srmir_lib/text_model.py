@@ -15,24 +15,24 @@ def train_text_model(
     conversations,
     folder: str | Path,
     steps: int,
-    batch_size: int = 16,
+    batch_size: int = 8,
     learning_rate: float = 2e-3,
     hidden_size: int = 192,
     layers: int = 4,
     vocabulary: int = 2048,
-    max_length: int = 512,
+    row: int = 512,
     seed: int = 0,
     device: str = "auto",
 ) -> list[dict]:
     """A small causal model trained from nothing on `conversations` (a `Dataset`, column messages), saved in `folder`.
 
-    TRL's `SFTTrainer` reads every token of them, packed into rows of `max_length`. Returns the logged steps (loss in
-    nats a token). It knows the sound of these texts and little else.
+    TRL's `SFTTrainer` reads every token of them, packed into rows of `row` tokens; up to four times as many may be
+    read later. Returns the logged steps (loss in nats a token). It knows the sound of these texts and little else.
     """
     if steps < 1 or len(conversations) == 0:
         raise InputError(f"text model: {steps} steps on {len(conversations)} conversations; both must be at least 1")
     texts = (message["content"] for row in conversations for message in row["messages"])
-    tokenizer = build_tokenizer(texts, vocabulary, max_length)
+    tokenizer = build_tokenizer(texts, vocabulary, 4 * row)
     cuda = pick_device(device).type == "cuda"
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
@@ -42,8 +42,9 @@ def train_text_model(
             learning_rate=learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=min(20, steps // 5),
-            max_length=max_length,
+            max_length=row,
             packing=True,
+            packing_strategy="wrapped",  # rows of equal length; the other strategy makes one long row of a batch
             seed=seed,
             use_cpu=not cuda,
             bf16=cuda,

@@ -17,7 +17,7 @@ from srmir_lib.text_model import train_text_model
 TALK = Dataset.from_list(
     [{"messages": user_message(f"who are you {i} ?") + assistant_message("a small model ; été")} for i in range(40)]
 )
-SIZE = {"hidden_size": 32, "layers": 2, "vocabulary": 300, "max_length": 64, "batch_size": 4}
+SIZE = {"hidden_size": 32, "layers": 2, "vocabulary": 300, "row": 64, "batch_size": 4}
 
 
 def test_it_learns_and_can_be_loaded_by_anyone(tmp_path):
