@@ -59,7 +59,7 @@ def read_seeds(folder: str | Path) -> dict[int, dict[str, float]]:
             raise InputError(f"{file}: not a record of a seed ({error!r}); delete it and run the seed again") from error
         found.setdefault(seed, {}).update({f"{notebook}/{name}": value for name, value in metrics.items()})
     if not found:
-        raise InputError(f"{folder}: no records; run `srmir seeds {folder.name} --seeds 1 2 3 4 5`")
+        raise InputError(f"{folder}: no records; run `srmir seeds {folder.name} --seeds 2 3 4 5 6`")
     return dict(sorted(found.items()))
 
 

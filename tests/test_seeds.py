@@ -50,7 +50,7 @@ def test_a_failed_seed_leaves_the_records_of_the_others(recorded, capsys):
     [
         (["nope"], "nope: unknown preset; there are lab"),
         (["lab", "07"], "07: unknown notebook"),
-        (["lab", "02"], "02_use reads outputs/seeds/lab/1/01_make/numbers, which is missing"),
+        (["lab", "02"], "02_use reads outputs/seeds/lab/2/01_make/numbers, which is missing"),
         (["lab", "--seeds", "1", "1"], "seeds: [1, 1]; give different whole numbers"),
         (["lab", "--seeds", "-1"], "seeds: [-1]; give different whole numbers"),
     ],
@@ -62,7 +62,7 @@ def test_a_wrong_request_is_one_line(root, capsys, arguments, message):  # noqa:
 
 
 def test_damaged_or_missing_records_are_named(recorded):
-    with pytest.raises(InputError, match="run `srmir seeds other --seeds 1 2 3 4 5`"):
+    with pytest.raises(InputError, match="run `srmir seeds other --seeds 2 3 4 5 6`"):
         read_seeds(recorded / RECORDS / "other")
     file = recorded / "outputs/reference/seeds/lab/3/01_make.json"
     file.write_text(json.dumps(read_json(file))[:40])
