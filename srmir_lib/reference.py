@@ -25,7 +25,7 @@ def bless(runner: Runner) -> Path:
     """Copy each stage's executed notebook and numbers to `outputs/reference/<preset>/`, all of them or none.
 
     A stage that is not done, or no longer what its notebook, parameters and code would give, is an `InputError`; so is
-    a file of 1 MB or more. Of the appendices A1 to A5, which `srmir run` leaves out, those that are done come along;
+    a file of 1 MB or more. Of the appendices A1 to A6, which `srmir run` leaves out, those that are done come along;
     the others keep the reference they have.
     Paths of this machine are made relative to the repository, and of redacted texts not even the beginning is kept.
     """
