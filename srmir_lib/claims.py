@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from srmir_lib.artifacts import InputError
 from srmir_lib.evaluation import paired_t_interval
 
-REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED = "reproduced", "not reproduced", "inconclusive", "not measured"
 
 
 class SeedClaim(BaseModel):
@@ -85,6 +85,16 @@ def load_claims(path: str | Path) -> list[SeedClaim]:
     return claims
 
 
+def overall(rows: Sequence[Mapping]) -> str:
+    """One word for a claim from its rows, one a world: reproduced only if it is in every world that was measured."""
+    measured = [row["verdict"] for row in rows if row["estimate"] is not None]
+    if not measured:
+        return NOT_MEASURED
+    if len(set(measured)) > 1:
+        return "differs"
+    return measured[0] if len(measured) == len(rows) else f"{measured[0]} (not measured everywhere)"
+
+
 def judge_claims(
     claims: Sequence[SeedClaim], records: Mapping[int, Mapping[str, float]], world: str = ""
 ) -> list[dict]:
@@ -97,7 +107,7 @@ def judge_claims(
         values = claim.estimates(records)
         row = {"id": claim.id, "source": claim.source, "claim": claim.claim, "world": world, "seeds": list(values)}
         row |= {"treatment": claim.treatment, "control": claim.control, "estimate": None, "low": None, "high": None}
-        row["verdict"] = "not measured"
+        row["verdict"] = NOT_MEASURED
         if len(values) > 1:
             found = np.array(list(values.values()))
             interval = paired_t_interval(found, np.zeros(len(found)))

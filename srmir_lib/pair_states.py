@@ -54,6 +54,7 @@ class PairStates:
                     self.texts.append(tokens)
                     self.groups.append(prompts[pair])
                 self.rows[pair, side] = at
+        self.lengths = torch.tensor([len(text) for text in self.texts])
         self.shared = shared_lengths(self.texts, self.groups)
         self.beginnings: dict[str, Tensor] = {}
         self.ends: dict[int, tuple[Tensor, Tensor | None]] = {}

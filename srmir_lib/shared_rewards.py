@@ -177,13 +177,12 @@ def train_probes(
     history: dict[str, list[dict]] = {name: [] for name in probes.categories}
     every, size = max(1, settings.max_steps // 10), settings.batch_size
     device, count = states.trunk.device, len(rows)
-    columns = torch.arange(count, device=device).repeat_interleave(2 * size)
     drawn = pair_batches([len(own) for own in rows], size, settings.max_steps, seed)
     bar = tqdm(drawn, total=settings.max_steps, desc=progress, disable=progress is None, leave=False)
     for step, batch in enumerate(bar, start=1):
         pairs = torch.tensor([[rows[j][at] for at in picked] for j, picked in enumerate(batch)])  # (K, batch)
-        asked = states.rows[pairs].transpose(1, 2).flatten().tolist()  # by model, then chosen, then rejected
-        scores = probes(states.trunk, states.take(asked), columns).view(count, 2, size)
+        asked = states.rows[pairs].transpose(1, 2).flatten(1)  # (K, 2 batch): of each model, chosen, then rejected
+        scores = scores_of_batch(probes, states, asked).view(count, 2, size)
         aims = [(target[own].to(device),) if target is not None else () for own in pairs]
         loss = torch.stack([minimised(*both, *aim) for both, aim in zip(scores, aims, strict=True)])
         loss = loss + settings.center_rewards_coefficient * scores.sum(dim=1).square().mean(dim=1)
@@ -200,6 +199,22 @@ def train_probes(
             for j, name in enumerate(probes.categories):
                 history[name].append({"step": step, "loss": loss[j].item(), "accuracy": right[j].item()})
     return history
+
+
+def scores_of_batch(probes: Probes, states: PairStates, texts: Tensor) -> Tensor:
+    """Each model's scores of its own texts, (K, N) places in `states` -> (K, N); differentiable.
+
+    A model's texts are read from short to long in several passes, the more the longest stands out, so that little is
+    spent on padding.
+    """
+    lengths = states.lengths[texts]
+    order, scores = lengths.argsort(dim=1), []
+    for part in order.chunk(1 + int(lengths.max() / lengths.float().mean()), dim=1):
+        columns = torch.arange(len(texts), device=states.trunk.device).repeat_interleave(part.shape[1])
+        read = states.take(texts.gather(1, part).flatten().tolist())
+        scores.append(probes(states.trunk, read, columns).view(len(texts), -1))
+    back = order.argsort(dim=1).to(scores[0].device)
+    return torch.cat(scores, dim=1).gather(1, back)
 
 
 def clip_each(parameters, limit: float) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.claims import SeedClaim, judge_claims, load_claims
+from srmir_lib.claims import SeedClaim, judge_claims, load_claims, overall
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"id": "x", "source": "s", "claim": "c", "treatment": "n/a", "control": "n/b"}
@@ -92,3 +92,13 @@ def test_a_wrong_file_is_one_line(tmp_path, entries, message):
 def test_the_committed_claims_can_be_read_and_one_of_them_is_a_null_run():
     claims = load_claims(ROOT / "params/claims.yaml")
     assert len(claims) >= 20 and "null_again" in {claim.id for claim in claims}
+
+
+def test_overall_needs_every_world():
+    def row(verdict):
+        return {"verdict": verdict, "estimate": None if verdict == "not measured" else 0.1}
+
+    assert overall([row("reproduced"), row("reproduced")]) == "reproduced"
+    assert overall([row("reproduced"), row("inconclusive")]) == "differs"
+    assert overall([row("reproduced"), row("not measured")]) == "reproduced (not measured everywhere)"
+    assert overall([row("not measured")]) == "not measured"

@@ -46,35 +46,12 @@ def test_a_margin_pushes_harder():
 
 @pytest.mark.parametrize("margin", [None, [0.3, -0.2, 1.5]])
 def test_both_losses_are_what_the_trl_trainer_minimises(tiny_model, tmp_path, margin):
-    from datasets import Dataset
-    from trl import RewardConfig, RewardTrainer
-
-    from srmir_lib.models import load_tokenizer
-    from srmir_lib.separate_rewards import base_classifier
+    from trl import RewardTrainer
+    from trl_loss import trainer_loss
 
     columns = {"chosen_ids": [[7, 8, 9, 1]] * 3, "rejected_ids": [[9, 1], [8, 8, 1], [30, 40, 50, 60, 1]]}
-    if margin is not None:
-        columns["margin"] = margin
-    arguments = RewardConfig(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=3,
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        report_to="none",
-        max_length=None,
-    )
-    trainer = RewardTrainer(
-        model=base_classifier(tiny_model),
-        args=arguments,
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=load_tokenizer(tiny_model),
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    loss = trainer.compute_loss(trainer.model, dict(batch)).item()
-    with torch.no_grad():
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        chosen, rejected = trainer.model(**inputs).logits.squeeze(-1).chunk(2)
+    columns |= {} if margin is None else {"margin": margin}
+    loss, chosen, rejected, batch = trainer_loss(RewardTrainer, tiny_model, columns, tmp_path)
     ours = bradley_terry_loss(chosen, rejected) if margin is None else margin_loss(chosen, rejected, batch["margin"])
     assert loss == pytest.approx(ours.item(), abs=1e-6), "TRL's loss is no longer the one this library displays"
 

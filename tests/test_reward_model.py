@@ -15,7 +15,7 @@ from srmir_lib.embeddings import conversation_ids, model_inputs
 from srmir_lib.models import load_tokenizer
 from srmir_lib.reward_model import ALL, ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings, select_pairs, settings_of, tokenize_pairs
-from srmir_lib.separate_rewards import base_classifier, fit_separate
+from srmir_lib.separate_rewards import fit_separate
 from srmir_lib.templates import assistant_message, user_message
 
 CATEGORIES = ["insult", "crimes"]
@@ -260,25 +260,13 @@ def test_limits_tame_the_scale_of_separate_models(trained, tiny_model, tmp_path)
 
 
 def test_the_trainer_with_limits_minimises_the_loss_that_is_shown(tiny_model, tmp_path):
-    from datasets import Dataset
-    from trl import RewardConfig
+    from trl_loss import trainer_loss
 
     from srmir_lib.limited_training import LimitedRewardTrainer
     from srmir_lib.objectives import pcrm_loss
 
     columns = {"chosen_ids": [[7, 8, 9, 1]] * 2, "rejected_ids": [[9, 1], [30, 40, 50, 1]], "margin": [2.0, 5.0]}
-    options = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": "none", "max_length": None}
-    trainer = LimitedRewardTrainer(
-        model=base_classifier(tiny_model),
-        args=RewardConfig(str(tmp_path), per_device_train_batch_size=2, **options),
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=load_tokenizer(tiny_model),
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    loss = trainer.compute_loss(trainer.model, dict(batch)).item()
-    with torch.no_grad():
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        chosen, rejected = trainer.model(**inputs).logits.squeeze(-1).chunk(2)
+    loss, chosen, rejected, batch = trainer_loss(LimitedRewardTrainer, tiny_model, columns, tmp_path)
     assert loss == pytest.approx(pcrm_loss(chosen, rejected, batch["margin"]).item(), abs=1e-6)
 
 

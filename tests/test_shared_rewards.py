@@ -27,7 +27,7 @@ from srmir_lib.pair_states import PairStates
 from srmir_lib.probes import Probes, ProbeSettings, block_mask, probe_tokens
 from srmir_lib.reward_model import ALL, ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings, pairs_seen, settings_of
-from srmir_lib.shared_rewards import _train, clip_each, fit_shared, pair_batches, train_probes
+from srmir_lib.shared_rewards import _train, clip_each, fit_shared, pair_batches, scores_of_batch, train_probes
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.trunk import Trunk, batches, shared_lengths
 
@@ -328,6 +328,18 @@ def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
     pairs = list(zip(averaged.parameters(), *(fit.parameters() for fit in fits), strict=True))
     assert any(not torch.equal(one, two) for _, one, two in pairs), "another order must give another fit"
     assert all(torch.allclose(mean, (one + two) / 2, atol=1e-7) for mean, one, two in pairs)
+
+
+def test_a_batch_scores_as_its_texts_do_alone(tiny_model):
+    """The training batch is sorted by length and cut; every score must come back to its place."""
+    states = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu")
+    states.lengths[:5] = 40  # as if some stood out: more passes, other orders, the same scores
+    probes = moved(Probes(states.trunk, CATEGORIES, ProbeSettings(), states.tokenizer))
+    texts = torch.randperm(len(states.texts), generator=torch.Generator().manual_seed(1))[:21].view(3, 7)
+    together = scores_of_batch(probes, states, texts)
+    for j, own in enumerate(texts):
+        alone = [probes(states.trunk, states.take([at]), torch.tensor([j])).item() for at in own.tolist()]
+        assert together[j].tolist() == pytest.approx(alone, abs=1e-5)
 
 
 def test_rows_in_turn_score_as_rows_in_any_order(tiny_model):
