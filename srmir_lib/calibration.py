@@ -59,6 +59,8 @@ class Calibration:
         if scores.ndim != 2 or scores.shape[1] != len(categories) or len(scores) < 2:
             raise InputError(f"calibration: scores of shape {tuple(scores.shape)}; need (N >= 2, {len(categories)})")
         scores, knots, curves = scores.double(), (), ()
+        if responses is not None and len(responses) != len(scores):
+            raise InputError(f"calibration: {len(responses)} responses for {len(scores)} scores; give one for each")
         if responses is not None:
             lengths = lengths_of(responses)
             knots = tuple(np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_KNOTS))).tolist())

@@ -38,14 +38,18 @@ class SeedClaim(BaseModel):
     def _complete(self):
         if (self.form == "value") == bool(self.control):
             raise ValueError(f"claim {self.id}: a value has no control; a difference or ratio needs one")
-        if self.side == "within" and self.bound <= 0:
-            raise ValueError(f"claim {self.id}: within needs a bound above 0")
+        if self.side == "within" and (self.bound <= 0 or self.form == "ratio" or self.smallest):
+            raise ValueError(f"claim {self.id}: within needs a bound above 0, no ratio and no smallest effect")
+        if self.smallest < 0:
+            raise ValueError(f"claim {self.id}: smallest is a distance, at least 0")
         return self
 
     def estimates(self, records: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
         """The estimand of every seed that has its metrics."""
         wanted = [self.treatment] + ([self.control] if self.control else [])
         rows = {seed: [of[name] for name in wanted] for seed, of in records.items() if all(n in of for n in wanted)}
+        if self.form == "ratio" and (zero := [seed for seed, (_, control) in rows.items() if control == 0]):
+            raise InputError(f"claim {self.id}: {self.control} is 0 in seed {zero[0]}; a ratio to it means nothing")
         combine = {"difference": lambda a, b: a - b, "ratio": lambda a, b: a / b, "value": lambda a: a}[self.form]
         return {seed: float(combine(*values)) for seed, values in rows.items()}
 

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a parameter")
     about = "run the notebooks of a preset with several seeds, and record their metrics in outputs/reference/seeds"
     seeds = _command(commands, "seeds", _seeds, about)
-    seeds.add_argument("notebooks", nargs="*", metavar="NN", help="only these, and what they read (01 02); else all")
+    seeds.add_argument("notebooks", nargs="*", metavar="NN", help="only these; what they read must be done")
     seeds.add_argument("--seeds", nargs="+", type=int, default=[2, 3, 4, 5, 6], metavar="N", help="default: 2 to 6")
     seeds.add_argument("--again", action="store_true", help="also what is on record with the same parameters")
     _command(commands, "status", _status, "how each notebook of a preset stands")

@@ -8,6 +8,7 @@ from srmir_lib.reward_model import read_config
 from srmir_lib.reward_training import changed, settings_of
 
 MARGIN = {"objective": "margin"}
+RESERVED = ("plain", "oracle")  # rows of 03 that are not trained
 
 
 def fit_objectives(
@@ -22,19 +23,23 @@ def fit_objectives(
 ) -> None:
     """Train the models of the set `before` once more for every objective, in `folders[name]`.
 
-    `objectives`: name -> settings that differ from those of `before`; "seed" is added to `seed` and draws other heads
-    and another order of the pairs. The trunk of a `shared` set reads the pairs once for all. A `pooled` set learns from
-    `labelled` responses as well, and with margins only: another objective is an `InputError`.
+    `objectives`: name -> settings that differ from those of `before`; "seed" is added to `seed` and draws other heads,
+    another order of the pairs and another sample of those of no category. The trunk of a `shared` set reads the pairs
+    once for all. A `pooled` set learns from `labelled` responses as well, and with margins only.
+    A name or setting that there is not is an `InputError`, before anything is trained.
     """
     config = read_config(before)
+    for name, changes in objectives.items():
+        if name in RESERVED or not isinstance(changes, Mapping) or not isinstance(changes.get("seed", 0), int):
+            raise InputError(
+                f"objectives: {name}: {changes}; give another name than {RESERVED}, settings, a whole seed"
+            )
+        if config["design"] == "pooled" and dict(changes) != MARGIN:
+            raise InputError(f"objectives: {name}; one encoder with many outputs learns with margins only: {MARGIN}")
     if config["design"] == "pooled":
         from srmir_lib import encoder_training
 
-        for name, changes in objectives.items():
-            if dict(changes) != MARGIN:
-                raise InputError(
-                    f"objectives: {name}; one encoder with many outputs learns with margins only: {MARGIN}"
-                )
+        for name in objectives:
             settings = encoder_training.settings_of(before)
             evidence = labelled, preferences["train"]
             encoder_training.fit_pooled(

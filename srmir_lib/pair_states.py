@@ -40,6 +40,7 @@ class PairStates:
             self.model = load_policy(base_model, device, dtype).requires_grad_(False)
         self.trunk = Trunk(self.model, settings.batch_tokens, -1 if self.hidden else None)
         think = Introspector(self.model, settings.question, settings.draft_tokens, tokenizer=self.tokenizer)
+        self.reading = reading_of(settings)
         self.pairs, self.data = pairs, tokenize_pairs(self.tokenizer, pairs, settings.max_length, think)
         self.sha256 = hashlib.sha256(json.dumps(self.data.to_dict()).encode()).hexdigest()
         self.texts: list[list[int]] = []
@@ -104,6 +105,11 @@ class PairStates:
         mask = torch.arange(max(lengths), device=out.device) < torch.tensor(lengths, device=out.device).unsqueeze(1)
         last = None if self.ends[rows[0]][1] is None else torch.stack([self.ends[row][1] for row in rows])
         return States(list(out[: layers // 2]), list(out[layers // 2 :]), mask, last)
+
+
+def reading_of(settings: RewardSettings) -> tuple:
+    """Which settings decide how pairs are read: states made with others must not be trained on."""
+    return settings.question, settings.draft_tokens, settings.bf16, settings.max_length
 
 
 def _joined(parts: Sequence[tuple[list[int], States]]) -> States:

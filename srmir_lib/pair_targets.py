@@ -65,7 +65,7 @@ def _limits(settings, pairs, chosen, rejected, reader) -> Tensor:
         similarity = length_similarity(chosen, rejected)
     else:
         if settings.similarity_model:
-            reader = load_trunk(resolve_encoder(settings.similarity_model))
+            reader = load_trunk(resolve_encoder(settings.similarity_model), str(reader[0].device))
         similarity = answer_similarity(pairs, *reader)
     constants = settings.limit or PCRM_CONSTANTS[settings.objective.removeprefix("pcrm_")]
     return pcrm_limit(similarity, *constants, cap=settings.limit_cap)

@@ -137,8 +137,9 @@ def human_preferences(
 
 def training_conversations(preferences, labelled) -> Dataset:
     """Every conversation of the training splits once, better or worse, safe or not: rows of `messages`."""
-    pairs = [row["prompt"] + row[side] for row in preferences for side in ("chosen", "rejected")]
-    return Dataset.from_list([{"messages": talk} for talk in pairs + [r["prompt"] + r["completion"] for r in labelled]])
+    talks = [row["prompt"] + row[side] for row in preferences for side in ("chosen", "rejected")]
+    talks += [row["prompt"] + row["completion"] for row in labelled]
+    return Dataset.from_list([{"messages": talk} for talk in {str(talk): talk for talk in talks}.values()])
 
 
 def _routed(router: Router, texts: Sequence[str]) -> dict[str, str]:

@@ -47,6 +47,10 @@ class RewardSettings:
             raise InputError(f"averaged_fits: {self.averaged_fits} must be at least 1")
         if self.targets not in TARGETS:
             raise InputError(f"targets: {self.targets!r} is none of {', '.join(TARGETS)}")
+        if self.objective == "bradley_terry" and self.targets != "own":
+            raise InputError(f"targets: bradley_terry has none that could be {self.targets}; choose margin or pcrm_…")
+        if self.similarity_model and self.objective != "pcrm_cosine":
+            raise InputError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
         if len(self.limit) not in (0, 3):
             raise InputError(
                 f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants"
@@ -108,7 +112,10 @@ def changed(settings: RewardSettings, changes: dict) -> RewardSettings:
     for name in changes:
         if name not in known:
             raise InputError(f"objectives: there is no setting {name!r}; there are {', '.join(known)}")
-    return replace(settings, **changes)
+    try:
+        return replace(settings, **changes)
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"objectives: {dict(changes)} holds a value of the wrong type ({error})") from error
 
 
 def settings_of(folder: str | Path) -> RewardSettings:

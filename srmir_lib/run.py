@@ -19,7 +19,7 @@ from srmir_lib.artifacts import InputError, atomic_path, read_json, sha256, writ
 from srmir_lib.execute import execute, refresh_prose
 from srmir_lib.manifest import damaged, git_state, hash_outputs, machine, read_manifest, utc_now
 from srmir_lib.notebook import GIVEN_BY_RUNNER, Notebook, load_values
-from srmir_lib.stage import find_root
+from srmir_lib.stage import find_root, how_to_run
 
 TEXT = {".json", ".jsonl", ".yaml", ".md", ".html", ".ipynb"}
 
@@ -106,7 +106,7 @@ class Runner:
         folder = self.outputs / task.name
         manifest = read_manifest(folder)
         if manifest is None or not manifest["ok"]:
-            return "interrupted" if self._work(task.name).is_dir() else "missing"
+            return "interrupted" if self.work(task.name).is_dir() else "missing"
         try:
             key, _ = self._key(task)
         except InputError:
@@ -134,7 +134,7 @@ class Runner:
     def _run(self, task: Task) -> None:
         """One stage, into its work folder; what an earlier, killed attempt with the same key left there is kept."""
         key, inputs = self._key(task)
-        work, folder = self._work(task.name), self.outputs / task.name
+        work, folder = self.work(task.name), self.outputs / task.name
         if not (work / "key.json").is_file() or read_json(work / "key.json") != key:
             shutil.rmtree(work, ignore_errors=True)
         write_json(work / "key.json", key)
@@ -158,16 +158,16 @@ class Runner:
         """
         inputs = {}
         for notebook, name in task.reads:
-            folder, wanted = self.outputs / notebook, f"{self.preset} {notebook.split('_')[0]}"
+            folder, fix = self.outputs / notebook, how_to_run(self.name, notebook)
             manifest = read_manifest(folder)
             if manifest is None or not (folder / name).exists():
-                raise InputError(f"{self.shown(folder / name)}: missing; run `srmir run {wanted}` first")
+                raise InputError(f"{self.shown(folder / name)}: missing; run `{fix}` first")
             for top in [name.split("/")[0]] if name else manifest["outputs"]:
                 digest = sha256(folder / top) if (folder / top).exists() else "gone"
                 inputs[f"{notebook}/{top}"] = digest
                 if digest != manifest["outputs"].get(top, digest):
                     where = self.shown(folder / top)
-                    raise InputError(f"{where}: damaged since it was made; run `srmir run {wanted}`")
+                    raise InputError(f"{where}: damaged since it was made; run `{fix}`")
         inputs |= self._outside_inputs(task)
         code = {self.shown(file): sha256(file) for file in task.notebook.sources(self.root)}
         parts = [task.parameters, task.notebook.code_cells(), code, inputs]
@@ -194,7 +194,7 @@ class Runner:
             for notebook, name in task.reads:
                 folder, path = self.outputs / notebook, self.outputs / notebook / name
                 if notebook not in coming and not (path.exists() and read_manifest(folder)):
-                    fix = f"run `srmir run {self.preset} {notebook.split('_')[0]}` first"
+                    fix = f"run `{how_to_run(self.name, notebook)}` first"
                     raise InputError(f"{task.name} reads {self.shown(path)}, which is missing; {fix}")
             coming.add(task.name)
 
@@ -216,7 +216,8 @@ class Runner:
             raise InputError(f"{prefix}: {problem}; preset {self.preset} has {', '.join(self.series())}")
         return found[0]
 
-    def _work(self, name: str) -> Path:
+    def work(self, name: str) -> Path:
+        """Where a stage is at work, and what it leaves when it stops."""
         return self.outputs / f".{name}.work"
 
     def shown(self, path: Path) -> str:

@@ -48,7 +48,7 @@ def fit_separate(
     covered = list(competence if competence is not None else categories)
     think = Introspector(base_model, settings.question, settings.draft_tokens, device)
     data = tokenize_pairs(tokenizer, pairs, settings.max_length, think)
-    reader = load_trunk(base_model, device) if settings.objective in LIMITS else ()
+    reader = load_trunk(base_model, device) if settings.objective == "pcrm_cosine" else ()
     target = pair_targets(settings, pairs, data["chosen_ids"], data["rejected_ids"], reader)
     if target is not None:
         data = data.add_column("margin", target.tolist())  # TRL's name for what a pair's gap is compared with
@@ -79,7 +79,8 @@ def fit_separate(
 
 def _train_averaged(base_model, tokenizer, data, settings: RewardSettings, seed: int, device: str, folder: Path):
     """One model in `folder` and its history; with `averaged_fits`, the mean of the weights of so many fits from one
-    start, each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187)."""
+    start, each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187). An adapter's two factors are
+    averaged each for itself."""
     history = _train(base_model, tokenizer, data, settings, seed, seed, device, folder)
     file, fits = folder / "adapter_model.safetensors", []
     for order in range(1, settings.averaged_fits):

@@ -21,7 +21,7 @@ from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
 from srmir_lib.embeddings import conversation_ids, quiet
 from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_policy, load_tokenizer, pick_device
-from srmir_lib.pair_states import PairStates
+from srmir_lib.pair_states import PairStates, reading_of
 from srmir_lib.pair_targets import loss_of
 from srmir_lib.probes import Probes, ProbeSettings
 from srmir_lib.reward_training import RewardSettings, select_pairs, write_config
@@ -113,7 +113,8 @@ def fit_shared(
     the same data, settings and seed is kept. Returns the history (step, loss, accuracy) of each model.
     """
     output_dir, pairs = Path(output_dir), preferences["train"]
-    if states is None or (settings.probe.kind == "head" and not states.hidden):
+    alike = states is not None and states.reading == reading_of(settings)
+    if not alike or (settings.probe.kind == "head" and not states.hidden):
         states = PairStates(base_model, pairs, settings, device, progress)
     covered, labels = list(competence if competence is not None else categories), list(pairs["category"])
     ratios = (settings.cross_ratio, settings.unknown_ratio, seed)
@@ -145,7 +146,8 @@ def fit_shared(
 
 def _train(states: PairStates, categories, rows, target, settings: RewardSettings, seed: int, device: str, progress):
     """Trained probes and their history. With `averaged_fits`, the mean of the weights of so many fits from one start,
-    each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187), and the last fit's history."""
+    each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187), and the last fit's history. An
+    adapter's two factors are averaged each for itself, which is not the mean of their products."""
     fits = []
     for order in range(settings.averaged_fits):
         probes = Probes(states.trunk, categories, settings.probe, states.tokenizer, seed).to(pick_device(device))

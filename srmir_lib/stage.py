@@ -24,6 +24,12 @@ def find_root() -> Path:
     raise InputError(f"{here}: not inside the repository; change into it, or set SRMIR_ROOT to its folder")
 
 
+def how_to_run(preset: str, notebook: str) -> str:
+    """The command that makes a stage; a stage of one seed has the preset `seeds/<preset>/<seed>`."""
+    number, seeds = notebook.split("_")[0], preset.split("/")
+    return f"srmir run {preset} {number}" if len(seeds) == 1 else f"srmir seeds {seeds[1]} {number} --seeds {seeds[2]}"
+
+
 class Stage:
     """One notebook of one preset: its output folder, its inputs, its metrics and figures.
 
@@ -57,8 +63,7 @@ class Stage:
         """
         path = self.root / "outputs" / self.preset / notebook / name
         if not path.exists():
-            number = notebook.split("_")[0]
-            raise InputError(f"{path}: missing; run `srmir run {self.preset} {number}` first")
+            raise InputError(f"{path}: missing; run `{how_to_run(self.preset, notebook)}` first")
         return path
 
     def base_model(self, base_model: str = "") -> str:

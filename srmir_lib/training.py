@@ -56,9 +56,10 @@ def train_dpo(
 
     The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
     `rewards/accuracies`, the implicit reward's. `limits`: one a pair (`pair_targets`), for half of `pcrm_dpo_loss`
-    instead; an update then reads a pair as it is, or with its answers swapped, and accuracies mean nothing.
+    instead; an update then reads a pair as it is or with its answers swapped, so that margins and
+    accuracies mean nothing.
     """
-    columns = ("prompt", "chosen", "rejected")
+    columns, limits = ("prompt", "chosen", "rejected"), [float(limit) for limit in limits]
     return _train(DPOTrainer, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start, limits)
 
 
@@ -147,15 +148,15 @@ def _train(
     output_dir = Path(output_dir)
     _check_columns(dataset, columns)
     begun = "" if start is None else _check_start(start, settings)
-    key = run_key(base_model, dataset, asdict(settings), begun + (str(list(limits)) if len(limits) else ""))
+    key = run_key(base_model, dataset, asdict(settings), begun + (str(limits) if limits else ""))
     if resume and (history := finished_history(output_dir, key)):
         return history
     if settings.batch_size % settings.micro_batch:
         raise InputError(f"micro_batch: {settings.micro_batch} must divide batch_size = {settings.batch_size}")
     tokenizer = load_tokenizer(base_model)
     dataset = dataset.select_columns(list(columns))
-    _check_conversations(tokenizer, dataset, columns[1:], settings.max_length)
-    dataset = both_ways(dataset, limits) if len(limits) else dataset
+    _check_conversations(tokenizer, dataset, columns[1:], settings.max_length, all_must_fit=bool(limits))
+    dataset = both_ways(dataset, limits) if limits else dataset
     checkpoints = checkpoint_folder(output_dir, key, resume=False)
     config = config_class(
         **_arguments(settings, checkpoints),
@@ -163,7 +164,7 @@ def _train(
         max_length=settings.max_length,
         save_strategy="no",
         **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
-        **({"precompute_ref_log_probs": True} if len(limits) else {}),
+        **({"precompute_ref_log_probs": True} if limits else {}),
     )
     disable_progress_bars()  # one bar for a training, its own, not five for reading the data
     weights = load_weights(base_model, settings.device)
@@ -175,7 +176,7 @@ def _train(
         peft_config=_lora(settings) if start is None else None,
         callbacks=[RunCallback(output_dir.name)],
     )
-    if len(limits):
+    if limits:
         trainer.train_dataset = lower_references(trainer.train_dataset, limits, settings.beta)
     enable_progress_bars()
     trainer.remove_callback(PrinterCallback)
@@ -231,8 +232,11 @@ def _check_columns(dataset: Dataset, columns: tuple[str, ...]) -> None:
         raise InputError(f"training data: {len(dataset)} rows; missing columns: {', '.join(missing) or 'none'}")
 
 
-def _check_conversations(tokenizer, dataset: Dataset, answers: tuple[str, ...], max_length: int) -> None:
-    """An answer must end with the token that ends generation, or the policy never learns to stop; few may be cut."""
+def _check_conversations(
+    tokenizer, dataset: Dataset, answers: tuple[str, ...], max_length: int, all_must_fit: bool = False
+) -> None:
+    """An answer must end with the token that ends generation, or the policy never learns to stop; few may be cut, and
+    none where rows are counted (TRL leaves pairs out whose prompt alone is too long)."""
     longer = 0
     for row, example in enumerate(dataset):
         for name in answers:
@@ -244,7 +248,7 @@ def _check_conversations(tokenizer, dataset: Dataset, answers: tuple[str, ...], 
                 )
             longer += len(ids) > max_length
     share = longer / (len(dataset) * len(answers))
-    if share > 0.1:
+    if share > 0.1 or (all_must_fit and longer):
         raise InputError(f"max_length: {longer} conversations ({share:.0%}) exceed {max_length} tokens; raise it")
     if longer:
         warnings.warn(f"{longer} conversations are longer than {max_length} tokens and are cut", stacklevel=3)

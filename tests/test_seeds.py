@@ -7,7 +7,7 @@ from test_run import root  # noqa: F401  a repository of two small notebooks
 
 from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.cli import main
-from srmir_lib.seeds import RECORDS, read_seeds
+from srmir_lib.seeds import RECORDS, facts_of_seeds, read_seeds
 
 
 @pytest.fixture
@@ -32,17 +32,40 @@ def test_every_seed_is_recorded_and_none_twice(recorded, capsys):
     assert sorted(read_seeds(recorded / RECORDS / "lab")) == [3, 4, 5]
 
 
-def test_other_parameters_are_another_result(recorded, capsys):
+def test_other_parameters_are_another_result_and_are_not_mixed(recorded, capsys):
     (recorded / "params/lab/01_make.yaml").write_text("rate: 7.0e-3\n")
     assert main(["seeds", "lab", "--seeds", "3"]) == 0
-    assert read_seeds(recorded / RECORDS / "lab")[3] == {"01_make/rate": 7e-3}
-    assert read_seeds(recorded / RECORDS / "lab")[4] == {"01_make/rate": 5e-3}
+    with pytest.raises(InputError, match="4/01_make.json and .*3/01_make.json were run with different parameters"):
+        read_seeds(recorded / RECORDS / "lab")
+    assert main(["seeds", "lab", "--seeds", "3", "4"]) == 0
+    assert "seed 3: recorded already" in capsys.readouterr().out
+    assert read_seeds(recorded / RECORDS / "lab") == {seed: {"01_make/rate": 7e-3} for seed in (3, 4)}
 
 
-def test_a_failed_seed_leaves_the_records_of_the_others(recorded, capsys):
-    assert main(["seeds", "lab", "--seeds", "9", "3", "--again"]) == 1, "the notebook's check wants a seed below 9"
-    assert "01_make" in capsys.readouterr().err
-    assert sorted(read_seeds(recorded / RECORDS / "lab")) == [3, 4]
+def test_what_reads_a_changed_stage_is_not_on_record(recorded, capsys):
+    """Killed between the two stages: the second one's own parameters are those on record, and it must still run."""
+    (recorded / "params/lab/01_make.yaml").write_text("rate: 7.0e-3\n")
+    assert main(["seeds", "lab", "01", "--seeds", "3"]) == 0
+    assert main(["seeds", "lab", "--seeds", "3"]) == 0
+    assert read_json(recorded / "outputs/seeds/lab/3/02_use/copy.json")["rate"] == 7e-3
+    assert "recorded already" not in capsys.readouterr().out
+
+
+def test_a_seed_that_fails_its_check_is_recorded_and_the_others_go_on(recorded, capsys):
+    assert main(["seeds", "lab", "--seeds", "9", "5"]) == 1, "the notebook's check wants a seed below 9"
+    assert "seed 9: 01_make" in capsys.readouterr().err
+    found = read_seeds(recorded / RECORDS / "lab")
+    assert found[9] == {"01_make/rate": 5e-3} == found[5], "what was measured before the check failed is kept"
+    facts = facts_of_seeds(recorded / RECORDS / "lab")
+    assert facts["seeds"] == [3, 4, 5, 9] and facts["failed"] == ["seed 9, 01_make"]
+    assert not (recorded / "outputs/seeds/lab/9/02_use").exists(), "nothing is built on a failed stage"
+
+
+def test_again_runs_what_is_recorded(recorded):
+    file = recorded / "outputs/seeds/lab/3/01_make/manifest.json"
+    before = file.stat().st_mtime_ns
+    assert main(["seeds", "lab", "--seeds", "3", "--again"]) == 0
+    assert file.stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize(
@@ -50,7 +73,10 @@ def test_a_failed_seed_leaves_the_records_of_the_others(recorded, capsys):
     [
         (["nope"], "nope: unknown preset; there are lab"),
         (["lab", "07"], "07: unknown notebook"),
-        (["lab", "02"], "02_use reads outputs/seeds/lab/2/01_make/numbers, which is missing"),
+        (
+            ["lab", "02"],
+            "02_use reads outputs/seeds/lab/2/01_make/numbers, which is missing; run `srmir seeds lab 01 --seeds 2`",
+        ),
         (["lab", "--seeds", "1", "1"], "seeds: [1, 1]; give different whole numbers"),
         (["lab", "--seeds", "-1"], "seeds: [-1]; give different whole numbers"),
     ],

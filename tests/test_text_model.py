@@ -51,5 +51,5 @@ def test_random_weights_know_nothing():
 def test_the_training_text_holds_every_answer_once():
     pair = {"prompt": user_message("a"), "chosen": assistant_message("b"), "rejected": assistant_message("c")}
     labelled = {"prompt": user_message("d"), "completion": assistant_message("e")}
-    talk = training_conversations(Dataset.from_list([pair]), Dataset.from_list([labelled]))
+    talk = training_conversations(Dataset.from_list([pair, pair]), Dataset.from_list([labelled]))
     assert [[m["content"] for m in row["messages"]] for row in talk] == [["a", "b"], ["a", "c"], ["d", "e"]]
