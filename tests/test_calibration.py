@@ -106,6 +106,8 @@ def test_length_calibration_takes_the_pay_for_length_off(tmp_path):
     assert again == calibration
     with pytest.raises(InputError, match="give 400 responses"):
         calibration.apply(scores)
+    with pytest.raises(InputError, match="2 responses for 400 scores"):
+        Calibration.fit(scores, ["crimes", "privacy"], ["a", "b"])
 
 
 def test_scaled_gaps_are_differences_of_scaled_scores():

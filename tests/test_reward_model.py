@@ -238,7 +238,9 @@ def test_bad_margins_are_refused(tiny_model, tmp_path, margins, message):
         ({"objective": "ava_p"}, "a reward for every token, .* A1_bayesian_rewards"),
         ({"averaged_fits": 0}, "averaged_fits: 0"),
         ({"targets": "random"}, "'random' is none of own, shuffled, mean"),
-        ({"limit": [1.0]}, r"limit: \[1.0\]; give scale, offset, shift"),
+        ({"targets": "mean"}, "targets: bradley_terry has none"),
+        ({"similarity_model": "x"}, "similarity_model: objective bradley_terry does not read it"),
+        ({"limit": [1.0]}, r"limit: \[1.0\]; give scale, offset and shift"),
     ],
 )
 def test_objectives_that_cannot_be_are_refused_with_a_reason(change, message):

@@ -136,4 +136,7 @@ def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_tr
     wrong = {"centred": {"center_rewards_coefficient": 0.1}, "wrong": {"objektive": "margin"}}
     with pytest.raises(InputError, match="objectives: there is no setting 'objektive'; there are max_steps"):
         fit_objectives(second / "shadow_rms", data / "base_model", pairs, wrong, where, device="cpu")
+    for bad in ({"plain": {}}, {"x": None}, {"x": {"seed": "a"}}, {"x": {"averaged_fits": "3"}}):
+        with pytest.raises(InputError, match="^objectives: "):
+            fit_objectives(second / "shadow_rms", data / "base_model", pairs, bad, where, device="cpu")
     assert list(tmp_path.iterdir()) == []

@@ -330,6 +330,15 @@ def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
     assert all(torch.allclose(mean, (one + two) / 2, atol=1e-7) for mean, one, two in pairs)
 
 
+def test_states_read_in_another_way_are_not_trained_on(tiny_model, tmp_path):
+    pairs = {"train": preferences()["train"]}
+    plain = PairStates(tiny_model, pairs["train"], SETTINGS, "cpu")
+    asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128, max_steps=2)
+    given = fit_shared(tiny_model, pairs, tmp_path / "given", ["crimes"], asked, device="cpu", states=plain)
+    fresh = fit_shared(tiny_model, pairs, tmp_path / "fresh", ["crimes"], asked, device="cpu")
+    assert given == fresh, "the models must have read the draft that their config says they read"
+
+
 def test_a_batch_scores_as_its_texts_do_alone(tiny_model):
     """The training batch is sorted by length and cut; every score must come back to its place."""
     states = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu")

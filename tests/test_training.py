@@ -284,6 +284,9 @@ def test_dpo_with_limits_is_the_dpo_form_of_pcrm(tiny_model, tmp_path):
     assert history[1]["loss"] == pytest.approx(expected, abs=1e-3) and abs(expected - started) > 0.01
     with pytest.raises(InputError, match="limits: 2 for 3 pairs"):
         train_dpo(tiny_model, pairs, tmp_path / "x", settings, limits=[1.0, 2.0])
+    long = Dataset.from_list([{**pairs[0], "prompt": user_message("a " * 60)}] + [pairs[1]] * 12)
+    with pytest.raises(InputError, match=r"max_length: 2 conversations \(8%\) exceed 64 tokens"):
+        train_dpo(tiny_model, long, tmp_path / "x", settings, limits=[1.0] * 13)
 
 
 def test_data_that_cannot_be_trained_on_is_refused(tiny_model, tmp_path):
