@@ -93,22 +93,35 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
 
 def save_dataset(dataset, folder: str | Path) -> Path:
     """Save a `Dataset` or `DatasetDict` as a `datasets` folder, atomically."""
-    from datasets import disable_progress_bars, enable_progress_bars
-
-    disable_progress_bars()
-    try:
-        with atomic_path(folder) as fresh:
-            dataset.save_to_disk(str(fresh))
-    finally:
-        enable_progress_bars()
+    with atomic_path(folder) as fresh, no_dataset_bars():
+        dataset.save_to_disk(str(fresh))
     return Path(folder)
 
 
-def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
-    """Load a `datasets` folder written by `save_dataset`; missing, damaged or empty folders are an `InputError`."""
-    from datasets import DatasetDict, disable_caching, load_from_disk
+@contextmanager
+def no_dataset_bars() -> Iterator[None]:
+    """While this lasts, `datasets` shows no bars for reading, mapping and writing; afterwards as before."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    disable_caching()  # else `map` and `filter` write into the folder that was read
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
+
+
+def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
+    """Load a `datasets` folder written by `save_dataset`; missing, damaged or empty folders are an `InputError`.
+
+    From then on `datasets` caches nothing (`map` and `filter` would write into the folder that was read) and shows no
+    bars of its own.
+    """
+    from datasets import DatasetDict, disable_caching, disable_progress_bars, load_from_disk
+
+    disable_caching()
+    disable_progress_bars()
 
     folder = Path(folder)
     if not folder.is_dir():

@@ -3,11 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from datasets import disable_progress_bars, enable_progress_bars
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from srmir_lib.artifacts import InputError, atomic_path
+from srmir_lib.artifacts import InputError, atomic_path, no_dataset_bars
 from srmir_lib.models import pick_device
 from srmir_lib.monitors import RunCallback
 from srmir_lib.small_models import build_tokenizer, small_model
@@ -57,15 +56,14 @@ def train_text_model(
             report_to="none",
             disable_tqdm=True,
         )
-        disable_progress_bars()  # one bar for the training, not five for reading the data
-        trainer = SFTTrainer(
-            model=small_model(tokenizer, hidden_size, layers, seed),
-            args=arguments,
-            train_dataset=conversations,
-            processing_class=tokenizer,
-            callbacks=[RunCallback("text model")],
-        )
-        enable_progress_bars()
+        with no_dataset_bars():
+            trainer = SFTTrainer(
+                model=small_model(tokenizer, hidden_size, layers, seed),
+                args=arguments,
+                train_dataset=conversations,
+                processing_class=tokenizer,
+                callbacks=[RunCallback("text model")],
+            )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model).float()

@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from srmir_lib.artifacts import InputError, atomic_path, read_json, sha256, write_json, write_jsonl
+from srmir_lib.artifacts import InputError, atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
 from srmir_lib.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
 from srmir_lib.limited_training import both_ways, lower_references
 from srmir_lib.models import load_tokenizer, load_weights, pick_device
@@ -166,19 +166,18 @@ def _train(
         **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
         **({"precompute_ref_log_probs": True} if limits else {}),
     )
-    disable_progress_bars()  # one bar for a training, its own, not five for reading the data
-    weights = load_weights(base_model, settings.device)
-    trainer = trainer_class(
-        model=weights if start is None else _go_on(weights, start),
-        args=config,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=_lora(settings) if start is None else None,
-        callbacks=[RunCallback(output_dir.name)],
-    )
-    if limits:
-        trainer.train_dataset = lower_references(trainer.train_dataset, limits, settings.beta)
-    enable_progress_bars()
+    with no_dataset_bars():  # one bar for a training, its own, not five for reading the data
+        weights = load_weights(base_model, settings.device)
+        trainer = trainer_class(
+            model=weights if start is None else _go_on(weights, start),
+            args=config,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=_lora(settings) if start is None else None,
+            callbacks=[RunCallback(output_dir.name)],
+        )
+        if limits:
+            trainer.train_dataset = lower_references(trainer.train_dataset, limits, settings.beta)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return _save(trainer, output_dir, key, checkpoints)
