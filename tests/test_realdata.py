@@ -10,6 +10,7 @@ from tiny_bert import WORDS, write_tiny_bert
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
 from srmir_lib.encoder_training import fit_pooled, pooled_settings
+from srmir_lib.objective_study import MARGIN
 from srmir_lib.realdata import fit_real_router, human_preferences, labelled_responses, real_prompts, router_accuracy
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.router import Router
@@ -170,7 +171,9 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     assert "pair_accuracy_last_row" not in metrics, "one encoder has no single model in the last row"
     shown = (tmp_path / "02_shadow_reward_models.ipynb").read_text(encoding="utf8")
     assert "redacted" in shown
-    third = execute("03_margins", tmp_path, **shared, pooling="mean", direction_pairs=20)
+    third = execute(
+        "03_margins", tmp_path, **shared, pooling="mean", direction_pairs=20, objectives={"margin": MARGIN}, best_of=0
+    )
     pairs = load_dataset(third / "preferences_with_margins", columns=["margin"])
     assert all(np.isfinite(part["margin"]).all() for part in pairs.values())
     assert ShadowRewardModels.load(third / "shadow_rms", "cpu").calibration is not None
