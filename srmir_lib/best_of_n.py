@@ -1,7 +1,7 @@
 """Best-of-n: how far a proxy can be trusted when it picks the best of more and more answers."""
 
 from collections.abc import Mapping, Sequence
-from math import comb, log
+from math import comb
 
 import numpy as np
 
@@ -22,15 +22,15 @@ def best_of_n(proxy: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
 
 
 def best_of_n_rows(proxies: Mapping[str, np.ndarray], truth: np.ndarray, sizes: Sequence[int]) -> list[dict]:
-    """What each proxy (P, N) picks, for every n: rows with method, n, kl, proxy, truth (means over prompts).
+    """What each proxy (P, N) picks, for every n: rows with method, n, proxy, truth (means over prompts).
 
-    `kl` = log n - (n - 1) / n nats is how far best-of-n is from the policy, at most. Proxies are in standard deviations
-    over all answers, so that methods share an axis; `truth` (P, N). The method "oracle" picks by the truth itself.
+    Proxies are in standard deviations over all answers, so that methods share an axis; `truth` (P, N). The method
+    "oracle" picks by the truth itself.
     """
     rows = []
     for name, proxy in {**proxies, "oracle": truth}.items():
         scaled = (proxy - proxy.mean()) / (proxy.std() or 1.0)
         for n in sizes:
             picked = {"proxy": best_of_n(scaled, scaled, n).mean(), "truth": best_of_n(scaled, truth, n).mean()}
-            rows.append({"method": name, "n": n, "kl": log(n) - (n - 1) / n, **picked})
+            rows.append({"method": name, "n": n, **picked})
     return rows

@@ -1,29 +1,33 @@
 """Fine-tune a pretrained encoder into a `pooled` set of reward models, with `transformers.Trainer`.
 
 Two kinds of evidence in one loss: responses that people labelled safe or unsafe (cross-entropy on one response), and
-pairs of which people preferred one (Bradley-Terry on the gap). The category of an example picks the output it trains.
+pairs of which people preferred one (a pair objective on the gap). An example's category picks the output it trains.
 """
 
 import hashlib
 import json
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_origin
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
-from srmir_lib.embeddings import fingerprint
+from srmir_lib.embeddings import fingerprint, load_trunk, quiet
 from srmir_lib.encoder_rewards import PairReading, collate, load_classifier, pool_windows, resolve_encoder
 from srmir_lib.models import pick_device
 from srmir_lib.objectives import margin_loss
+from srmir_lib.pair_targets import LIMITS, check_pair_objective, loss_of, pair_targets
 from srmir_lib.rewards import categorized_reward
 from srmir_lib.taxonomy import UNKNOWN
+from srmir_lib.templates import text_of
 
 LABELLED_COLUMNS = ("prompt", "completion", "unsafe", "category")
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "category")
@@ -44,6 +48,15 @@ class EncoderSettings:
     mean_weight: float  # weight of the loss on the mean of all outputs, next to the loss on the routed one
     averaging: float  # decay of the running average of the weights that is kept (0: keep the last weights)
     bf16: bool  # bfloat16 matrix products; faster where the processor has them
+    objective: str = "bradley_terry"  # of the pairs, as in `RewardSettings`, and so the next five
+    limit: list[float] = field(default_factory=list)
+    limit_cap: float = 30.0
+    targets: str = "own"
+    similarity_model: str = ""  # "": the encoder before it is trained
+    center_rewards_coefficient: float = 0.0
+
+    def __post_init__(self):
+        check_pair_objective(self)
 
 
 def from_parameters(kind: type, values: Mapping, name: str):
@@ -57,7 +70,7 @@ def from_parameters(kind: type, values: Mapping, name: str):
         unknown = ", ".join(sorted(values.keys() - wanted.keys())) or "nothing unknown"
         raise InputError(f"{name}: lacks {', '.join(missing) or 'nothing'}; has {unknown}; give {', '.join(wanted)}")
     for key, value in values.items():
-        kind_of = wanted[key].type
+        kind_of = get_origin(wanted[key].type) or wanted[key].type
         if type(value) is not kind_of and not (kind_of is float and type(value) is int):
             hint = "; in YAML write 5.0e-5, not 5e-5" if isinstance(value, str) else ""
             raise InputError(f"{name}.{key}: {value!r} is not of type {kind_of.__name__}{hint}")
@@ -86,15 +99,15 @@ def fit_pooled(
     """Fine-tune one encoder with K outputs, save the set in `output_dir`, return the history (loss per logged step).
 
     `labelled`: rows or `Dataset` with prompt, completion, unsafe (0/1), category. `pairs`: prompt, chosen, rejected,
-    category, and optionally `margin` (target gap, score units). Either may be empty. The category "unknown" trains the
-    mean of the outputs. The set is read by `ShadowRewardModels.load(output_dir)`. A finished set that these very
-    settings, data and encoder made is kept, so a stage that was killed later does not train again.
+    category, and `margin` (target gap, score units) if the objective is "margin". Either may be empty. The category
+    "unknown" trains the mean of the outputs. The set is read by `ShadowRewardModels.load(output_dir)`. A finished set
+    that these very settings, data and encoder made is kept, so a stage that was killed later does not train again.
     """
     base, output_dir = resolve_encoder(encoder), Path(output_dir)
     torch.manual_seed(seed)
     # Attention dropout off: with it the processor falls back to an attention three times slower on long texts.
     model, tokenizer = load_classifier(base, num_labels=len(categories), attention_probs_dropout_prob=0.0)
-    examples = _examples(tokenizer, labelled, pairs, categories, reading)
+    examples = _examples(tokenizer, labelled, pairs, categories, reading, _targets(settings, tokenizer, pairs, base))
     config = {
         "design": "pooled",
         "categories": list(categories),
@@ -136,7 +149,7 @@ def fit_pooled(
             callbacks=[average],
             optimizers=(_optimizer(model, settings), None),
         )
-        trainer.weights = settings.pair_weight, settings.mean_weight
+        trainer.settings = settings
         trainer.train()
     average.put_into(model)
     history = [row for row in trainer.state.log_history if "loss" in row]
@@ -168,34 +181,41 @@ def length_batches(lengths: Sequence[int], batch_size: int, epochs: float, seed:
     return order
 
 
-def mixed_loss(scores: Tensor, batch: dict[str, Tensor], pair_weight: float) -> Tensor:
-    """Cross-entropy on labelled responses and Bradley-Terry (with a margin) on pairs, a mean over the batch's examples.
+def mixed_loss(
+    scores: Tensor, batch: dict[str, Tensor], pair_weight: float, pair_loss: Callable = margin_loss, centre: float = 0.0
+) -> Tensor:
+    """Cross-entropy on labelled responses and `pair_loss` on pairs, a mean over the batch's examples.
 
     `scores` (R,): first the L labelled responses, then P chosen and P rejected ones. `batch`: `safe` (L,) in {0, 1},
-    `margin` (P,). Scalar: (sum of cross-entropies + pair_weight * sum of pair losses) / (L + P).
+    `target` (P,), what `pair_loss` compares the gap with (a margin of 0 is Bradley-Terry). `centre`: weight of the
+    squared sum of a pair's scores (Eisenstein et al. 2023). Scalar:
+    (sum of cross-entropies + pair_weight * sum of pair losses) / (L + P).
     """
-    labelled, pairs = len(batch["safe"]), len(batch["margin"])
+    labelled, pairs = len(batch["safe"]), len(batch["target"])
     loss = scores.new_zeros(())
     if labelled:
         loss = loss + labelled * binary_cross_entropy_with_logits(scores[:labelled], batch["safe"])
     if pairs:
         chosen, rejected = scores[labelled : labelled + pairs], scores[labelled + pairs :]
-        loss = loss + pair_weight * pairs * margin_loss(chosen, rejected, batch["margin"])
+        loss = loss + pair_weight * pairs * pair_loss(chosen, rejected, batch["target"])
+        loss = loss + pair_weight * centre * (chosen + rejected).square().sum()
     return loss / (labelled + pairs)
 
 
 class _EncoderTrainer(Trainer):
     """The loss above, inside `transformers.Trainer`."""
 
-    weights: tuple[float, float]
+    settings: EncoderSettings
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch = {name: inputs.pop(name) for name in ("owners", "head", "safe", "margin")}
+        batch = {name: inputs.pop(name) for name in ("owners", "head", "safe", "target")}
         logits = model(**inputs).logits.float()
-        scores, (pair_weight, mean_weight) = pool_windows(logits, batch["owners"], len(batch["head"])), self.weights
-        loss = mixed_loss(categorized_reward(scores, batch["head"]), batch, pair_weight)
-        if mean_weight:
-            loss = loss + mean_weight * mixed_loss(scores.mean(dim=1), batch, pair_weight)
+        scores, settings = pool_windows(logits, batch["owners"], len(batch["head"])), self.settings
+        pair_loss = loss_of(settings.objective) if settings.objective in LIMITS else margin_loss
+        how = settings.pair_weight, pair_loss, settings.center_rewards_coefficient
+        loss = mixed_loss(categorized_reward(scores, batch["head"]), batch, *how)
+        if settings.mean_weight:
+            loss = loss + settings.mean_weight * mixed_loss(scores.mean(dim=1), batch, *how)
         return (loss, scores) if return_outputs else loss
 
 
@@ -236,8 +256,22 @@ def _optimizer(model, settings: EncoderSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _examples(tokenizer, labelled, pairs, categories: Sequence[str], reading: PairReading) -> list[dict]:
-    """Tokenised examples: `windows` of each of their responses, `head`, `safe` or `margin`, `length`."""
+def _targets(settings: EncoderSettings, tokenizer, pairs, base: str) -> list[float]:
+    """What each pair's gap is compared with; 0 for Bradley-Terry. Limits by similarity ask the encoder as it came."""
+    rows = _rows(pairs, "pairs", PAIR_COLUMNS)
+    if not rows or settings.objective == "bradley_terry":
+        return [0.0] * len(rows)
+    table = Dataset.from_list(rows)
+    with quiet():  # answers longer than the encoder reads are expected here
+        ids = [tokenizer([text_of(text) for text in table[side]])["input_ids"] for side in ("chosen", "rejected")]
+    reader = load_trunk(base) if settings.objective == "pcrm_cosine" else ()
+    return pair_targets(settings, table, *ids, reader).tolist()
+
+
+def _examples(
+    tokenizer, labelled, pairs, categories: Sequence[str], reading: PairReading, targets: Sequence[float]
+) -> list[dict]:
+    """Tokenised examples: `windows` of each of their responses, `head`, `safe` or `target`, `length`."""
     labelled, pairs = _rows(labelled, "labelled", LABELLED_COLUMNS), _rows(pairs, "pairs", PAIR_COLUMNS)
     if not labelled and not pairs:
         raise InputError("nothing to train on: no labelled responses and no pairs")
@@ -248,9 +282,9 @@ def _examples(tokenizer, labelled, pairs, categories: Sequence[str], reading: Pa
     examples = []
     for row, windows in zip(labelled, encode(labelled, "completion"), strict=True):
         examples.append({"windows": [windows], "head": _head(row, categories), "safe": 1.0 - row["unsafe"]})
-    for row, chosen, rejected in zip(pairs, encode(pairs, "chosen"), encode(pairs, "rejected"), strict=True):
-        margin = float(row.get("margin") or 0.0)
-        examples.append({"windows": [chosen, rejected], "head": _head(row, categories), "margin": margin})
+    sides = encode(pairs, "chosen"), encode(pairs, "rejected")
+    for row, chosen, rejected, target in zip(pairs, *sides, targets, strict=True):
+        examples.append({"windows": [chosen, rejected], "head": _head(row, categories), "target": target})
     for example in examples:
         example["length"] = max(len(w["input_ids"]) for windows in example["windows"] for w in windows)
     return examples
@@ -277,14 +311,14 @@ def _head(row: dict, categories: Sequence[str]) -> int:
 def _stack(examples: Sequence[dict], tokenizer) -> dict[str, Tensor]:
     """One batch: labelled responses first, then the chosen, then the rejected ones, as `mixed_loss` takes them."""
     single = [example for example in examples if "safe" in example]
-    double = [example for example in examples if "margin" in example]
+    double = [example for example in examples if "target" in example]
     responses = [e["windows"][0] for e in single + double] + [e["windows"][1] for e in double]
     heads = [e["head"] for e in single + double + double]
     batch = collate([window for windows in responses for window in windows], tokenizer)
     batch["owners"] = torch.tensor([row for row, windows in enumerate(responses) for _ in windows])
     batch["head"] = torch.tensor(heads)
     batch["safe"] = torch.tensor([example["safe"] for example in single])
-    batch["margin"] = torch.tensor([example["margin"] for example in double])
+    batch["target"] = torch.tensor([example["target"] for example in double])
     return batch
 
 

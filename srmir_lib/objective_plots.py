@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from srmir_lib.plotting import CHOSEN, GRID, INK, LINES, MARKERS, PALE, REJECTED, _axes, _subplots
+from srmir_lib.plotting import CHOSEN, GRID, LINES, MARKERS, PALE, REJECTED, _axes, _boxes, _subplots
 
 SHADES = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -16,18 +15,7 @@ def gap_boxes(gaps: Mapping[str, Mapping[str, Sequence[float]]], unit: str = "ra
     figure, axis = _axes(7, 0.34 * len(names) * len(groups) + 1.1)
     for at, group in enumerate(groups):
         places = [i + (at - (len(groups) - 1) / 2) * 0.3 for i in range(len(names))]
-        boxes = axis.boxplot(
-            [np.asarray(gaps[name][group]) for name in names],
-            positions=places,
-            orientation="horizontal",
-            widths=0.24,
-            patch_artist=True,
-            sym="",
-            whis=(5, 95),
-            medianprops={"color": INK},
-            label=group,
-        )
-        for box in boxes["boxes"]:
+        for box in _boxes(axis, [gaps[name][group] for name in names], positions=places, widths=0.24, label=group):
             box.set(facecolor=(CHOSEN, REJECTED)[at % 2], alpha=0.75, hatch=("", "//")[at % 2])
     axis.axvline(0, color=PALE, linewidth=0.8)
     axis.set_yticks(range(len(names)), names)

@@ -7,7 +7,6 @@ from srmir_lib.artifacts import InputError
 from srmir_lib.reward_model import read_config
 from srmir_lib.reward_training import changed, settings_of
 
-MARGIN = {"objective": "margin"}
 RESERVED = ("plain", "oracle")  # rows of 03 that are not trained
 
 
@@ -25,7 +24,7 @@ def fit_objectives(
 
     `objectives`: name -> settings that differ from those of `before`; "seed" is added to `seed` and draws other heads,
     another order of the pairs and another sample of those of no category. The trunk of a `shared` set reads the pairs
-    once for all. A `pooled` set learns from `labelled` responses as well, and with margins only.
+    once for all. A `pooled` set learns from `labelled` responses as well.
     A name or setting that there is not is an `InputError`, before anything is trained.
     """
     config = read_config(before)
@@ -34,20 +33,17 @@ def fit_objectives(
             raise InputError(
                 f"objectives: {name}: {changes}; give another name than {RESERVED}, settings, a whole seed"
             )
-        if config["design"] == "pooled" and dict(changes) != MARGIN:
-            raise InputError(f"objectives: {name}; one encoder with many outputs learns with margins only: {MARGIN}")
+    runs = {name: {key: value for key, value in own.items() if key != "seed"} for name, own in objectives.items()}
+    drawn = {name: seed + own.get("seed", 0) for name, own in objectives.items()}
     if config["design"] == "pooled":
         from srmir_lib import encoder_training
 
-        for name in objectives:
-            settings = encoder_training.settings_of(before)
-            evidence = labelled, preferences["train"]
-            encoder_training.fit_pooled(
-                base_model, *evidence, folders[name], config["categories"], *settings, seed, device
-            )
+        reading, settings = encoder_training.settings_of(before)
+        for name, own in {name: changed(settings, changes) for name, changes in runs.items()}.items():
+            arguments = preferences["train"], folders[name], config["categories"], reading, own, drawn[name]
+            encoder_training.fit_pooled(base_model, labelled, *arguments, device)
         return
     settings, once = settings_of(before), {}
-    runs = {name: {key: value for key, value in own.items() if key != "seed"} for name, own in objectives.items()}
     wanted = {name: changed(settings, changes) for name, changes in runs.items()}  # checked before anything is trained
     if config["design"] == "separate":
         from srmir_lib.separate_rewards import fit_separate as fit
@@ -58,6 +54,5 @@ def fit_objectives(
         if wanted:
             once["states"] = PairStates(base_model, preferences["train"], settings, device, "reading")
     for name, own in wanted.items():
-        drawn = seed + objectives[name].get("seed", 0)
-        arguments = base_model, preferences, folders[name], config["categories"], own, drawn
+        arguments = base_model, preferences, folders[name], config["categories"], own, drawn[name]
         fit(*arguments, training="own", device=device, progress=name, **once)

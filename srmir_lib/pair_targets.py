@@ -36,6 +36,21 @@ def check_objective(objective: str) -> None:
         raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
 
 
+def check_pair_objective(settings) -> None:
+    """Refuse settings of a pair objective that contradict each other (`RewardSettings`, `EncoderSettings`)."""
+    check_objective(settings.objective)
+    if settings.targets not in TARGETS:
+        raise InputError(f"targets: {settings.targets!r} is none of {', '.join(TARGETS)}")
+    if settings.objective == "bradley_terry" and settings.targets != "own":
+        raise InputError(f"targets: bradley_terry has none that could be {settings.targets}; choose margin or pcrm_…")
+    if settings.similarity_model and settings.objective != "pcrm_cosine":
+        raise InputError(f"similarity_model: objective {settings.objective} does not read it; only pcrm_cosine does")
+    if len(settings.limit) not in (0, 3):
+        raise InputError(
+            f"limit: {settings.limit}; give scale, offset and shift, or nothing for the authors' constants"
+        )
+
+
 def loss_of(objective: str):
     """The loss of an objective, of chosen scores, rejected scores and, if it has one, the target, (N,) each."""
     check_objective(objective)
@@ -47,8 +62,9 @@ def loss_of(objective: str):
 def pair_targets(settings, pairs, chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], reader):
     """The target of every pair's gap, (N,) in score units: its `margin`, its limit, or None (Bradley-Terry has none).
 
-    `settings`: a `RewardSettings`. `pairs`: rows with prompt, chosen, rejected; `chosen`, `rejected`: their token ids.
-    `reader`: a frozen model and its tokenizer, which tell how similar two answers are unless the settings name another.
+    `settings`: a `RewardSettings` or `EncoderSettings`. `pairs`: rows with prompt, chosen, rejected; `chosen`,
+    `rejected`: their token ids. `reader`: a frozen model and its tokenizer, which tell how similar two answers are
+    unless the settings name another.
     """
     if settings.objective == "bradley_terry":
         return None

@@ -148,16 +148,7 @@ def reward_scales(
     names = _ordered(before)
     figure, axes = _subplots(1, 2, figsize=(8, 0.36 * len(names) + 1.3), sharey=True)
     for axis, scores, label in zip(axes, (before, after), labels, strict=True):
-        boxes = axis.boxplot(
-            [np.asarray(scores[n]) for n in names],
-            orientation="horizontal",
-            widths=0.6,
-            patch_artist=True,
-            sym="",
-            whis=(5, 95),
-            medianprops={"color": INK},
-        )
-        for box, name in zip(boxes["boxes"], names, strict=True):
+        for box, name in zip(_boxes(axis, [scores[n] for n in names], widths=0.6), names, strict=True):
             box.set_facecolor(_colour(name))
         axis.axvline(0, color=PALE, linewidth=0.8)
         axis.set(xlabel=f"{label} score (whiskers: 5-95 %)", title=label)
@@ -237,6 +228,12 @@ def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_ou
     axis.grid(color=GRID, linewidth=0.5)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _boxes(axis, values: Sequence[Sequence[float]], **options) -> list:
+    """Horizontal boxes with whiskers from 5 to 95 % and no outliers, to be coloured by the caller."""
+    style = {"orientation": "horizontal", "patch_artist": True, "sym": "", "whis": (5, 95)}
+    return axis.boxplot([np.asarray(own) for own in values], medianprops={"color": INK}, **style, **options)["boxes"]
 
 
 def _axes(width: float, height: float):

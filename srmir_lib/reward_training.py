@@ -9,7 +9,7 @@ import torch
 
 from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.embeddings import conversation_ids
-from srmir_lib.pair_targets import TARGETS, check_objective
+from srmir_lib.pair_targets import check_pair_objective
 from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ALL, read_config
 from srmir_lib.taxonomy import UNKNOWN
@@ -42,19 +42,9 @@ class RewardSettings:
     keep_gb: float = 1.5  # design shared: states of the trunk kept across epochs, at most; else they are read again
 
     def __post_init__(self):
-        check_objective(self.objective)
+        check_pair_objective(self)
         if self.averaged_fits < 1:
             raise InputError(f"averaged_fits: {self.averaged_fits} must be at least 1")
-        if self.targets not in TARGETS:
-            raise InputError(f"targets: {self.targets!r} is none of {', '.join(TARGETS)}")
-        if self.objective == "bradley_terry" and self.targets != "own":
-            raise InputError(f"targets: bradley_terry has none that could be {self.targets}; choose margin or pcrm_…")
-        if self.similarity_model and self.objective != "pcrm_cosine":
-            raise InputError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
-        if len(self.limit) not in (0, 3):
-            raise InputError(
-                f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants"
-            )
         object.__setattr__(self, "probe", replace(self.probe, rank=self.lora_rank, alpha=self.lora_alpha))
 
 
@@ -106,9 +96,9 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
     return Dataset.from_dict(columns)
 
 
-def changed(settings: RewardSettings, changes: dict) -> RewardSettings:
+def changed(settings, changes: dict):
     """The same settings but for `changes`, such as {"objective": "pcrm_length"}; an unknown name is an `InputError`."""
-    known = [entry.name for entry in fields(RewardSettings)]
+    known = [entry.name for entry in fields(settings)]
     for name in changes:
         if name not in known:
             raise InputError(f"objectives: there is no setting {name!r}; there are {', '.join(known)}")

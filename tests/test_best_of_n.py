@@ -38,5 +38,4 @@ def test_rows_a_proxy_that_is_the_truth_and_one_that_is_its_opposite():
     at = {(row["method"], row["n"]): row for row in rows}
     assert at["same", 8]["truth"] == pytest.approx(truth.max(axis=1).mean()) == at["oracle", 8]["truth"]
     assert at["opposite", 8]["truth"] == pytest.approx(truth.min(axis=1).mean())
-    assert at["opposite", 8]["proxy"] > 0 and at["same", 1]["kl"] == 0
-    assert at["same", 8]["kl"] == pytest.approx(np.log(8) - 7 / 8)
+    assert at["opposite", 8]["proxy"] > 0

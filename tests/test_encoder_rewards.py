@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from srmir_lib.encoder_training import (
     mixed_loss,
     settings_of,
 )
+from srmir_lib.objectives import pcrm_loss
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.templates import assistant_message, user_message
 
@@ -145,10 +146,48 @@ def test_length_batches_show_every_example_once_a_pass():
 
 def test_mixed_loss_by_hand():
     scores = torch.tensor([2.0, -1.0, 1.5, 0.5])  # two labelled responses, then a chosen and a rejected one
-    batch = {"safe": torch.tensor([1.0, 1.0]), "margin": torch.tensor([0.25])}
+    batch = {"safe": torch.tensor([1.0, 1.0]), "target": torch.tensor([0.25])}
     softplus = [math.log1p(math.exp(value)) for value in (-2.0, 1.0, -(1.5 - 0.5 - 0.25))]
     expected = (softplus[0] + softplus[1] + 0.5 * softplus[2]) / 3
     assert mixed_loss(scores, batch, pair_weight=0.5).item() == pytest.approx(expected)
+    centred = mixed_loss(scores, batch, pair_weight=0.5, centre=0.1).item()
+    assert centred == pytest.approx(expected + 0.5 * 0.1 * (1.5 + 0.5) ** 2 / 3)
+    softplus = [math.log1p(math.exp(value)) for value in (-(1.5 - 0.5), 1.5 - 0.5 - 4)]  # a limit of 4 on a gap of 1
+    limited = mixed_loss(scores[2:], {"safe": torch.zeros(0), "target": torch.tensor([4.0])}, 1.0, pcrm_loss).item()
+    assert limited == pytest.approx(sum(softplus))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"objective": "pcrm_cosine", "limit": [2.0, 0.001, -1.5]}, {"center_rewards_coefficient": 0.3}]
+)
+def test_limits_and_centring_tame_the_scores_of_an_encoder(tiny_encoder, tmp_path, changes):
+    pairs, spread = examples()[1], {}
+    for name, own in {"plain": {}, "tamed": changes}.items():
+        settings = replace(SETTINGS, **own)
+        fit_pooled(tiny_encoder, [], pairs, tmp_path / name, CATEGORIES, READING, settings, 0, "cpu", progress=False)
+        assert settings_of(tmp_path / name) == (READING, settings)
+        models, prompts = ShadowRewardModels.load(tmp_path / name, "cpu"), [row["prompt"] for row in pairs]
+        sides = [models.score(prompts, [row[side] for row in pairs]) for side in ("chosen", "rejected")]
+        assert (sides[0] > sides[1]).float().mean() > 0.9
+        spread[name] = torch.cat(sides).std().item()
+    assert spread["tamed"] < 0.8 * spread["plain"]
+
+
+def test_the_objective_of_an_encoder_is_checked(tiny_encoder, tmp_path):
+    for own, says in (
+        ({"objective": "ava_p"}, "A1_bayesian_rewards trains it"),
+        ({"targets": "mean"}, "bradley_terry has none that could be mean"),
+        ({"limit": [1.0]}, "give scale, offset and shift"),
+    ):
+        with pytest.raises(InputError, match=says):
+            replace(SETTINGS, **own)
+    with pytest.raises(InputError, match="needs a column margin"):
+        wanted = replace(SETTINGS, objective="margin")
+        fit_pooled(tiny_encoder, [], examples()[1], tmp_path / "x", CATEGORIES, READING, wanted)
+    values = asdict(SETTINGS) | {"limit": [1, 2.0, 3.0]}
+    assert from_parameters(EncoderSettings, values, "fine_tuning").limit == [1, 2.0, 3.0]
+    with pytest.raises(InputError, match="fine_tuning.limit: 3 is not of type list"):
+        from_parameters(EncoderSettings, values | {"limit": 3}, "fine_tuning")
 
 
 def test_training_learns_and_moves_every_head(tiny_encoder, trained):

@@ -10,7 +10,6 @@ from tiny_bert import WORDS, write_tiny_bert
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
 from srmir_lib.encoder_training import fit_pooled, pooled_settings
-from srmir_lib.objective_study import MARGIN
 from srmir_lib.realdata import fit_real_router, human_preferences, labelled_responses, real_prompts, router_accuracy
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.router import Router
@@ -32,6 +31,7 @@ FINE_TUNING = {
     "averaging": 0.5,
     "bf16": False,
 }
+OBJECTIVES = {"margin": {"objective": "margin"}, "pcrm": {"objective": "pcrm_length", "limit": [2.0, 0.01, -1.0]}}
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -172,7 +172,7 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     shown = (tmp_path / "02_shadow_reward_models.ipynb").read_text(encoding="utf8")
     assert "redacted" in shown
     third = execute(
-        "03_margins", tmp_path, **shared, pooling="mean", direction_pairs=20, objectives={"margin": MARGIN}, best_of=0
+        "03_margins", tmp_path, **shared, pooling="mean", direction_pairs=20, objectives=OBJECTIVES, best_of=0
     )
     pairs = load_dataset(third / "preferences_with_margins", columns=["margin"])
     assert all(np.isfinite(part["margin"]).all() for part in pairs.values())

@@ -339,6 +339,26 @@ def test_states_read_in_another_way_are_not_trained_on(tiny_model, tmp_path):
     assert given == fresh, "the models must have read the draft that their config says they read"
 
 
+def test_states_with_their_last_place_serve_a_fit_without_a_probe(tiny_model, tmp_path):
+    pairs, head = {"train": preferences()["train"]}, replace(SETTINGS, max_steps=2, probe=ProbeSettings(kind="head"))
+    states = PairStates(tiny_model, pairs["train"], SETTINGS, "cpu", hidden=True)
+    given = fit_shared(tiny_model, pairs, tmp_path / "given", ["crimes"], head, device="cpu", states=states)
+    fresh = fit_shared(tiny_model, pairs, tmp_path / "fresh", ["crimes"], head, device="cpu")
+    assert [row["loss"] for row in given["crimes"]] == pytest.approx([row["loss"] for row in fresh["crimes"]], abs=1e-5)
+
+
+def test_sets_that_ask_the_same_question_share_their_drafts(tiny_model, tmp_path):
+    asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128, max_steps=1)
+    for name, settings in {"a": asked, "b": asked, "c": replace(asked, question="what is {prompt} ?")}.items():
+        fit_shared(tiny_model, preferences(), tmp_path / name, ["crimes"], settings, device="cpu")
+    first = ShadowRewardModels.load(tmp_path / "a", "cpu")
+    second, other = (ShadowRewardModels.load(tmp_path / name, "cpu", beside=first) for name in "bc")
+    first.score(["crimes 1"], ["no"])
+    assert list(second.scorer.think.drafts) == ["crimes 1"] and not other.scorer.think.drafts
+    alone = ShadowRewardModels.load(tmp_path / "b", "cpu")
+    assert torch.equal(second.score(["crimes 1"], ["no"]), alone.score(["crimes 1"], ["no"]))
+
+
 def test_a_batch_scores_as_its_texts_do_alone(tiny_model):
     """The training batch is sorted by length and cut; every score must come back to its place."""
     states = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu")

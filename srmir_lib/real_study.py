@@ -1,0 +1,171 @@
+"""Objectives on real pairs: every (data set, method, seed) is one fit and one small record, so that hours add up.
+
+A method learns from a `PairData` and gives back a score for answers. Encoders learn the pair objectives of
+`encoder_training`, token rewards on a causal trunk those of `token_training`; a counter of words stands beside both.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from srmir_lib.artifacts import InputError, read_json, write_json
+from srmir_lib.detection import auroc, pair_accuracy
+from srmir_lib.embeddings import fingerprint, load_trunk
+from srmir_lib.encoder_rewards import PairReading, PooledScorer, resolve_encoder
+from srmir_lib.encoder_training import EncoderSettings, fit_pooled
+from srmir_lib.manifest import machine, utc_now
+from srmir_lib.margins import REFUSALS, annotate, correlation, estimate_direction, length_differences, with_margins
+from srmir_lib.real_pairs import PairData
+from srmir_lib.reward_model import ALL
+from srmir_lib.templates import assistant_message, text_of, user_message
+from srmir_lib.text_baseline import fit_text_baseline
+from srmir_lib.token_evaluation import over_seeds
+from srmir_lib.token_reader import Reader
+from srmir_lib.token_rewards import TokenRewardModel, TokenSettings
+from srmir_lib.token_training import train_token_rewards
+
+Score = Callable[[Sequence, Sequence], Sequence[float]]
+"""Of prompts and answers (N each), one number an answer: higher is better."""
+
+
+class Method:
+    """A way to learn from pairs: `fit(data, seed)` returns a `Score`; `about` is all that its result depends on."""
+
+    def __init__(self, about: dict, fit: Callable[[PairData, int], Score]):
+        self.about, self.fit = about, fit
+
+
+def words_method() -> Method:
+    """TF-IDF and logistic regression on the difference of two answers, tuned on the validation pairs."""
+    return Method({"method": "words"}, lambda data, seed: fit_text_baseline([], data.train, [], data.validation).score)
+
+
+def encoder_method(encoder: str, reading: PairReading, settings: EncoderSettings, device: str = "auto") -> Method:
+    """One encoder with one output, fine-tuned on the pairs; with objective "margin" it reads Legend's margins first."""
+    base = resolve_encoder(encoder)
+
+    def fit(data: PairData, seed: int) -> Score:
+        pairs = Dataset.from_list(data.train)
+        if settings.objective == "margin":
+            trunk, options = load_trunk(base, device), {"pooling": "mean"}
+            direction = estimate_direction(*trunk, pairs["prompt"], pairs["rejected"], REFUSALS, **options)
+            pairs = with_margins(pairs, annotate(*trunk, pairs, direction, **options), "unit", "clip")
+        with tempfile.TemporaryDirectory() as scratch:
+            pairs = pairs.add_column("category", [ALL] * len(pairs))
+            fit_pooled(base, [], pairs, f"{scratch}/set", [ALL], reading, settings, seed, device, progress=False)
+            scorer = PooledScorer(f"{scratch}/set", device)
+        return lambda prompts, answers: scorer.score(prompts, answers)[:, 0].numpy()
+
+    return Method({"encoder": fingerprint(base), "reading": asdict(reading), "settings": asdict(settings)}, fit)
+
+
+def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, answer_tokens: int) -> Method:
+    """Token rewards on the reader's causal trunk; longer prompts keep their last tokens, longer answers their first."""
+
+    def score_of(model: TokenRewardModel) -> Score:
+        def score(prompts, answers):
+            return model.rewards(reader.answers(*shortened(prompts, answers))).numpy()
+
+        return score
+
+    def shortened(prompts, answers) -> tuple[list, list]:
+        asked = ["\n".join(turn["content"] for turn in prompt) for prompt in prompts]
+        asked, said = (_cut(reader.tokenizer, *part) for part in ((asked, -prompt_tokens), (answers, answer_tokens)))
+        return [user_message(text) for text in asked], [assistant_message(text or ".") for text in said]
+
+    def fit(data: PairData, seed: int) -> Score:
+        columns = {name: [row[name] for row in data.train] for name in ("prompt", "chosen", "rejected")}
+        prompts, chosen = shortened(columns["prompt"], columns["chosen"])
+        rejected = shortened(columns["prompt"], columns["rejected"])[1]
+        model = TokenRewardModel(reader, settings, seed)
+        train_token_rewards(model, reader.pairs({"prompt": prompts, "chosen": chosen, "rejected": rejected}), seed)
+        return score_of(model)
+
+    about = {"trunk": reader.base_sha256, "settings": asdict(settings)}
+    return Method(about | {"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}, fit)
+
+
+def _cut(tokenizer, texts: Sequence, tokens: int) -> list[str]:
+    """The first `tokens` tokens of each text, or, below zero, the last."""
+    kept = slice(tokens) if tokens > 0 else slice(tokens, None)
+    ids = tokenizer([text_of(text) for text in texts], add_special_tokens=False)["input_ids"]
+    return [tokenizer.decode(row[kept]) for row in ids]
+
+
+def measures(score: Score, data: PairData) -> dict[str, float]:
+    """What a method reaches on test rows: pair_accuracy; auroc of the judged answers, if there are any; score_spread,
+    the standard deviation of the pairs' scores; length_correlation of a pair's gap with its difference in words."""
+    sides = {side: [row[side] for row in data.test] for side in ("prompt", "chosen", "rejected")}
+    chosen, rejected = (np.asarray(score(sides["prompt"], sides[side])) for side in ("chosen", "rejected"))
+    longer = length_differences(*(list(map(text_of, sides[side])) for side in ("chosen", "rejected")))
+    found = {
+        "pair_accuracy": pair_accuracy(chosen, rejected),
+        "score_spread": float(np.concatenate([chosen, rejected]).std()),
+        "length_correlation": correlation(chosen - rejected, longer),
+    }
+    if data.judged:
+        judged = {name: [row[name] for row in data.judged] for name in ("prompt", "completion", "unsafe")}
+        danger = -np.asarray(score(judged["prompt"], judged["completion"]))
+        found["auroc"] = auroc(danger, judged["unsafe"])
+    return found
+
+
+def run_study(
+    load: Callable[[str, int], PairData],
+    sets: Sequence[str],
+    methods: Mapping[str, Method],
+    seeds: Sequence[int],
+    records: str | Path,
+    say: Callable[[str], None] = print,
+) -> list[dict]:
+    """A record for every data set, seed and method; `load(set, seed)` gives the pairs.
+
+    `records/<set>/<method>_<seed>.json` is written when a fit is done and not made again while its data and `about` are
+    the same, so an interrupted study goes on where it stopped. A record that cannot be read is an `InputError`.
+    """
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise InputError(f"seeds: {list(seeds)}; give different whole numbers")
+    rows = []
+    for name in sets:
+        for seed in tqdm(seeds, desc=name, disable=None, leave=False):
+            data = load(name, seed)
+            digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+            for method, how in methods.items():
+                file = Path(records) / name / f"{method}_{seed}.json"
+                key = {"data_sha256": digest, "about": how.about}
+                record = read_json(file) if file.is_file() else {}
+                if record.get("key") != key:
+                    started, at = time.monotonic(), utc_now()
+                    found = measures(how.fit(data, seed), data)
+                    record = {"set": name, "method": method, "seed": seed, "metrics": found, "key": key, "started": at}
+                    record |= {"pairs": [len(part) for part in data[:3]], "seconds": time.monotonic() - started}
+                    write_json(file, record | machine())
+                    say(f"{name}, seed {seed}, {method}: {record['seconds']:.0f} s")
+                rows.append(record)
+    return rows
+
+
+def seed_rows(rows: Sequence[Mapping], metric: str, against: str = "") -> list[dict]:
+    """Of `run_study`'s records one row a data set and method: group, label, estimate, low, high (t over seeds, 95 %).
+
+    `against`: a method whose value of the same seed is subtracted; it has no row then. A data set without the metric
+    has none either.
+    """
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for row in rows:
+        if metric in row["metrics"]:
+            values.setdefault(row["set"], {}).setdefault(row["method"], {})[row["seed"]] = row["metrics"][metric]
+    found = []
+    for name, of in values.items():
+        base = of[against] if against else dict.fromkeys(next(iter(of.values())), 0.0)
+        paired = {method: [own[seed] - base[seed] for seed in base] for method, own in of.items() if method != against}
+        found += over_seeds(paired, name)
+    return found
