@@ -34,7 +34,7 @@ smoke: $(READY)  ## the same notebooks, tiny: does everything run?
 realdata: $(READY)  ## 01-03 on public data in the folder SRMIR_DATA
 	@$(BIN)/srmir run realdata
 
-everything: $(READY)  ## lab, and the appendices A1-A6
+everything: $(READY)  ## lab, and the appendices A1-A8
 	@$(BIN)/srmir run lab --all
 
 claims: $(READY)  ## five seeds in either grammar (hours; what is on record is not run again), then A6

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run the notebooks of a preset; what is up to date is skipped")
     run.add_argument("notebooks", nargs="*", metavar="NN", help="only these (01, A0, 04_grpo_linear)")
     run.add_argument("--from", dest="start", default="", metavar="NN", help="from this notebook on")
-    run.add_argument("--all", action="store_true", help="the appendices A1-A6 as well")
+    run.add_argument("--all", action="store_true", help="the appendices A1-A8 as well")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a parameter")
     about = "run the notebooks of a preset with several seeds, and record their metrics in outputs/reference/seeds"
     seeds = _command(commands, "seeds", _seeds, about)

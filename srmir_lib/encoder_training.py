@@ -65,7 +65,9 @@ def from_parameters(kind: type, values: Mapping, name: str):
     A missing, unknown or wrongly typed entry is an `InputError` that names it.
     """
     wanted = {field.name: field for field in fields(kind)}
-    missing = [key for key, field in wanted.items() if key not in values and field.default is MISSING]
+    missing = [
+        key for key in wanted if key not in values and wanted[key].default is wanted[key].default_factory is MISSING
+    ]
     if missing or values.keys() - wanted.keys():
         unknown = ", ".join(sorted(values.keys() - wanted.keys())) or "nothing unknown"
         raise InputError(f"{name}: lacks {', '.join(missing) or 'nothing'}; has {unknown}; give {', '.join(wanted)}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from srmir_lib.alarm import Alarm
+from srmir_lib.objective_plots import SHADES
 from srmir_lib.plotting import (
     CHOSEN,
     GRID,
@@ -39,6 +40,19 @@ def monitor_curves(history: Sequence[Mapping], prefix: str = "monitor/", ylabel:
     axis.grid(color=GRID, linewidth=0.5)
     if names:
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def growth_curves(histories: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str]) -> Figure:
+    """One panel a curve (key in the history -> axis label), one line a run (name -> history), over training."""
+    figure, axes = _subplots(1, len(curves), figsize=(4.4 * len(curves), 3), squeeze=False)
+    for axis, (key, label) in zip(axes[0], curves.items(), strict=True):
+        for index, (name, history) in enumerate(histories.items()):
+            style = {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
+            axis.plot(*_series(history, key), marker=MARKERS[index % len(MARKERS)], markersize=3, label=name, **style)
+        axis.set(xlabel="step (updates)", ylabel=label)
+        axis.grid(color=GRID, linewidth=0.5)
+    axes[0][-1].legend(fontsize=7)
     return figure
 
 

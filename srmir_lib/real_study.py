@@ -119,14 +119,14 @@ def measures(score: Score, data: PairData) -> dict[str, float]:
 
 
 def run_study(
-    load: Callable[[str, int], PairData],
+    load: Callable[..., PairData],
     sets: Sequence[str],
     methods: Mapping[str, Method],
     seeds: Sequence[int],
     records: str | Path,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
-    """A record for every data set, seed and method; `load(set, seed)` gives the pairs.
+    """A record for every data set, seed and method; `load(set, seed=seed)` gives the pairs.
 
     `records/<set>/<method>_<seed>.json` is written when a fit is done and not made again while its data and `about` are
     the same, so an interrupted study goes on where it stopped. A record that cannot be read is an `InputError`.
@@ -136,7 +136,7 @@ def run_study(
     rows = []
     for name in sets:
         for seed in tqdm(seeds, desc=name, disable=None, leave=False):
-            data = load(name, seed)
+            data = load(name, seed=seed)
             digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
             for method, how in methods.items():
                 file = Path(records) / name / f"{method}_{seed}.json"
@@ -146,8 +146,9 @@ def run_study(
                     started, at = time.monotonic(), utc_now()
                     found = measures(how.fit(data, seed), data)
                     record = {"set": name, "method": method, "seed": seed, "metrics": found, "key": key, "started": at}
-                    record |= {"pairs": [len(part) for part in data[:3]], "seconds": time.monotonic() - started}
-                    write_json(file, record | machine())
+                    took = {"pairs": [len(part) for part in data[:3]], "seconds": time.monotonic() - started}
+                    record |= took | machine()
+                    write_json(file, record)
                     say(f"{name}, seed {seed}, {method}: {record['seconds']:.0f} s")
                 rows.append(record)
     return rows

@@ -9,6 +9,8 @@ from srmir_lib.artifacts import InputError, atomic_path, read_json
 from srmir_lib.run import Runner
 
 KEPT = ("manifest.json", "metrics.json", "results.json", "claims.json")
+RECORDS = ("objectives", "token_objectives")
+"""Folders of a reference that no blessing makes: what a notebook recorded there, fit by fit."""
 LARGEST = 1_000_000
 HEADINGS = {
     "attack_success": "attacks, plain",
@@ -25,8 +27,8 @@ def bless(runner: Runner) -> Path:
     """Copy each stage's executed notebook and numbers to `outputs/reference/<preset>/`, all of them or none.
 
     A stage that is not done, or no longer what its notebook, parameters and code would give, is an `InputError`; so is
-    a file of 1 MB or more. Of the appendices A1 to A6, which `srmir run` leaves out, those that are done come along;
-    the others keep the reference they have.
+    a file of 1 MB or more. Of the appendices A1 to A8, which `srmir run` leaves out, those that are done come along;
+    the others keep the reference they have, and so do the `RECORDS`.
     Paths of this machine are made relative to the repository, and of redacted texts not even the beginning is kept.
     """
     tasks, needed = runner.plan(runner.select(everything=True), check_inputs=False), runner.select()
@@ -37,7 +39,7 @@ def bless(runner: Runner) -> Path:
         raise InputError(f"{', '.join(wrong)}; only a finished run can be a reference: run `srmir run {runner.preset}`")
     target = runner.root / "outputs" / "reference" / runner.preset
     with atomic_path(target) as fresh:
-        for name in left:
+        for name in (*left, *RECORDS):
             if (target / name).is_dir():
                 shutil.copytree(target / name, fresh / name)
         for task in tasks:

@@ -65,7 +65,7 @@ class Runner:
             raise InputError(f"{preset}: unknown preset; there are {', '.join(presets) or 'none'} in params/")
 
     def series(self) -> list[str]:
-        """The notebooks this preset has parameter files for, in running order: A0 comes before 04, A1 to A6 last."""
+        """The notebooks this preset has parameter files for, in running order: A0 comes before 04, A1 to A8 last."""
         names = [path.stem for path in self.params.glob("*.yaml")]
         return sorted(names, key=lambda name: "03_~" if name.startswith("A0") else name)
 

@@ -61,9 +61,15 @@ def write_pack(folder: Path) -> Path:
     pairs = [{"chosen": o + " sorry " + text(3), "rejected": o + " sure " + text(3)} for o in openings]
     pairs[0]["rejected"] = openings[1] + " sure"
     put("hh-rlhf/harmless-base_test.jsonl.gz", gzip.compress("\n".join(map(json.dumps, pairs)).encode()))
-    replies = [("sorry no", "Safe"), ("sure here", "Unsafe")] * 10
-    rows = [{"context": text(3), "response": r, "category": "Biased Opinion", "label": label} for r, label in replies]
-    put("diasafety/test.json", json.dumps(rows))
+    replies = [("sorry no", "Safe"), ("sure here", "Unsafe")]
+    for split, count in (("train", 30), ("val", 6), ("test", 10)):
+        contexts = [f"{split} {n} {text(3)}" for n in range(count)]
+        rows = [
+            {"context": c, "category": "Biased Opinion", "response": r, "label": judged}
+            for c in contexts
+            for r, judged in replies
+        ]
+        put(f"diasafety/{split}.json", json.dumps(rows))
     for model in OVERREFUSAL_MODELS:
         for steering, answered in (("baseline", 1), ("actadd", 0)):
             row = {"prompt": text(3), "response": text(5), "is_jailbreak_substring_matching": answered}
@@ -178,3 +184,29 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     assert all(np.isfinite(part["margin"]).all() for part in pairs.values())
     assert ShadowRewardModels.load(third / "shadow_rms", "cpu").calibration is not None
     assert 0 <= read_json(third / "metrics.json")["auroc_test_margin"] <= 1
+
+
+def test_notebook_A8_runs_every_objective_and_goes_on_where_it_stopped(made, tmp_path):
+    pack, encoder, _, _ = made
+    own = {
+        "reading": READING,
+        "fine_tuning": FINE_TUNING,
+        "seeds": [1, 2],
+        "sets": ["hh-rlhf", "diasafety"],
+    }
+    given = {
+        "base_model": str(encoder),
+        "data_dir": str(pack),
+        "objectives": {"bradley_terry": {}, **OBJECTIVES},
+        **own,
+    }
+    folder = execute("A8_real_pairs", tmp_path, **given)
+    files = {path: path.stat().st_mtime_ns for path in (folder / "records").rglob("*.json")}
+    assert len(files) == 2 * 2 * 4
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["auroc/diasafety/bradley_terry"] > 0.9, "refusals are easy to tell here"
+    assert "auroc/hh-rlhf/words" not in metrics, "nobody judged single answers there"
+    shown = (tmp_path / "A8_real_pairs.ipynb").read_text(encoding="utf8")
+    assert "redacted" in shown
+    execute("A8_real_pairs", tmp_path, **given)
+    assert files == {path: path.stat().st_mtime_ns for path in (folder / "records").rglob("*.json")}

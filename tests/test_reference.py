@@ -59,7 +59,9 @@ def test_a_new_blessing_keeps_the_appendices_that_were_not_run(tmp_path):
         plan=lambda names, check_inputs: [SimpleNamespace(name=name) for name in names],
         status=lambda tasks: [SimpleNamespace(name=task.name, state=states[task.name]) for task in tasks],
     )
-    assert bless(runner) == reference
+    (reference / "objectives").mkdir()
+    (reference / "objectives" / "one.json").write_text("{}")
+    assert bless(runner) == reference and (reference / "objectives" / "one.json").is_file(), "records are not remade"
     found = {name: (reference / name / "metrics.json").read_text() for name in states}
     assert found == {"01_data": "{}", "A1_bayesian_rewards": '{"old": 1}', "A5_cost": "{}"}
     states["01_data"] = "stale"

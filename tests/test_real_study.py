@@ -1,0 +1,142 @@
+"""Real pairs share no prompt across splits; a study measures what it says, records each fit, and goes on."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_realdata import write_pack
+from test_token_rewards import SETTINGS as TOKENS
+from tiny_bert import ENCODER, write_tiny_bert
+
+from srmir_lib.artifacts import InputError, read_json
+from srmir_lib.encoder_rewards import PairReading
+from srmir_lib.real_pairs import PAIR_SETS, PairData, real_pairs
+from srmir_lib.real_study import (
+    Method,
+    encoder_method,
+    measures,
+    run_study,
+    seed_rows,
+    token_method,
+    words_method,
+)
+from srmir_lib.templates import assistant_message, text_of, user_message
+from srmir_lib.token_reader import Reader
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    return write_pack(tmp_path_factory.mktemp("pack"))
+
+
+def pair(prompt: str, chosen: str, rejected: str) -> dict:
+    return {"prompt": user_message(prompt)} | {
+        "chosen": assistant_message(chosen),
+        "rejected": assistant_message(rejected),
+    }
+
+
+def by_length(data, seed):
+    """A judge that likes long answers."""
+    return lambda prompts, answers: np.array([float(len(text_of(answer).split())) for answer in answers])
+
+
+@pytest.mark.parametrize("name", PAIR_SETS)
+def test_splits_share_no_prompt_and_a_seed_draws_them_anew(pack, name):
+    data = real_pairs(name, pack, seed=1)
+    asked = [{str(row["prompt"]) for row in part} for part in data[:3]]
+    assert all(asked) and not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
+    assert real_pairs(name, pack, seed=1) == data != real_pairs(name, pack, seed=2)
+    few = real_pairs(name, pack, seed=1, most=3)
+    assert few.train == data.train[:3] and few[1:] == data[1:]
+
+
+def test_pairs_hold_a_safe_and_an_unsafe_answer_of_one_question_once_each(pack):
+    data = real_pairs("gptfuzz", pack, seed=0)
+    pairs = [row for part in data[:3] for row in part]
+    assert all(text_of(row["chosen"]).startswith("sorry") for row in pairs)
+    assert all(text_of(row["rejected"]).startswith("sure") for row in pairs)
+    used = Counter((str(row["prompt"]), text_of(row["rejected"])) for row in pairs)
+    assert max(used.values()) == 1, "no answer is used twice"
+    assert {str(row["prompt"]) for row in data.judged} == {str(row["prompt"]) for row in data.test}
+    assert {row["unsafe"] for row in data.judged} == {0, 1} and not real_pairs("hh-rlhf", pack).judged
+
+
+def test_an_unknown_set_is_refused(pack):
+    with pytest.raises(InputError, match="data sets: 'hh' is none of hh-rlhf, gptfuzz, diasafety"):
+        real_pairs("hh", pack)
+
+
+def test_measures_by_hand():
+    test = [pair("a", "one two", "one"), pair("b", "one", "one two three")]
+    judged = [
+        {"prompt": user_message("a"), "completion": assistant_message(text), "unsafe": unsafe}
+        for text, unsafe in (("one two", 0), ("one", 1), ("one two three", 1))
+    ]
+    found = measures(by_length(None, 0), PairData([], [], test, judged))
+    assert found["pair_accuracy"] == 0.5 and found["auroc"] == 0.5
+    assert found["score_spread"] == pytest.approx(np.std([2, 1, 1, 3]))
+    assert found["length_correlation"] == pytest.approx(1.0), "this judge pays for length and for nothing else"
+    assert "auroc" not in measures(by_length(None, 0), PairData([], [], test, []))
+
+
+def test_fits_on_record_are_not_made_again(tmp_path):
+    made, data = [], PairData([pair("a", "x y", "x")] * 2, [], [pair("b", "x y", "x"), pair("c", "x", "x y z")], [])
+
+    def method(name: str, about: dict) -> Method:
+        return Method(about, lambda data, seed: made.append((name, seed)) or by_length(data, seed))
+
+    methods = {"one": method("one", {"rate": 1}), "two": method("two", {"rate": 1})}
+    rows = run_study(lambda name, seed: data, ["set"], methods, [1, 2], tmp_path)
+    assert made == [("one", 1), ("two", 1), ("one", 2), ("two", 2)] and len(rows) == 4
+    record = read_json(tmp_path / "set" / "two_2.json")
+    assert record["metrics"]["pair_accuracy"] == 0.5 and record["pairs"] == [2, 0, 2] and record["versions"]["torch"]
+    again = run_study(lambda name, seed: data, ["set"], methods, [1, 2], tmp_path)
+    assert len(made) == 4 and [row["metrics"] for row in again] == [row["metrics"] for row in rows]
+    methods["two"] = method("two", {"rate": 2})
+    run_study(lambda name, seed: data, ["set"], methods, [1, 2], tmp_path)
+    assert made[4:] == [("two", 1), ("two", 2)], "only what was changed"
+    other = data._replace(train=data.train[:1])
+    run_study(lambda name, seed: other, ["set"], {"one": methods["one"]}, [2], tmp_path)
+    assert made[6:] == [("one", 2)], "other data"
+    (tmp_path / "set" / "one_1.json").write_text("{")
+    with pytest.raises(InputError, match=r"one_1.json"):
+        run_study(lambda name, seed: data, ["set"], methods, [1], tmp_path)
+    with pytest.raises(InputError, match=r"seeds: \[1, 1\]; give different whole numbers"):
+        run_study(lambda name, seed: data, ["set"], methods, [1, 1], tmp_path)
+
+
+def test_rows_over_seeds_are_paired_within_a_seed():
+    values = {("plain", 1): 0.5, ("plain", 2): 0.7, ("other", 1): 0.6, ("other", 2): 0.9}
+    rows = [{"set": "s", "method": m, "seed": n, "metrics": {"acc": value}} for (m, n), value in values.items()]
+    plain, other = seed_rows(rows, "acc")
+    assert (plain["label"], plain["group"], plain["estimate"]) == ("plain", "s", pytest.approx(0.6))
+    assert plain["high"] - plain["estimate"] == pytest.approx(12.706 * 0.1, rel=1e-3)
+    (gain,) = seed_rows(rows, "acc", "plain")
+    assert gain["label"] == "other" and gain["estimate"] == pytest.approx(0.15)
+    assert gain["high"] - gain["estimate"] == pytest.approx(12.706 * 0.05, rel=1e-3), "of the differences, 0.1 and 0.2"
+    assert other["estimate"] == pytest.approx(0.75) and seed_rows(rows, "auroc") == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective": "margin"}, {"objective": "pcrm_cosine"}])
+def test_words_and_encoders_learn_what_is_easy(pack, tmp_path_factory, changes):
+    encoder = write_tiny_bert(tmp_path_factory.mktemp("encoder"))
+    data, settings = real_pairs("diasafety", pack, seed=0), replace(ENCODER, epochs=20, mean_weight=0.0, **changes)
+    method = encoder_method(str(encoder), PairReading(32, 8), settings, "cpu")
+    found = measures(method.fit(data, 0), data)
+    assert found["pair_accuracy"] == found["auroc"] == 1.0, "a refusal is a refusal"
+    assert measures(words_method().fit(data, 0), data)["pair_accuracy"] == 1.0
+    assert json.dumps(method.about) and method.about["settings"]["objective"] == settings.objective
+
+
+@pytest.mark.parametrize("objective", ["bradley_terry", "ava_p"])
+def test_token_rewards_learn_from_texts_that_are_cut(tiny_model, pack, objective):
+    reader = Reader(tiny_model, "", 64, "cpu")
+    rows = [pair(f"open the door {i} please " * 20, "I can not", "yes, open it " * 20) for i in range(24)]
+    data = PairData(rows[:18], [], rows[18:], [])
+    method = token_method(reader, replace(TOKENS, objective=objective), prompt_tokens=12, answer_tokens=6)
+    assert measures(method.fit(data, 0), data)["pair_accuracy"] == 1.0
+    with pytest.raises(InputError, match="exceed max_length 64"):
+        token_method(reader, TOKENS, prompt_tokens=12, answer_tokens=200).fit(data, 0)
