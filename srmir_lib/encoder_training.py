@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from srmir_lib.artifacts import InputError, atomic_path, read_json, write_json
 from srmir_lib.embeddings import fingerprint, load_trunk, quiet
@@ -151,6 +151,7 @@ def fit_pooled(
             callbacks=[average],
             optimizers=(_optimizer(model, settings), None),
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.settings = settings
         trainer.train()
     average.put_into(model)

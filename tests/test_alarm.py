@@ -11,7 +11,7 @@ from srmir_lib.alarm import SIGNALS, Alarm, measure
 from srmir_lib.artifacts import InputError
 from srmir_lib.calibration import Calibration
 from srmir_lib.models import load_policy
-from srmir_lib.monitor_plots import alarm_curves, monitor_curves
+from srmir_lib.monitor_plots import alarm_curves, growth_curves, monitor_curves
 from srmir_lib.templates import user_message
 
 
@@ -129,3 +129,12 @@ def test_the_judges_lines_have_their_names_and_values():
     axis = monitor_curves(history(np.zeros((3, 4)))).axes[0]
     assert [line.get_label() for line in axis.lines] == ["Insult", "Crimes and Illegal Activities"]
     assert [list(line.get_ydata()) for line in axis.lines] == [[-0.5] * 3, [0.5] * 3]
+
+
+def test_growth_has_a_panel_a_curve_and_a_line_a_run():
+    runs = {
+        name: [{"step": n, "reward": n * pay, "kl": 0.1} for n in (1, 2)] for name, pay in (("plain", 1), ("pcrm", 2))
+    }
+    reward, kl = growth_curves(runs, {"reward": "reward (score)", "kl": "KL (nats a token)"}).axes
+    assert [list(line.get_ydata()) for line in reward.lines] == [[1, 2], [2, 4]]
+    assert kl.get_ylabel() == "KL (nats a token)" and [line.get_label() for line in kl.lines] == list(runs)
