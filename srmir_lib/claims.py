@@ -19,7 +19,7 @@ class SeedClaim(BaseModel):
 
     The estimand is treatment minus control ("difference"), treatment over control ("ratio") or the treatment itself
     ("value"). It should lie `above` a bound, `below` one, or `within` plus or minus one; `smallest` is the least
-    distance beyond the bound that counts.
+    distance beyond the bound that counts. `worlds`: the presets that can speak of it; none named: all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +33,7 @@ class SeedClaim(BaseModel):
     side: Literal["above", "below", "within"] = "above"
     bound: float = 0.0
     smallest: float = 0.0
+    worlds: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self):
@@ -104,10 +105,11 @@ def judge_claims(
 ) -> list[dict]:
     """One row a claim: id, source, claim, world, estimate, low, high (paired t, 95 %), seeds, control, verdict.
 
-    A claim that fewer than two seeds can speak of has no interval and the verdict "not measured".
+    A claim that fewer than two seeds can speak of has no interval and the verdict "not measured"; one that is made for
+    other worlds than this has no row.
     """
     rows = []
-    for claim in claims:
+    for claim in (claim for claim in claims if not claim.worlds or world in claim.worlds):
         values = claim.estimates(records)
         row = {"id": claim.id, "source": claim.source, "claim": claim.claim, "world": world, "seeds": list(values)}
         row |= {"treatment": claim.treatment, "control": claim.control, "estimate": None, "low": None, "high": None}

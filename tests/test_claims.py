@@ -104,3 +104,9 @@ def test_overall_needs_every_world():
     assert overall([row("reproduced"), row("inconclusive")]) == "differs"
     assert overall([row("reproduced"), row("not measured")]) == "reproduced (not measured everywhere)"
     assert overall([row("not measured")]) == "not measured"
+
+
+def test_a_claim_for_one_world_is_not_made_in_another():
+    claim = SeedClaim(**BASE, worlds=["here"])
+    found = {world: judge_claims([claim], records([1.0, 2.0], [0.0, 0.5]), world) for world in ("here", "there")}
+    assert [row["world"] for row in found["here"]] == ["here"] and found["there"] == []
