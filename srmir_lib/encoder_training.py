@@ -35,7 +35,7 @@ PAIR_COLUMNS = ("prompt", "chosen", "rejected", "category")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """How the encoder is fine-tuned. The notebook's parameters hold the values; there are no others."""
+    """How the encoder is fine-tuned. The notebook's parameters hold the values; what has one here is the plain case."""
 
     epochs: float  # passes over labelled responses and pairs together
     batch_size: int  # examples per update; a pair is one example
@@ -109,7 +109,8 @@ def fit_pooled(
     torch.manual_seed(seed)
     # Attention dropout off: with it the processor falls back to an attention three times slower on long texts.
     model, tokenizer = load_classifier(base, num_labels=len(categories), attention_probs_dropout_prob=0.0)
-    examples = _examples(tokenizer, labelled, pairs, categories, reading, _targets(settings, tokenizer, pairs, base))
+    targets = _targets(settings, tokenizer, pairs, base, device)
+    examples = _examples(tokenizer, labelled, pairs, categories, reading, targets)
     config = {
         "design": "pooled",
         "categories": list(categories),
@@ -191,7 +192,7 @@ def mixed_loss(
 
     `scores` (R,): first the L labelled responses, then P chosen and P rejected ones. `batch`: `safe` (L,) in {0, 1},
     `target` (P,), what `pair_loss` compares the gap with (a margin of 0 is Bradley-Terry). `centre`: weight of the
-    squared sum of a pair's scores (Eisenstein et al. 2023). Scalar:
+    squared sum of a pair's scores (Eisenstein et al. 2023), added to its loss. Scalar:
     (sum of cross-entropies + pair_weight * sum of pair losses) / (L + P).
     """
     labelled, pairs = len(batch["safe"]), len(batch["target"])
@@ -259,7 +260,7 @@ def _optimizer(model, settings: EncoderSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _targets(settings: EncoderSettings, tokenizer, pairs, base: str) -> list[float]:
+def _targets(settings: EncoderSettings, tokenizer, pairs, base: str, device: str) -> list[float]:
     """What each pair's gap is compared with; 0 for Bradley-Terry. Limits by similarity ask the encoder as it came."""
     rows = _rows(pairs, "pairs", PAIR_COLUMNS)
     if not rows or settings.objective == "bradley_terry":
@@ -267,7 +268,8 @@ def _targets(settings: EncoderSettings, tokenizer, pairs, base: str) -> list[flo
     table = Dataset.from_list(rows)
     with quiet():  # answers longer than the encoder reads are expected here
         ids = [tokenizer([text_of(text) for text in table[side]])["input_ids"] for side in ("chosen", "rejected")]
-    reader = load_trunk(base) if settings.objective == "pcrm_cosine" else ()
+    own = settings.objective == "pcrm_cosine" and not settings.similarity_model
+    reader = load_trunk(base, device) if own else ()
     return pair_targets(settings, table, *ids, reader).tolist()
 
 

@@ -51,6 +51,7 @@ def growth_curves(histories: Mapping[str, Sequence[Mapping]], curves: Mapping[st
             style = {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
             axis.plot(*_series(history, key), marker=MARKERS[index % len(MARKERS)], markersize=3, label=name, **style)
         axis.set(xlabel="step (updates)", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color=GRID, linewidth=0.5)
     axes[0][-1].legend(fontsize=7)
     return figure

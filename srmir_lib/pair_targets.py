@@ -49,6 +49,10 @@ def check_pair_objective(settings) -> None:
         raise InputError(
             f"limit: {settings.limit}; give scale, offset and shift, or nothing for the authors' constants"
         )
+    numbers = {"limit_cap": settings.limit_cap, "center_rewards_coefficient": settings.center_rewards_coefficient}
+    for name, value in [*numbers.items(), *(("limit", part) for part in settings.limit)]:
+        if not isinstance(value, int | float) or (name != "limit" and value < 0):
+            raise InputError(f"{name}: {value!r} must be a number{'' if name == 'limit' else ', at least 0'}")
 
 
 def loss_of(objective: str):
@@ -81,7 +85,8 @@ def _limits(settings, pairs, chosen, rejected, reader) -> Tensor:
         similarity = length_similarity(chosen, rejected)
     else:
         if settings.similarity_model:
-            reader = load_trunk(resolve_encoder(settings.similarity_model), str(reader[0].device))
+            device = str(reader[0].device) if reader else "auto"
+            reader = load_trunk(resolve_encoder(settings.similarity_model), device)
         similarity = answer_similarity(pairs, *reader)
     constants = settings.limit or PCRM_CONSTANTS[settings.objective.removeprefix("pcrm_")]
     return pcrm_limit(similarity, *constants, cap=settings.limit_cap)

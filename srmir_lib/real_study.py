@@ -21,23 +21,28 @@ from srmir_lib.detection import auroc, pair_accuracy
 from srmir_lib.embeddings import fingerprint, load_trunk
 from srmir_lib.encoder_rewards import PairReading, PooledScorer, resolve_encoder
 from srmir_lib.encoder_training import EncoderSettings, fit_pooled
-from srmir_lib.manifest import machine, utc_now
+from srmir_lib.evaluation import Interval, paired_t_interval
+from srmir_lib.manifest import git_state, machine, utc_now
 from srmir_lib.margins import REFUSALS, annotate, correlation, estimate_direction, length_differences, with_margins
+from srmir_lib.models import pick_device
 from srmir_lib.real_pairs import PairData
 from srmir_lib.reward_model import ALL
+from srmir_lib.stage import find_root
 from srmir_lib.templates import assistant_message, text_of, user_message
 from srmir_lib.text_baseline import fit_text_baseline
-from srmir_lib.token_evaluation import over_seeds
 from srmir_lib.token_reader import Reader
 from srmir_lib.token_rewards import TokenRewardModel, TokenSettings
 from srmir_lib.token_training import train_token_rewards
+
+FITS = 1
+"""Which code made a fit: to be raised with every change after which fits or measures would come out otherwise."""
 
 Score = Callable[[Sequence, Sequence], Sequence[float]]
 """Of prompts and answers (N each), one number an answer: higher is better."""
 
 
 class Method:
-    """A way to learn from pairs: `fit(data, seed)` returns a `Score`; `about` is all that its result depends on."""
+    """A way to learn from pairs: `fit(data, seed)` returns a `Score`; `about`: the settings and weights it uses."""
 
     def __init__(self, about: dict, fit: Callable[[PairData, int], Score]):
         self.about, self.fit = about, fit
@@ -64,7 +69,8 @@ def encoder_method(encoder: str, reading: PairReading, settings: EncoderSettings
             scorer = PooledScorer(f"{scratch}/set", device)
         return lambda prompts, answers: scorer.score(prompts, answers)[:, 0].numpy()
 
-    return Method({"encoder": fingerprint(base), "reading": asdict(reading), "settings": asdict(settings)}, fit)
+    about = {"encoder": fingerprint(base), "reading": asdict(reading), "settings": asdict(settings)}
+    return Method(about | {"device": pick_device(device).type}, fit)
 
 
 def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, answer_tokens: int) -> Method:
@@ -89,8 +95,11 @@ def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, an
         train_token_rewards(model, reader.pairs({"prompt": prompts, "chosen": chosen, "rejected": rejected}), seed)
         return score_of(model)
 
+    if min(prompt_tokens, answer_tokens) < 1:
+        raise InputError(f"prompt_tokens, answer_tokens: {prompt_tokens}, {answer_tokens}; both must be at least 1")
     about = {"trunk": reader.base_sha256, "settings": asdict(settings)}
-    return Method(about | {"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}, fit)
+    about |= {"device": reader.model.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
+    return Method(about, fit)
 
 
 def _cut(tokenizer, texts: Sequence, tokens: int) -> list[str]:
@@ -101,13 +110,16 @@ def _cut(tokenizer, texts: Sequence, tokens: int) -> list[str]:
 
 
 def measures(score: Score, data: PairData) -> dict[str, float]:
-    """What a method reaches on test rows: pair_accuracy; auroc of the judged answers, if there are any; score_spread,
-    the standard deviation of the pairs' scores; length_correlation of a pair's gap with its difference in words."""
+    """What a method reaches on test rows: pair_accuracy; auroc of the judged answers, if there are any; gap, the mean
+    of the pairs' gaps, and gap_spread and score_spread, standard deviations of gaps and of scores; length_correlation
+    of a pair's gap with its difference in words."""
     sides = {side: [row[side] for row in data.test] for side in ("prompt", "chosen", "rejected")}
     chosen, rejected = (np.asarray(score(sides["prompt"], sides[side])) for side in ("chosen", "rejected"))
     longer = length_differences(*(list(map(text_of, sides[side])) for side in ("chosen", "rejected")))
     found = {
         "pair_accuracy": pair_accuracy(chosen, rejected),
+        "gap": float((chosen - rejected).mean()),
+        "gap_spread": float((chosen - rejected).std()),
         "score_spread": float(np.concatenate([chosen, rejected]).std()),
         "length_correlation": correlation(chosen - rejected, longer),
     }
@@ -128,45 +140,65 @@ def run_study(
 ) -> list[dict]:
     """A record for every data set, seed and method; `load(set, seed=seed)` gives the pairs.
 
-    `records/<set>/<method>_<seed>.json` is written when a fit is done and not made again while its data and `about` are
-    the same, so an interrupted study goes on where it stopped. A record that cannot be read is an `InputError`.
+    `records/<set>/<method>_<seed>.json` is written when a fit is done and not made again while its data, its `about`
+    and `FITS` are the same, so an interrupted study goes on where it stopped. Fewer than two seeds, and a record that
+    cannot be read, are an `InputError`.
     """
-    if len(set(seeds)) < len(seeds) or not seeds:
-        raise InputError(f"seeds: {list(seeds)}; give different whole numbers")
-    rows = []
+    if len(set(seeds)) < max(2, len(seeds)):
+        raise InputError(f"seeds: {list(seeds)}; give at least two different whole numbers")
+    rows, commit = [], git_state(find_root())
     for name in sets:
         for seed in tqdm(seeds, desc=name, disable=None, leave=False):
             data = load(name, seed=seed)
             digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
             for method, how in methods.items():
                 file = Path(records) / name / f"{method}_{seed}.json"
-                key = {"data_sha256": digest, "about": how.about}
-                record = read_json(file) if file.is_file() else {}
+                key = {"data_sha256": digest, "about": how.about, "fits": FITS}
+                record = _on_record(file)
                 if record.get("key") != key:
                     started, at = time.monotonic(), utc_now()
                     found = measures(how.fit(data, seed), data)
                     record = {"set": name, "method": method, "seed": seed, "metrics": found, "key": key, "started": at}
                     took = {"pairs": [len(part) for part in data[:3]], "seconds": time.monotonic() - started}
-                    record |= took | machine()
+                    record |= took | machine() | commit
                     write_json(file, record)
                     say(f"{name}, seed {seed}, {method}: {record['seconds']:.0f} s")
                 rows.append(record)
     return rows
 
 
+def _on_record(file: Path) -> dict:
+    record = read_json(file) if file.is_file() else {}
+    if not isinstance(record, dict):
+        raise InputError(f"{file}: not the record of a fit; delete it, and the fit is made again")
+    return record
+
+
 def seed_rows(rows: Sequence[Mapping], metric: str, against: str = "") -> list[dict]:
-    """Of `run_study`'s records one row a data set and method: group, label, estimate, low, high (t over seeds, 95 %).
+    """Of `run_study`'s records one row a data set and method: group, label, estimate, low, high (95 %).
 
     `against`: a method whose value of the same seed is subtracted; it has no row then. A data set without the metric
-    has none either.
+    has none either. See `resampled_t_interval` for the interval.
     """
-    values: dict[str, dict[str, dict[int, float]]] = {}
-    for row in rows:
-        if metric in row["metrics"]:
-            values.setdefault(row["set"], {}).setdefault(row["method"], {})[row["seed"]] = row["metrics"][metric]
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for row in (row for row in rows if metric in row["metrics"]):
+        values.setdefault((row["set"], row["method"]), {})[row["seed"]] = row["metrics"][metric]
+    sizes = {row["set"]: row["pairs"] for row in rows}
     found = []
-    for name, of in values.items():
-        base = of[against] if against else dict.fromkeys(next(iter(of.values())), 0.0)
-        paired = {method: [own[seed] - base[seed] for seed in base] for method, own in of.items() if method != against}
-        found += over_seeds(paired, name)
+    for (name, method), own in values.items():
+        if method != against:
+            base = values[name, against] if against else dict.fromkeys(own, 0.0)
+            train, _, test = sizes[name]
+            interval = resampled_t_interval([own[seed] - base[seed] for seed in own], test / train)
+            found.append({"group": name, "label": method, **interval._asdict()})
     return found
+
+
+def resampled_t_interval(values: Sequence[float], test_to_train: float, confidence: float = 0.95) -> Interval:
+    """Mean of J values from J random splits of one data set: mean ± t(J-1) s sqrt(1 / J + n_test / n_train).
+
+    The splits share rows, so the plain t interval is too narrow. Nadeau & Bengio 2003, eq. 9.
+    """
+    plain, count = paired_t_interval(values, np.zeros(len(values)), confidence), len(values)
+    half = (plain.high - plain.estimate) * (1 + count * test_to_train) ** 0.5
+    return Interval(plain.estimate, plain.estimate - half, plain.estimate + half)

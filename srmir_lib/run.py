@@ -174,8 +174,13 @@ class Runner:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), inputs
 
     def _outside_inputs(self, task: Task) -> dict[str, str]:
-        """Files and folders that parameters name. They may be large: names, sizes and times are hashed."""
+        """Files and folders that parameters name. They may be large: names, sizes and times are hashed.
+
+        What a parameter names to *write* is no input: the notebook's metadata lists it under `srmir.writes`.
+        """
+        written = task.notebook.metadata.get("srmir", {}).get("writes", [])
         named = {key: value for key, value in task.parameters.items() if isinstance(value, str) and value}
+        named = {key: value for key, value in named.items() if key not in written}
         if task.parameters.get("data_dir") == "" and os.environ.get("SRMIR_DATA"):
             named["data_dir"] = os.environ["SRMIR_DATA"]
         inputs = {}

@@ -49,6 +49,7 @@ def test_splits_share_no_prompt_and_a_seed_draws_them_anew(pack, name):
     asked = [{str(row["prompt"]) for row in part} for part in data[:3]]
     assert all(asked) and not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
     assert real_pairs(name, pack, seed=1) == data != real_pairs(name, pack, seed=2)
+    assert real_pairs(name, pack, seed=2).validation == data.validation, "settings were chosen on it"
     few = real_pairs(name, pack, seed=1, most=3)
     assert few.train == data.train[:3] and few[1:] == data[1:]
 
@@ -67,6 +68,27 @@ def test_pairs_hold_a_safe_and_an_unsafe_answer_of_one_question_once_each(pack):
 def test_an_unknown_set_is_refused(pack):
     with pytest.raises(InputError, match="data sets: 'hh' is none of hh-rlhf, gptfuzz, diasafety"):
         real_pairs("hh", pack)
+    with pytest.raises(InputError, match="most: -5 pairs of gptfuzz"):
+        real_pairs("gptfuzz", pack, most=-5)
+
+
+def test_what_training_holds_is_not_tested_and_contradictions_are_dropped(tmp_path):
+    rows = []
+    for n in range(40):
+        for label, text in (("Safe", f"Sorry {n}."), ("Unsafe", f"sure {n}")):
+            rows.append({"context": f"context {n}", "category": "x", "response": text, "label": label})
+        rows.append({"context": f"context {n}", "category": "x", "response": "STOCK answer!", "label": "Safe"})
+        rows.append({"context": f"context {n}", "category": "x", "response": "stock answer", "label": "Unsafe"})
+    rows.append({"context": "context 1", "category": "x", "response": "Sorry 1.", "label": "Unsafe"})
+    (tmp_path / "diasafety").mkdir()
+    for split in ("train", "val", "test"):
+        (tmp_path / "diasafety" / f"{split}.json").write_text(json.dumps(rows))
+    data = real_pairs("diasafety", tmp_path, seed=1)
+    tested = {text_of(row[side]) for row in data.test for side in ("chosen", "rejected")}
+    assert tested and not tested & {"STOCK answer!", "stock answer"}, "training has these words"
+    assert not {text_of(row["completion"]) for row in data.judged} & {"STOCK answer!", "stock answer"}
+    everything = [row for part in data[:3] for row in part]
+    assert not any("Sorry 1." in (text_of(row["chosen"]), text_of(row["rejected"])) for row in everything)
 
 
 def test_measures_by_hand():
@@ -77,6 +99,7 @@ def test_measures_by_hand():
     ]
     found = measures(by_length(None, 0), PairData([], [], test, judged))
     assert found["pair_accuracy"] == 0.5 and found["auroc"] == 0.5
+    assert (found["gap"], found["gap_spread"]) == (-0.5, 1.5), "gaps of 1 and of -2"
     assert found["score_spread"] == pytest.approx(np.std([2, 1, 1, 3]))
     assert found["length_correlation"] == pytest.approx(1.0), "this judge pays for length and for nothing else"
     assert "auroc" not in measures(by_length(None, 0), PairData([], [], test, []))
@@ -99,24 +122,32 @@ def test_fits_on_record_are_not_made_again(tmp_path):
     run_study(lambda name, seed: data, ["set"], methods, [1, 2], tmp_path)
     assert made[4:] == [("two", 1), ("two", 2)], "only what was changed"
     other = data._replace(train=data.train[:1])
-    run_study(lambda name, seed: other, ["set"], {"one": methods["one"]}, [2], tmp_path)
+    run_study(lambda name, seed: other if seed == 2 else data, ["set"], {"one": methods["one"]}, [1, 2], tmp_path)
     assert made[6:] == [("one", 2)], "other data"
     (tmp_path / "set" / "one_1.json").write_text("{")
     with pytest.raises(InputError, match=r"one_1.json"):
-        run_study(lambda name, seed: data, ["set"], methods, [1], tmp_path)
-    with pytest.raises(InputError, match=r"seeds: \[1, 1\]; give different whole numbers"):
-        run_study(lambda name, seed: data, ["set"], methods, [1, 1], tmp_path)
+        run_study(lambda name, seed: data, ["set"], methods, [1, 2], tmp_path)
+    (tmp_path / "set" / "one_1.json").write_text("[]")
+    with pytest.raises(InputError, match=r"one_1.json: not the record of a fit; delete it"):
+        run_study(lambda name, seed: data, ["set"], methods, [1, 2], tmp_path)
+    for seeds in ([1, 1], [1]):
+        with pytest.raises(InputError, match="give at least two different whole numbers"):
+            run_study(lambda name, seed: data, ["set"], methods, seeds, tmp_path)
 
 
-def test_rows_over_seeds_are_paired_within_a_seed():
+def test_rows_over_seeds_are_paired_and_know_that_splits_overlap():
     values = {("plain", 1): 0.5, ("plain", 2): 0.7, ("other", 1): 0.6, ("other", 2): 0.9}
-    rows = [{"set": "s", "method": m, "seed": n, "metrics": {"acc": value}} for (m, n), value in values.items()]
+    rows = [
+        {"set": "s", "method": m, "seed": n, "metrics": {"acc": value}, "pairs": [80, 9, 20]}
+        for (m, n), value in values.items()
+    ]
     plain, other = seed_rows(rows, "acc")
     assert (plain["label"], plain["group"], plain["estimate"]) == ("plain", "s", pytest.approx(0.6))
-    assert plain["high"] - plain["estimate"] == pytest.approx(12.706 * 0.1, rel=1e-3)
+    wider = (1 / 2 + 20 / 80) ** 0.5  # Nadeau & Bengio
+    assert plain["high"] - plain["estimate"] == pytest.approx(12.706 * np.std([0.5, 0.7], ddof=1) * wider, rel=1e-3)
     (gain,) = seed_rows(rows, "acc", "plain")
     assert gain["label"] == "other" and gain["estimate"] == pytest.approx(0.15)
-    assert gain["high"] - gain["estimate"] == pytest.approx(12.706 * 0.05, rel=1e-3), "of the differences, 0.1 and 0.2"
+    assert gain["high"] - gain["estimate"] == pytest.approx(12.706 * np.std([0.1, 0.2], ddof=1) * wider, rel=1e-3)
     assert other["estimate"] == pytest.approx(0.75) and seed_rows(rows, "auroc") == []
 
 

@@ -65,7 +65,7 @@ def write_pack(folder: Path) -> Path:
     for split, count in (("train", 30), ("val", 6), ("test", 10)):
         contexts = [f"{split} {n} {text(3)}" for n in range(count)]
         rows = [
-            {"context": c, "category": "Biased Opinion", "response": r, "label": judged}
+            {"context": c, "category": "Biased Opinion", "response": f"{r} {text(5)}", "label": judged}
             for c in contexts
             for r, judged in replies
         ]
