@@ -57,6 +57,18 @@ def growth_curves(histories: Mapping[str, Sequence[Mapping]], curves: Mapping[st
     return figure
 
 
+def labelled_points(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str) -> Figure:
+    """One marked and named point each: name -> (x, y)."""
+    figure, axis = _axes(6.5, 3.6)
+    for index, (name, place) in enumerate(points.items()):
+        axis.plot(*place, MARKERS[index % len(MARKERS)], color=SHADES[index % len(SHADES)], markersize=7)
+        axis.annotate(name, place, (6, 5), textcoords="offset points", fontsize=8)
+    axis.margins(x=0.25, y=0.15)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.grid(color=GRID, linewidth=0.5)
+    return figure
+
+
 def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Figure:
     """All that the alarm listens to, and the KL beside it, over training; one line per run (name -> history).
 

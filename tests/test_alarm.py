@@ -11,7 +11,7 @@ from srmir_lib.alarm import SIGNALS, Alarm, measure
 from srmir_lib.artifacts import InputError
 from srmir_lib.calibration import Calibration
 from srmir_lib.models import load_policy
-from srmir_lib.monitor_plots import alarm_curves, growth_curves, monitor_curves
+from srmir_lib.monitor_plots import alarm_curves, growth_curves, labelled_points, monitor_curves
 from srmir_lib.templates import user_message
 
 
@@ -138,3 +138,8 @@ def test_growth_has_a_panel_a_curve_and_a_line_a_run():
     reward, kl = growth_curves(runs, {"reward": "reward (score)", "kl": "KL (nats a token)"}).axes
     assert [list(line.get_ydata()) for line in reward.lines] == [[1, 2], [2, 4]]
     assert kl.get_ylabel() == "KL (nats a token)" and [line.get_label() for line in kl.lines] == list(runs)
+
+
+def test_points_are_named_where_they_lie():
+    axis = labelled_points({"plain": (0.1, 0.9), "pcrm": (0.2, 0.8)}, "KL", "goodness").axes[0]
+    assert [text.get_text() for text in axis.texts] == ["plain", "pcrm"] and axis.texts[1].xy == (0.2, 0.8)

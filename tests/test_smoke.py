@@ -76,7 +76,10 @@ def test_executed_notebooks_hold_no_errors_and_no_work_folders(series):
 def test_appendices_run(series):
     done = srmir(series[0], "run", "smoke", "A1", "A7")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-    for name, measure in (("A1_bayesian_rewards", "pair_accuracy_ava_p"), ("A7_other_judges", "spread_pcrm")):
+    for name, measure in (
+        ("A1_bayesian_rewards", "pair_accuracy_ava_p"),
+        ("A7_other_judges", "spread_within_prompt_pcrm"),
+    ):
         assert json.loads((series[0] / "outputs/smoke" / name / "metrics.json").read_text())[measure] > 0
 
 
