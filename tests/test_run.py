@@ -180,6 +180,21 @@ def test_inputs_are_found_in_the_cells_or_listed_in_the_metadata(root):
     assert found == [("01_data", "base_model"), ("01_make", "numbers"), ("a", "policy"), ("b", "")]
 
 
+@pytest.mark.parametrize(("writes", "after"), [(["records"], "done"), ([], "stale")])
+def test_a_folder_that_a_stage_writes_beside_its_own_is_no_input(root, writes, after):
+    (root / "outputs/reference/records").mkdir(parents=True)
+    path = root / "notebooks/01_make.ipynb"
+    cells = [MAKE[0], COMMON + 'records: str = "outputs/reference/records"  # where fits are kept', MAKE[2]]
+    write_notebook(path, [*cells, "(stage.resolve(records) / 'fit.json').write_text('{}')", "stage.save_metrics({})"])
+    book = nbformat.read(path, 4)
+    book.metadata["srmir"] = {"writes": writes}
+    nbformat.write(book, path)
+    (root / "params/lab/01_make.yaml").write_text("")
+    runner = Runner("lab")
+    (task,) = runner.plan(["01_make"])
+    assert [result.state for result in runner.run([task])] == ["done"] and runner.state(task) == after
+
+
 def test_baselines_run_before_the_evaluation_and_appendices_only_when_asked(root):
     for name in ("06_evaluation", "A0_baselines", "A1_more", "05_x"):
         (root / f"params/lab/{name}.yaml").touch()
