@@ -65,6 +65,21 @@ def results_markdown(reference: str | Path, preset: str) -> str:
     return "\n".join(lines)
 
 
+def claims_markdown(reference: str | Path, preset: str) -> str:
+    """The README's table of claims over seeds (A6): one row a claim, its interval in each world, its verdict."""
+    rows = read_json(Path(reference) / preset / "A6_over_seeds" / "claims.json")
+    worlds = list(dict.fromkeys(row["world"] for row in rows))
+    lines = [f"| claim | {' | '.join(worlds)} | verdict |", "|---|" + "---|" * (len(worlds) + 1)]
+    for name in dict.fromkeys(row["id"] for row in rows):
+        own = {row["world"]: row for row in rows if row["id"] == name}
+        first, cells = next(iter(own.values())), []
+        for world in worlds:
+            known = world in own and own[world]["estimate"] is not None
+            cells.append("{estimate:+.3f} [{low:+.3f}, {high:+.3f}]".format(**own[world]) if known else "-")
+        lines.append(f"| {first['claim']} | {' | '.join(cells)} | {first['overall']} |")
+    return "\n".join(lines)
+
+
 def _fit_to_keep(text: str, root: Path) -> str:
     """`text` without what `redact` left of others' texts, and without where this machine keeps things: the repository,
     what is beside it, a kernel's scratch files."""

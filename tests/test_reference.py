@@ -9,7 +9,7 @@ import pytest
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.evaluation import redact
-from srmir_lib.reference import HEADINGS, LARGEST, _fit_to_keep, bless, results_markdown
+from srmir_lib.reference import HEADINGS, LARGEST, _fit_to_keep, bless, claims_markdown, results_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "outputs" / "reference"
@@ -21,6 +21,26 @@ def test_the_readme_prints_the_blessed_table(preset):
     assert results_markdown(REFERENCE, preset) in (ROOT / "README.md").read_text(), (
         f"README.md lacks the table of outputs/reference/{preset}; paste what results_markdown gives"
     )
+
+
+def test_the_readme_prints_the_table_of_claims():
+    assert claims_markdown(REFERENCE, "lab") in (ROOT / "README.md").read_text(), (
+        "README.md lacks the table of outputs/reference/lab/A6_over_seeds; paste what claims_markdown gives"
+    )
+
+
+def test_the_table_of_claims_by_hand(tmp_path):
+    folder = tmp_path / "lab" / "A6_over_seeds"
+    folder.mkdir(parents=True)
+    row = {"id": "a", "claim": "up", "world": "x", "estimate": 0.5, "low": -0.25, "high": 1.0, "overall": "differs"}
+    other = row | {"id": "b", "claim": "down", "world": "y", "estimate": None, "overall": "not measured"}
+    (folder / "claims.json").write_text(json.dumps([row, other]))
+    assert claims_markdown(tmp_path, "lab").splitlines() == [
+        "| claim | x | y | verdict |",
+        "|---|---|---|---|",
+        "| up | +0.500 [-0.250, +1.000] | - | differs |",
+        "| down | - | - | not measured |",
+    ]
 
 
 def test_every_number_of_the_results_section_is_a_blessed_one():
