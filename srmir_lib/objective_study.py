@@ -36,12 +36,13 @@ def fit_objectives(
     runs = {name: {key: value for key, value in own.items() if key != "seed"} for name, own in objectives.items()}
     drawn = {name: seed + own.get("seed", 0) for name, own in objectives.items()}
     if config["design"] == "pooled":
-        from srmir_lib import encoder_training
+        from srmir_lib import encoder_settings
+        from srmir_lib.encoder_training import fit_pooled
 
-        reading, settings = encoder_training.settings_of(before)
+        reading, settings = encoder_settings.settings_of(before)
         for name, own in {name: changed(settings, changes) for name, changes in runs.items()}.items():
             arguments = preferences["train"], folders[name], config["categories"], reading, own, drawn[name]
-            encoder_training.fit_pooled(base_model, labelled, *arguments, device)
+            fit_pooled(base_model, labelled, *arguments, device)
         return
     settings, once = settings_of(before), {}
     wanted = {name: changed(settings, changes) for name, changes in runs.items()}  # checked before anything is trained

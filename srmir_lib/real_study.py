@@ -20,7 +20,8 @@ from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.detection import auroc, pair_accuracy
 from srmir_lib.embeddings import fingerprint, load_trunk
 from srmir_lib.encoder_rewards import PairReading, PooledScorer, resolve_encoder
-from srmir_lib.encoder_training import EncoderSettings, fit_pooled
+from srmir_lib.encoder_settings import EncoderSettings
+from srmir_lib.encoder_training import fit_pooled
 from srmir_lib.evaluation import Interval, paired_t_interval
 from srmir_lib.manifest import git_state, machine, utc_now
 from srmir_lib.margins import REFUSALS, annotate, correlation, estimate_direction, length_differences, with_margins

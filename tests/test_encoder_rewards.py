@@ -23,14 +23,8 @@ from srmir_lib.encoder_rewards import (
     resolve_encoder,
     score_pairs,
 )
-from srmir_lib.encoder_training import (
-    EncoderSettings,
-    fit_pooled,
-    from_parameters,
-    length_batches,
-    mixed_loss,
-    settings_of,
-)
+from srmir_lib.encoder_settings import EncoderSettings, from_parameters, settings_of
+from srmir_lib.encoder_training import fit_pooled, length_batches, mixed_loss
 from srmir_lib.objectives import pcrm_loss
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.templates import assistant_message, user_message

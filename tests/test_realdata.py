@@ -9,7 +9,8 @@ import pytest
 from tiny_bert import WORDS, write_tiny_bert
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
-from srmir_lib.encoder_training import fit_pooled, pooled_settings
+from srmir_lib.encoder_settings import pooled_settings
+from srmir_lib.encoder_training import fit_pooled
 from srmir_lib.realdata import fit_real_router, human_preferences, labelled_responses, real_prompts, router_accuracy
 from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.router import Router
