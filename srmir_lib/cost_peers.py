@@ -23,7 +23,7 @@ from srmir_lib.margins import annotate, legend_margin
 from srmir_lib.models import load_tokenizer
 from srmir_lib.probes import Probes, ProbeSettings
 from srmir_lib.reward_model import ShadowRewardModels
-from srmir_lib.shared_rewards import SharedScorer
+from srmir_lib.shared_rewards import SharedScorer, score_ids
 from srmir_lib.taxonomy import CATEGORIES
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.trunk import PASS_TOKENS, Trunk, batches
@@ -130,7 +130,7 @@ def contestants(
         "linear": partial(shared.reward("linear"), *rows),
         "routed": partial(shared.reward("categorized"), *rows, **columns),
         "watched": partial(watched, *rows, **columns, log_metric=lambda *_: None),
-        "alone": lambda: shared.scorer.score_ids(conversation_ids(tokenizer, *rows)),
+        "alone": lambda: score_ids(shared.scorer.trunk, [shared.scorer.probes], conversation_ids(tokenizer, *rows))[0],
     }
 
 

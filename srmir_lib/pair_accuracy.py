@@ -8,6 +8,7 @@ from torch import Tensor
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.evaluation import bootstrap_interval
+from srmir_lib.reward_model import score_sets
 from srmir_lib.templates import text_of
 
 FEATURES = ("response", "prompt_and_response")
@@ -15,7 +16,19 @@ FEATURES = ("response", "prompt_and_response")
 
 def reward_gaps(models, pairs) -> Tensor:
     r"""$d_j=r_j(x,y^+)-r_j(x,y^-)$ of every model: rows with prompt, chosen, rejected -> (N, K), raw score units."""
-    return models.score(pairs["prompt"], pairs["chosen"]) - models.score(pairs["prompt"], pairs["rejected"])
+    scores, count = models.score(*_both(pairs)), len(pairs["prompt"])
+    return scores[:count] - scores[count:]
+
+
+def gaps_of_sets(sets: Mapping, pairs) -> dict[str, Tensor]:
+    """`reward_gaps` of several sets of reward models, name -> (N, K); those on one trunk read the pairs once."""
+    count = len(pairs["prompt"])
+    return {name: scores[:count] - scores[count:] for name, scores in score_sets(sets, *_both(pairs)).items()}
+
+
+def _both(pairs) -> tuple[list, list]:
+    """Prompts and answers of all chosen sides, then of all rejected ones: a trunk reads each prompt once for both."""
+    return [*pairs["prompt"], *pairs["prompt"]], [*pairs["chosen"], *pairs["rejected"]]
 
 
 def routed_gaps(models, pairs) -> Tensor:

@@ -6,7 +6,7 @@ this library to be opened.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ class ShadowRewardModels:
 
     def __init__(self, scorer, categories: Sequence[str], design: str, calibration: Calibration | None = None):
         self.scorer, self.categories, self.design = scorer, list(categories), design
-        self.calibration, self.drafted_by = calibration, None
+        self.calibration, self.asks = calibration, None
 
     @classmethod
     def load(
@@ -49,7 +49,8 @@ class ShadowRewardModels:
 
         `batch_size`: rows of one forward pass (separate); `batch_tokens`: tokens of one (shared). `model`: the base
         model if it is in memory already; the shared design then uses its weights, and needs none of its own. `beside`:
-        another set in memory; if it asks the same base model the same question, both use one store of drafts.
+        another set in memory; if it asks the same base model the same question, both use one store of drafts and, in
+        the shared design, one trunk.
 
         A missing folder or category, or another base model than the one trained on, is an `InputError`.
         """
@@ -79,10 +80,13 @@ class ShadowRewardModels:
         calibration = folder / "calibration.json"
         calibration = Calibration.load(calibration) if calibration.exists() else None
         models = cls(scorer, config["categories"], config["design"], calibration)
-        if config.get("question"):
-            models.drafted_by = tuple(config[key] for key in ("base_sha256", *THINKING))
-            if beside is not None and beside.drafted_by == models.drafted_by:
-                scorer.think.drafts = beside.scorer.think.drafts
+        if "question" in config:
+            models.asks = tuple(config[key] for key in ("base_sha256", *THINKING))
+            if beside is not None and beside.asks == models.asks:
+                if beside.design == models.design == "shared":
+                    scorer.join(beside.scorer)
+                else:
+                    scorer.think.drafts = beside.scorer.think.drafts
         return models
 
     def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:
@@ -91,8 +95,7 @@ class ShadowRewardModels:
         Prompts are user texts or conversations; completions texts or `[assistant]` messages. A score that is not finite
         and a category without a model are `InputError`s.
         """
-        if len(prompts) != len(completions):
-            raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")
+        _as_many(prompts, completions)
         if categories is None:
             scores = self.scorer.score(prompts, completions)
         else:
@@ -101,6 +104,9 @@ class ShadowRewardModels:
                 scores = self.scorer.score_routed(prompts, completions, columns)
             else:
                 scores = self.scorer.score(prompts, completions)[torch.arange(len(columns)), columns]
+        return self._finite(scores, categories)
+
+    def _finite(self, scores: Tensor, categories: Sequence[str] | None = None) -> Tensor:
         bad = (~scores.isfinite()).nonzero()
         if len(bad):
             row = int(bad[0, 0])
@@ -121,6 +127,28 @@ class ShadowRewardModels:
         from srmir_lib.rewards import RewardFunction
 
         return RewardFunction(self, strategy, **options)
+
+
+def score_sets(sets: Mapping[str, ShadowRewardModels], prompts: Sequence, completions: Sequence) -> dict[str, Tensor]:
+    """`score` of several sets on the same rows, name -> (N, K); sets on one trunk (see `beside`) read them once."""
+    _as_many(prompts, completions)
+    trunks: dict[int, list[str]] = {}
+    for name, models in sets.items():
+        trunks.setdefault(id(getattr(models.scorer, "trunk", models)), []).append(name)
+    found = {}
+    for names in trunks.values():
+        first = sets[names[0]]
+        if len(names) == 1:
+            found[names[0]] = first.score(prompts, completions)
+            continue
+        scores = first.scorer.score_by([sets[name].scorer.probes for name in names], prompts, completions)
+        found |= {name: sets[name]._finite(own) for name, own in zip(names, scores, strict=True)}
+    return {name: found[name] for name in sets}
+
+
+def _as_many(prompts: Sequence, completions: Sequence) -> None:
+    if len(prompts) != len(completions):
+        raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")
 
 
 def read_config(folder: str | Path) -> dict:

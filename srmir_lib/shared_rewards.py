@@ -39,11 +39,21 @@ class SharedScorer:
 
     def score(self, prompts: Sequence, completions: Sequence) -> Tensor:
         """Every model on every row: (N, K), float32, on the CPU."""
-        return self.score_ids(*self._ids(prompts, completions))
+        return self.score_by([self.probes], prompts, completions)[0]
+
+    def score_by(self, sets: Sequence[Probes], prompts: Sequence, completions: Sequence) -> list[Tensor]:
+        """`score` by the probes of several sets over this one trunk, which reads every row once."""
+        return score_ids(self.trunk, sets, *self._ids(prompts, completions))
 
     def score_routed(self, prompts: Sequence, completions: Sequence, columns: Tensor) -> Tensor:
         """Row i by model `columns[i]` only: (N,)."""
-        return self.score_ids(*self._ids(prompts, completions), columns)
+        return score_ids(self.trunk, [self.probes], *self._ids(prompts, completions), columns)[0]
+
+    def join(self, other: "SharedScorer") -> None:
+        """Use the trunk and the drafts of `other`, which asks the same base model the same question."""
+        self.think = other.think
+        if (self.trunk.layer, self.trunk.device) == (other.trunk.layer, other.trunk.device):
+            self.trunk = other.trunk
 
     def _ids(self, prompts: Sequence, completions: Sequence) -> tuple[list[Sequence[int]], list[str]]:
         chats, ids = self.think(prompts), []
@@ -52,17 +62,25 @@ class SharedScorer:
             ids += [array("i", row) for row in conversation_ids(self.tokenizer, chats[part], completions[part])]
         return ids, [str(chat) for chat in chats]
 
-    @torch.no_grad()
-    def score_ids(
-        self, ids: Sequence[Sequence[int]], groups: Sequence[str] | None = None, columns: Tensor | None = None
-    ):
-        """Scores of tokenized conversations, (N, K) or (N,); rows of one group share their common beginning."""
-        scores = torch.zeros(len(ids), len(self.probes.categories)) if columns is None else torch.zeros(len(ids))
-        for rows, states in self.trunk.read(ids, groups):
-            at = columns[rows].to(self.trunk.device) if columns is not None else None
-            scores[rows] = self.probes(self.trunk, states, at).float().cpu()
-            del states  # else they are in memory while the next are made
-        return scores
+
+@torch.no_grad()
+def score_ids(
+    trunk: Trunk,
+    sets: Sequence[Probes],
+    ids: Sequence[Sequence[int]],
+    groups: Sequence[str] | None = None,
+    columns: Tensor | None = None,
+) -> list[Tensor]:
+    """Scores of tokenized conversations by every set of probes, (N, K) or, with `columns`, (N,); rows of one group
+    share their common beginning."""
+    count = len(ids)
+    scores = [torch.zeros(count, len(probes.categories)) if columns is None else torch.zeros(count) for probes in sets]
+    for rows, states in trunk.read(ids, groups):
+        at = columns[rows].to(trunk.device) if columns is not None else None
+        for own, probes in zip(scores, sets, strict=True):
+            own[rows] = probes(trunk, states, at).float().cpu()
+        del states  # else they are in memory while the next are made
+    return scores
 
 
 def load_shared(folder: Path, base, config: dict, device: str, batch_tokens: int, model=None) -> SharedScorer:

@@ -14,6 +14,7 @@ from srmir_lib.pair_accuracy import (
     category_index,
     correct,
     difference_rows,
+    gaps_of_sets,
     reward_gaps,
 )
 
@@ -32,11 +33,15 @@ def test_names_become_columns():
 
 def test_reward_gaps_are_chosen_minus_rejected():
     class Lengths:
+        scorer = None
+
         def score(self, prompts, completions):
             return torch.tensor([[len(c), len(p)] for p, c in zip(prompts, completions, strict=True)])
 
     pairs = {"prompt": ["ab", "c"], "chosen": ["xyz", "x"], "rejected": ["x", "xy"]}
     assert reward_gaps(Lengths(), pairs).tolist() == [[2, 0], [-1, 0]]
+    by_set = gaps_of_sets({"one": Lengths(), "other": Lengths()}, pairs)
+    assert {name: gaps.tolist() for name, gaps in by_set.items()} == dict.fromkeys(by_set, [[2, 0], [-1, 0]])
 
 
 def test_rows_and_metrics_by_hand():

@@ -25,7 +25,7 @@ from srmir_lib.embeddings import conversation_ids
 from srmir_lib.models import load_policy, load_tokenizer
 from srmir_lib.pair_states import PairStates
 from srmir_lib.probes import Probes, ProbeSettings, block_mask, probe_tokens
-from srmir_lib.reward_model import ALL, ShadowRewardModels
+from srmir_lib.reward_model import ALL, ShadowRewardModels, score_sets
 from srmir_lib.reward_training import RewardSettings, pairs_seen, settings_of
 from srmir_lib.shared_rewards import _train, clip_each, fit_shared, pair_batches, scores_of_batch, train_probes
 from srmir_lib.templates import assistant_message, user_message
@@ -357,6 +357,32 @@ def test_sets_that_ask_the_same_question_share_their_drafts(tiny_model, tmp_path
     assert list(second.scorer.think.drafts) == ["crimes 1"] and not other.scorer.think.drafts
     alone = ShadowRewardModels.load(tmp_path / "b", "cpu")
     assert torch.equal(second.score(["crimes 1"], ["no"]), alone.score(["crimes 1"], ["no"]))
+    assert second.scorer.trunk is first.scorer.trunk is not other.scorer.trunk
+
+
+def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkeypatch):
+    kinds = {"a": SETTINGS.probe, "b": replace(SETTINGS.probe, tokens=2), "c": ProbeSettings(kind="head")}
+    for seed, (name, probe) in enumerate(kinds.items()):
+        own = replace(SETTINGS, max_steps=2, probe=probe)
+        fit_shared(
+            tiny_model, preferences(), tmp_path / name, ["crimes", "insult"][: 1 + seed % 2], own, seed, device="cpu"
+        )
+    first = ShadowRewardModels.load(tmp_path / "a", "cpu")
+    beside = {name: ShadowRewardModels.load(tmp_path / name, "cpu", beside=first) for name in "bc"}
+    sets, rows = {"b": beside["b"], "a": first, "c": beside["c"]}, (["crimes 1", "insult 2"], ["no", "yes 2"])
+    assert beside["c"].scorer.trunk is not first.scorer.trunk, "a head reads a hidden state that probes do not need"
+    wanted, passes = {name: models.score(*rows) for name, models in sets.items()}, []
+    monkeypatch.setattr(Trunk, "read", lambda self, *a, read=Trunk.read: passes.append(self) or read(self, *a))
+    found = score_sets(sets, *rows)
+    assert list(found) == list(sets) and passes == [first.scorer.trunk, beside["c"].scorer.trunk]
+    for name, scores in found.items():
+        torch.testing.assert_close(scores, wanted[name], atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match="completions: 1 for 2 prompts"):
+        score_sets(sets, rows[0], ["no"])
+    with torch.no_grad():
+        first.scorer.probes.heads.fill_(float("nan"))
+    with pytest.raises(InputError, match="reward model crimes: the score of row 0"):
+        score_sets(sets, *rows)
 
 
 def test_a_batch_scores_as_its_texts_do_alone(tiny_model):
