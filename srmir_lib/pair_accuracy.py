@@ -102,6 +102,8 @@ def bag_of_words_gaps(
         raise InputError(f"features: {features!r} is none of {', '.join(FEATURES)}")
     encode = _encoder(train, crossed=features == "prompt_and_response")
     x_train, x_valid, x_test = encode(train), encode(validation), encode(test)
+    met = np.flatnonzero(x_train.tocsc().count_nonzero(axis=0))  # of the rest, most of all products, the weights are 0
+    x_train, x_valid, x_test = (x[:, met] for x in (x_train, x_valid, x_test))
     both, target = _stacked(x_train), np.repeat([1, 0], x_train.shape[0])
     fits = [
         LogisticRegression(C=penalty, fit_intercept=False, max_iter=1000).fit(both, target) for penalty in penalties
