@@ -28,6 +28,7 @@ from srmir_lib.taxonomy import CATEGORIES
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.trunk import PASS_TOKENS, Trunk, batches
 
+SIDES = ("chosen", "rejected")
 LONGEST = 8192
 """Positions that the random models have room for."""
 
@@ -209,7 +210,7 @@ def score_with_peft(models: ShadowRewardModels, policy, prompts: Sequence, compl
 def annotate_one_by_one(policy, tokenizer, pairs: Mapping, direction: Tensor) -> Tensor:
     """(N,): Legend margins by the plain loop: one text at a time, with all logits and every layer's hidden states."""
     sides = []
-    for side in ("chosen", "rejected"):
+    for side in SIDES:
         ids = conversation_ids(tokenizer, pairs["prompt"], pairs[side])
         inputs = (torch.tensor([text], device=policy.device) for text in ids)
         outputs = (policy(input_ids=one, output_hidden_states=True) for one in inputs)
@@ -217,11 +218,31 @@ def annotate_one_by_one(policy, tokenizer, pairs: Mapping, direction: Tensor) ->
     return legend_margin(*sides, direction)
 
 
-def annotators(policy, tokenizer, pairs: Mapping, seed: int = 0) -> dict[str, Callable]:
-    """For `cost.race`: margins of `pairs` along a random direction, by `margins.annotate` and by the plain `loop`."""
+def annotate_by_ensemble(classifiers: Sequence, tokenizer, pairs: Mapping, batch_tokens: int) -> Tensor:
+    """(N,): margins as the mean score gap of several reward models, each a model of its own (Wang et al. 2024, arXiv
+    2401.06080); without waste, as in `score_tuned`."""
+    sides = (score_tuned(classifiers, tokenizer, pairs["prompt"], pairs[side], batch_tokens) for side in SIDES)
+    chosen, rejected = sides
+    return (chosen - rejected).mean(dim=1)
+
+
+def annotators(
+    policy, tokenizer, pairs: Mapping, ensemble: int, batch_tokens: int, seed: int = 0
+) -> dict[str, Callable]:
+    """For `cost.race`: margins of `pairs` along a random direction, by `margins.annotate` and by the plain `loop`, and
+    those of so many random classifiers of the policy's shape, an `ensemble` whose training is not counted."""
+    config = policy.config
+    heads = config.num_attention_heads, config.num_key_value_heads
+    form = Shape(config.hidden_size, config.num_hidden_layers, *heads, config.intermediate_size, config.vocab_size)
+    dtype = str(policy.dtype).removeprefix("torch.")
+    classifiers = random_classifiers(form, tokenizer, ensemble, policy.device.type, dtype, seed)
     direction = torch.randn(policy.config.hidden_size, generator=torch.Generator().manual_seed(seed))
     of = (policy, tokenizer, pairs, direction / direction.norm())
-    return {"annotate": partial(annotate, *of), "loop": partial(annotate_one_by_one, *of)}
+    return {
+        "annotate": partial(annotate, *of),
+        "loop": partial(annotate_one_by_one, *of),
+        "ensemble": partial(annotate_by_ensemble, classifiers, tokenizer, pairs, batch_tokens),
+    }
 
 
 def memory_of_shared(

@@ -134,8 +134,11 @@ def embed(
     `layer` counts hidden states: 0 is the token embedding, -1 the last. `pooling` is "last" (Legend, Feng et al. 2024:
     the last token of the chat) or "mean" (over the response's tokens when there are responses). A causal language model
     reads the chat template; an encoder reads the plain text, or the pair of texts, cut at its longest input.
+    An empty response is an `InputError`.
     """
     check_reading(model, layer, pooling)
+    if responses is not None:
+        check_answers(responses)
     causal = is_causal(model)
     if causal:
         ids = conversation_ids(tokenizer, prompts, responses)
@@ -158,6 +161,13 @@ def embed(
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= first)
         embeddings[rows] = pool(states.float(), mask, pooling).cpu()
     return checked(embeddings)
+
+
+def check_answers(responses: Sequence) -> None:
+    """Refuse answers without a word: nothing can be read off them."""
+    for row, response in enumerate(responses):
+        if not text_of(response).strip():
+            raise InputError(f"response of row {row} is empty; an answer needs a word, leave the row out")
 
 
 def check_reading(model, layer: int, pooling: str) -> None:

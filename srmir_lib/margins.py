@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.embeddings import check_reading, checked, conversation_ids, embed
+from srmir_lib.embeddings import check_answers, check_reading, checked, conversation_ids, embed
 from srmir_lib.templates import text_of
 from srmir_lib.trunk import Trunk, trunk_problem
 
@@ -113,8 +113,10 @@ def embed_sides(
 
     A text that comes several times is read once: prompts come with several rejected answers and one and the same
     chosen one. A decoder with full attention also reads a prompt once for all its answers, and ends at `layer`; other
-    models read whole texts.
+    models read whole texts. An empty answer is an `InputError`.
     """
+    for side in (left, right):
+        check_answers(side)
     texts, places = {}, []
     for prompt, answer in zip([*prompts, *prompts], [*left, *right], strict=True):
         places.append(texts.setdefault((str(prompt), text_of(answer)), (len(texts), prompt))[0])

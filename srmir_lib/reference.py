@@ -1,5 +1,6 @@
 """The blessed run: what a reader sees without running anything. Words, pictures and numbers; no weights."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -81,8 +82,16 @@ def claims_markdown(reference: str | Path, preset: str) -> str:
 
 
 def _fit_to_keep(text: str, root: Path) -> str:
-    """`text` without what `redact` left of others' texts, and without where this machine keeps things: the repository,
-    what is beside it, a kernel's scratch files."""
-    text = re.sub(r"\S.{0,23} … (\[\d+ characters, redacted\])", r"\1", text)
+    """JSON `text` without what `redact` left of others' texts, and without where this machine keeps things: the
+    repository, what is beside it, a kernel's scratch files."""
+    text = re.sub(r'"(?:[^"\\]|\\.)*"', _redacted, text)
     text = re.sub(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py", "<cell>", text)
     return text.replace(f"{root}/", "").replace(str(root), ".").replace(f"{root.parent}/", "../")
+
+
+def _redacted(literal: re.Match) -> str:
+    """A string of a JSON file without the beginnings of redacted texts."""
+    if "redacted]" not in literal.group():
+        return literal.group()
+    kept = re.sub(r"\S.{0,23} … (\[\d+ characters, redacted\])", r"\1", json.loads(literal.group()))
+    return json.dumps(kept, ensure_ascii=False)

@@ -228,10 +228,18 @@ def test_contestants_score_the_same_texts(shared, classifiers, tokenizer, mixed)
 def test_annotators_give_the_same_margins(policy, tokenizer):
     prompts, answers = peers.texts(tokenizer, replace(LOAD, group=2), prompts=3, seed=2, shortest=3)
     pairs = {"prompt": prompts[::2], "chosen": answers[::2], "rejected": answers[1::2]}
-    runs = peers.annotators(policy, tokenizer, pairs)
+    runs = peers.annotators(policy, tokenizer, pairs, ensemble=2, batch_tokens=64)
     ours, theirs = runs["annotate"](), runs["loop"]()
     assert ours.shape == (3,) and ours.abs().min() > 0
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_an_ensembles_margin_is_its_mean_gap(policy, classifiers, tokenizer):
+    prompts, answers = peers.texts(tokenizer, replace(LOAD, group=2), prompts=3, seed=2, shortest=3)
+    pairs = {"prompt": prompts[::2], "chosen": answers[::2], "rejected": answers[1::2]}
+    sides = [peers.score_as_trl(classifiers, tokenizer, prompts[::2], pairs[side]) for side in peers.SIDES]
+    margins = peers.annotate_by_ensemble(classifiers, tokenizer, pairs, batch_tokens=64)
+    torch.testing.assert_close(margins, (sides[0] - sides[1]).mean(dim=1), rtol=0, atol=1e-5)
 
 
 def test_growth_gives_a_ratio_for_every_load(policy, classifiers, tokenizer):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 
 from srmir_lib.artifacts import InputError
@@ -51,6 +52,14 @@ def test_every_number_of_the_results_section_is_a_blessed_one():
         value = json.loads(file.read_text())[metric]
         assert printed == f"{value:.{digits}f}", f"README.md says {printed} for {metric}, {file} has {value}"
     assert len(marked) >= 5 or not PRESETS
+
+
+def test_every_reference_opens():
+    files = [*REFERENCE.rglob("*.ipynb"), *REFERENCE.rglob("*.json")]
+    for file in files:
+        content = json.loads(file.read_text())
+        if file.suffix == ".ipynb":
+            nbformat.validate(content)
 
 
 def test_the_table_by_hand(tmp_path):
@@ -107,4 +116,8 @@ def test_reference_files_are_small_and_show_no_places():
 
 def test_of_a_redacted_text_nothing_is_kept(tmp_path):
     shown = redact("a long text that nobody should read here", show_text=False)
-    assert shown.startswith("a ▇▇▇▇") and _fit_to_keep(f"  y+  {shown}", tmp_path) == "  y+  [40 characters, redacted]"
+    assert shown.startswith("a ▇▇▇▇") and _fit_to_keep(json.dumps(f"  y+  {shown}"), tmp_path) == (
+        '"  y+  [40 characters, redacted]"'
+    )
+    short = json.dumps(["  x ", redact('a "b"', False), "end"], indent=1, ensure_ascii=False)
+    assert json.loads(_fit_to_keep(short, tmp_path)) == ["  x ", "[5 characters, redacted]", "end"]
