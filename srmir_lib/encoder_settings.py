@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import get_origin
 
 from srmir_lib.artifacts import InputError, read_json
@@ -56,8 +57,22 @@ def from_parameters(kind: type, values: Mapping, name: str):
     return kind(**values)
 
 
-def pooled_settings(reading: Mapping, fine_tuning: Mapping) -> tuple[PairReading, EncoderSettings]:
-    """Both halves of `fit_pooled`'s settings from the mappings of a parameter file."""
+def pooled_settings(
+    reading: Mapping, fine_tuning: Mapping, others: Mapping = MappingProxyType({})
+) -> tuple[PairReading, EncoderSettings]:
+    """Both halves of `fit_pooled`'s settings from the mappings of a parameter file.
+
+    `others`: the settings of the other designs; what an encoder would not read there is an `InputError`.
+    """
+    unread = {"objective": "bradley_terry", "center_rewards_coefficient": 0.0, "averaged_fits": 1}
+    for name, usual in unread.items():
+        if others.get(name, usual) != usual:
+            fix = (
+                "an encoder's fits are not averaged"
+                if name == "averaged_fits"
+                else "an encoder's stands in fine_tuning"
+            )
+            raise InputError(f"{name}: {others[name]!r} is not read with design pooled; {fix}")
     return from_parameters(PairReading, reading, "reading"), from_parameters(
         EncoderSettings, fine_tuning, "fine_tuning"
     )

@@ -96,12 +96,13 @@ class PairStates:
         self.keep()
         lengths = [len(self.texts[row]) for row in rows]
         layers, heads, _, size = self.ends[rows[0]][0].shape
-        out = self.ends[rows[0]][0].new_zeros(layers, len(rows), heads, max(lengths), size)
+        out = self.ends[rows[0]][0].new_empty(layers, len(rows), heads, max(lengths), size)
         for place, row in enumerate(rows):
-            start = self.shared[row]
+            start, end = self.shared[row], lengths[place]
             if start:
                 out[:, place, :, :start] = self.beginnings[self.groups[row]]
-            out[:, place, :, start : lengths[place]] = self.ends[row][0]
+            out[:, place, :, start:end] = self.ends[row][0]
+            out[:, place, :, end:] = 0  # never read, but it must be finite
         mask = torch.arange(max(lengths), device=out.device) < torch.tensor(lengths, device=out.device).unsqueeze(1)
         last = None if self.ends[rows[0]][1] is None else torch.stack([self.ends[row][1] for row in rows])
         return States(list(out[: layers // 2]), list(out[layers // 2 :]), mask, last)

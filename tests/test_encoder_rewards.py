@@ -23,7 +23,7 @@ from srmir_lib.encoder_rewards import (
     resolve_encoder,
     score_pairs,
 )
-from srmir_lib.encoder_settings import EncoderSettings, from_parameters, settings_of
+from srmir_lib.encoder_settings import EncoderSettings, from_parameters, pooled_settings, settings_of
 from srmir_lib.encoder_training import fit_pooled, length_batches, mixed_loss
 from srmir_lib.objectives import pcrm_loss
 from srmir_lib.reward_model import ShadowRewardModels
@@ -271,3 +271,9 @@ def test_bad_input_is_one_clear_line(tiny_encoder, trained, tmp_path):
     (damaged / "config.json").write_text(json.dumps({"design": "pooled", "categories": CATEGORIES}))
     with pytest.raises(InputError, match="not a pooled set"):
         PooledScorer(damaged, "cpu")
+
+
+@pytest.mark.parametrize("others", [{"objective": "margin"}, {"averaged_fits": 3}, {"center_rewards_coefficient": 0.1}])
+def test_settings_that_an_encoder_would_not_read_are_refused(others):
+    with pytest.raises(InputError, match=f"{next(iter(others))}: .* is not read with design pooled"):
+        pooled_settings({}, {}, others)
