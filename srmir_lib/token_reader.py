@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Reader:
         self.think = Introspector(self.model, question, draft_tokens, tokenizer=self.tokenizer)
         self.invocation = invocation_tokens(self.tokenizer)
         self.opening, self.room, self.kept = len(self.invocation), keep_gb * 1e9, {}
+        self.reading = Lock()
 
     def answers(self, prompts: Sequence, completions: Sequence, allow_empty: bool = False) -> Answers:
         """Texts or conversations -> `Answers`. Empty ones (if not allowed) and too long ones are an `InputError`."""
@@ -86,19 +88,19 @@ class Reader:
         return self.answers([*pairs["prompt"], *pairs["prompt"]], [*pairs["chosen"], *pairs["rejected"]])
 
     def read(self, prompts: Sequence[list[int]]) -> States:
-        """The states of `prompts` (token ids), in that order; one may come more than once."""
-        keys = [tuple(prompt) for prompt in prompts]
-        new = [key for key in dict.fromkeys(keys) if key not in self.kept]
-        found = {}
-        for rows, states in self.trunk.read([list(key) for key in new]) if new else ():
-            layers = torch.stack([*states.keys, *states.values])  # (2 L, B, heads, T, size)
-            for place, row in enumerate(rows):
-                found[new[row]] = layers[:, place][:, :, states.mask[place]].permute(2, 0, 1, 3).contiguous()
-        texts = [self.kept[key] if key in self.kept else found[key] for key in keys]
-        for key, text in found.items():
-            self.room -= text.nbytes
-            if self.room >= 0:
-                self.kept[key] = text
+        """The states of `prompts` (token ids), in that order; one may come twice. Fits may ask side by side."""
+        keys, found = [tuple(prompt) for prompt in prompts], {}
+        with self.reading:
+            new = [key for key in dict.fromkeys(keys) if key not in self.kept]
+            for rows, states in self.trunk.read([list(key) for key in new]) if new else ():
+                layers = torch.stack([*states.keys, *states.values])  # (2 L, B, heads, T, size)
+                for place, row in enumerate(rows):
+                    found[new[row]] = layers[:, place][:, :, states.mask[place]].permute(2, 0, 1, 3).contiguous()
+            texts = [self.kept[key] if key in self.kept else found[key] for key in keys]
+            for key, text in found.items():
+                self.room -= text.nbytes
+                if self.room >= 0:
+                    self.kept[key] = text
         layers = pad_sequence(texts, batch_first=True).permute(2, 0, 3, 1, 4)
         lengths = torch.tensor([len(text) for text in texts], device=layers.device)
         mask = torch.arange(layers.shape[3], device=layers.device) < lengths.unsqueeze(1)

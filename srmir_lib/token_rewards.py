@@ -10,6 +10,7 @@ train the same weights and differ in their objective only (`token_training`).
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,9 @@ OBJECTIVES = ("bradley_terry", "ava_d", "ava_p")
 ATTENTION = ("none", "printed", "scaled")
 LOG_SD = (-5.0, 2.0)
 """Log standard deviations are clamped to this: without a floor the density of one lucky token grows without end."""
+
+DRAWING = Lock()
+"""Held while an adapter is drawn: the random numbers it is drawn with belong to the whole process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,7 @@ class TokenRewardModel:
     def __init__(self, reader: Reader, settings: TokenSettings, seed: int = 0):
         """`seed`: of adapter and heads. The reader's weights are shared, not copied."""
         self.reader, self.settings = reader, settings
-        with torch.random.fork_rng(devices=[]):
+        with DRAWING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             shape = {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}
             lora = LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -3,6 +3,7 @@
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from srmir_lib.artifacts import InputError
 from srmir_lib.bayesian import TokenBeliefs
 from srmir_lib.models import generate, load_policy
+from srmir_lib.parallel import side_by_side
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.token_reader import Reader
 from srmir_lib.token_rewards import LOG_SD, TokenHeads, TokenRewardFunction, TokenRewardModel, TokenSettings
@@ -78,6 +80,28 @@ def trained(reader, tmp_path_factory):
     """(folder of a fit, its history)."""
     folder = tmp_path_factory.mktemp("fit") / "ava_p"
     return folder, fit_token_rewards(reader, reader.pairs(preferences()), folder, SETTINGS)
+
+
+def test_fits_side_by_side_are_what_they_are_in_turn(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # the same arithmetic in both
+    rows, fits = preferences(), {"ava_p": 0, "bradley_terry": 1, "ava_d": 2}
+
+    def fit(where, reader, pairs, objective):
+        own = replace(SETTINGS, objective=objective, max_steps=4)
+        folder = tmp_path / where / objective
+        history = fit_token_rewards(reader, pairs, folder, own, fits[objective])
+        return history, load_token_rewards(folder, reader=reader).rewards(pairs)
+
+    one, other = (Reader(tiny_model, "", 128, "cpu") for _ in range(2))
+    for reader in (one, other):
+        reader.read(reader.pairs(rows).prompts)  # in one order, or rounding differs and Adam's first steps enlarge it
+    jobs = {name: partial(fit, "together", one, one.pairs(rows), name) for name in fits}
+    together = side_by_side(jobs)
+    for name, (history, rewards) in together.items():
+        wanted, alone = fit("alone", other, other.pairs(rows), name)
+        assert history == wanted
+        torch.testing.assert_close(rewards, alone, atol=1e-6, rtol=0)
 
 
 def test_a_token_is_believed_the_same_alone_and_in_any_company(model, reader):
