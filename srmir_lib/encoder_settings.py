@@ -64,14 +64,14 @@ def pooled_settings(
 
     `others`: the settings of the other designs; what an encoder would not read there is an `InputError`.
     """
-    unread = {"objective": "bradley_terry", "center_rewards_coefficient": 0.0, "averaged_fits": 1}
-    for name, usual in unread.items():
+    elsewhere, never = "an encoder's stands in fine_tuning", "an encoder's fits are not averaged"
+    unread = {
+        "objective": ("bradley_terry", elsewhere),
+        "center_rewards_coefficient": (0.0, elsewhere),
+        "averaged_fits": (1, never),
+    }
+    for name, (usual, fix) in unread.items():
         if others.get(name, usual) != usual:
-            fix = (
-                "an encoder's fits are not averaged"
-                if name == "averaged_fits"
-                else "an encoder's stands in fine_tuning"
-            )
             raise InputError(f"{name}: {others[name]!r} is not read with design pooled; {fix}")
     return from_parameters(PairReading, reading, "reading"), from_parameters(
         EncoderSettings, fine_tuning, "fine_tuning"

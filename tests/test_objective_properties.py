@@ -91,6 +91,7 @@ def test_angle_similarity_by_a_loop_symmetric_and_without_scale(rows, factor):
             cosine = sum(a * b for a, b in zip(one, other, strict=True)) / norms
             assert value == pytest.approx(1 - math.acos(max(-1.0, min(1.0, cosine))) / math.pi, abs=2e-3)
     torch.testing.assert_close(angle_similarity(right, left), found)
+    torch.testing.assert_close(angle_similarity(factor * left, right), found, atol=2e-3, rtol=0)
     assert ((found >= 0) & (found <= 1)).all()
 
 

@@ -55,11 +55,15 @@ def test_every_number_of_the_results_section_is_a_blessed_one():
 
 
 def test_every_reference_opens():
-    files = [*REFERENCE.rglob("*.ipynb"), *REFERENCE.rglob("*.json")]
-    for file in files:
-        content = json.loads(file.read_text())
-        if file.suffix == ".ipynb":
-            nbformat.validate(content)
+    broken = []
+    for file in (*REFERENCE.rglob("*.ipynb"), *REFERENCE.rglob("*.json")):
+        try:
+            content = json.loads(file.read_text())
+            if file.suffix == ".ipynb":
+                nbformat.validate(content)
+        except (json.JSONDecodeError, nbformat.ValidationError) as error:
+            broken.append(f"{file}: {str(error).splitlines()[0]}")
+    assert not broken, "\n".join(broken)
 
 
 def test_the_table_by_hand(tmp_path):
