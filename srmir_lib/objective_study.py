@@ -5,6 +5,7 @@ from pathlib import Path
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.reward_model import read_config
+from srmir_lib.reward_sets import SetRun, fit_sets
 from srmir_lib.reward_training import changed, settings_of
 
 RESERVED = ("plain", "oracle")  # rows of 03 that are not trained
@@ -24,7 +25,7 @@ def fit_objectives(
 
     `objectives`: name -> settings that differ from those of `before`; "seed" is added to `seed` and draws other heads,
     another order of the pairs and another sample of those of no category. The trunk of a `shared` set reads the pairs
-    once for all. A `pooled` set learns from `labelled` responses as well.
+    once for all, and the sets train side by side. A `pooled` set learns from `labelled` responses as well.
     A name or setting that there is not is an `InputError`, before anything is trained.
     """
     config = read_config(before)
@@ -44,16 +45,13 @@ def fit_objectives(
             arguments = preferences["train"], folders[name], config["categories"], reading, own, drawn[name]
             fit_pooled(base_model, labelled, *arguments, device)
         return
-    settings, once = settings_of(before), {}
-    wanted = {name: changed(settings, changes) for name, changes in runs.items()}  # checked before anything is trained
-    if config["design"] == "separate":
-        from srmir_lib.separate_rewards import fit_separate as fit
-    else:
-        from srmir_lib.pair_states import PairStates
-        from srmir_lib.shared_rewards import fit_shared as fit
-
-        if wanted:
-            once["states"] = PairStates(base_model, preferences["train"], settings, device, "reading")
-    for name, own in wanted.items():
-        arguments = base_model, preferences, folders[name], config["categories"], own, drawn[name]
-        fit(*arguments, training="own", device=device, progress=name, **once)
+    settings = settings_of(before)
+    fit_sets(
+        {
+            name: SetRun(folders[name], config["categories"], own, config["design"], "own", drawn[name])
+            for name, own in {name: changed(settings, changes) for name, changes in runs.items()}.items()
+        },
+        base_model,
+        preferences,
+        device=device,
+    )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_policy, load_tokenizer
 from srmir_lib.pair_targets import pair_targets
 from srmir_lib.reward_training import RewardSettings, tokenize_pairs
-from srmir_lib.trunk import States, Trunk, shared_lengths
+from srmir_lib.trunk import States, Trunk, share_weights, shared_lengths
 
 
 class PairStates:
@@ -68,6 +69,15 @@ class PairStates:
         own = sum(len(text) - start for text, start in zip(self.texts, self.shared, strict=True))
         common = sum(dict(zip(self.groups, self.shared, strict=True)).values())
         return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * element * (own + common)
+
+    def twin(self) -> "PairStates":
+        """The same states over a second module tree of the same weights, for a fit beside this one: what probes add to
+        a tree's layers, every pass through them gets."""
+        self.keep()
+        twin = copy(self)
+        twin.model = share_weights(self.model)
+        twin.trunk = Trunk(twin.model, self.trunk.batch_tokens, self.trunk.layer)
+        return twin
 
     def target(self, settings: RewardSettings) -> Tensor | None:
         """What the objective wants of each reward gap, (N,) in score units: its margin, its limit, or nothing."""

@@ -10,8 +10,8 @@ from srmir_lib.pair_accuracy import correct, routed_gaps
 from srmir_lib.pair_states import PairStates
 from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.reward_sets import SetRun, fit_sets
 from srmir_lib.reward_training import RewardSettings
-from srmir_lib.shared_rewards import fit_shared
 
 
 def compare_probes(
@@ -33,16 +33,16 @@ def compare_probes(
     known = [row for row, name in enumerate(preferences["validation"]["category"]) if name in categories]
     pairs, rows = preferences["validation"].select(known), []
     trained = {tuple(kind): Path(where) for kind, where in (trained or {}).items()}
-    models = None
-    for kind, count in [*trained, *kinds]:
-        asked = replace(settings, probe=ProbeSettings(kind, settings.probe.text, max(count, 1)))
+    asked, runs = dict.fromkeys([*trained, *map(tuple, kinds)]), {}
+    for kind, count in asked:
         where = trained.get((kind, count), Path(folder) / f"{kind}_{count}")
-        fit_shared(
-            states.base_model, preferences, where, categories, asked, seed, device=str(states.trunk.device),
-            progress=f"{kind} {count}", states=states,
-        )  # fmt: skip
-        seconds = read_json(where / "fit.json")["seconds"]
-        models = ShadowRewardModels.load(where, str(states.trunk.device), model=states.model, beside=models)
+        own = replace(settings, probe=ProbeSettings(kind, settings.probe.text, max(count, 1)))
+        runs[f"{kind} {count}"] = SetRun(where, categories, own, seed=seed)
+    device, models = str(states.trunk.device), None
+    fit_sets(runs, states.base_model, preferences, device=device, states=states)
+    for (kind, count), run in zip(asked, runs.values(), strict=True):
+        seconds = read_json(run.folder / "fit.json")["seconds"]
+        models = ShadowRewardModels.load(run.folder, device, model=states.model, beside=models)
         right = bootstrap_interval(correct(routed_gaps(models, pairs)), seed=seed)
         weights = sum(parameter.numel() for parameter in models.scorer.probes.parameters())
         rows.append(

@@ -1,0 +1,89 @@
+"""Sets of reward models trained beside each other: each comes out as if it had been alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+
+from srmir_lib import reward_sets
+from srmir_lib.pair_states import PairStates
+from srmir_lib.probes import ProbeSettings
+from srmir_lib.reward_model import ALL, ShadowRewardModels
+from srmir_lib.reward_sets import SetRun, fit_sets
+from srmir_lib.reward_training import RewardSettings
+from srmir_lib.shared_rewards import fit_shared
+from srmir_lib.templates import assistant_message, user_message
+
+CATEGORIES = ["insult", "crimes"]
+SETTINGS = RewardSettings(4, 4, 1e-2, 4, 8, 64, cross_ratio=0.5)
+TEXTS = (["insult 1", "crimes 30"], ["no", "yes 3"])
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict:
+    answers = {"insult": ("no", "yes"), "crimes": ("yes", "no")}
+    rows = [
+        {
+            "prompt": user_message(f"{category} {i}"),
+            "chosen": assistant_message(f"{chosen} {i}"),
+            "rejected": assistant_message(f"{rejected} {i}"),
+            "category": category,
+        }
+        for i in range(8)
+        for category, (chosen, rejected) in answers.items()
+    ]
+    return {"train": Dataset.from_list(rows)}
+
+
+@pytest.fixture
+def two_jobs(monkeypatch):
+    """Two at a time, and the same arithmetic as in turn."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+
+
+def test_sets_trained_side_by_side_are_what_they_are_alone(tiny_model, pairs, tmp_path, two_jobs):
+    learned, head = (replace(SETTINGS, probe=ProbeSettings(kind)) for kind in ("learned", "head"))
+    asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128)
+    runs = {
+        "own": SetRun(tmp_path / "own", CATEGORIES, SETTINGS),
+        "one": SetRun(tmp_path / "one", [ALL], SETTINGS, seed=1),
+        "cross": SetRun(tmp_path / "cross", CATEGORIES, learned, training="cross"),
+        "head": SetRun(tmp_path / "head", CATEGORIES, head),
+        "asked": SetRun(tmp_path / "asked", CATEGORIES, asked),
+    }
+    together = fit_sets(runs, tiny_model, pairs, CATEGORIES, "cpu")
+    assert list(together) == list(runs)
+    for name, run in runs.items():
+        alone = tmp_path / "alone" / name
+        how = run.settings, run.seed, run.training, "cpu", CATEGORIES
+        wanted = fit_shared(tiny_model, pairs, alone, run.categories, *how)
+        for model in run.categories:
+            losses = [[row["loss"] for row in found[model]] for found in (together[name], wanted)]
+            assert losses[0] == pytest.approx(losses[1], abs=1e-5), name
+        scores = [ShadowRewardModels.load(where, "cpu").score(*TEXTS) for where in (run.folder, alone)]
+        torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
+
+
+def test_a_twin_has_the_same_weights_and_layers_of_its_own(tiny_model, pairs):
+    states = PairStates(tiny_model, pairs["train"], SETTINGS, "cpu")
+    twin = states.twin()
+    ours, theirs = dict(states.model.named_parameters()), dict(twin.model.named_parameters())
+    assert ours and all(theirs[name] is weight for name, weight in ours.items())
+    assert not {*states.model.modules()} & {*twin.model.modules()}
+    assert twin.ends is states.ends and states.ends, "what was read must not be read again"
+
+
+def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(tiny_model, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reward_sets, "fit_separate", lambda base, pairs, folder, *rest: {"made": str(folder)})
+    runs = {
+        "separate": SetRun(tmp_path / "separate", CATEGORIES, SETTINGS, "separate"),
+        "shared": SetRun(tmp_path / "shared", CATEGORIES, SETTINGS),
+    }
+    first = fit_sets(runs, tiny_model, pairs, device="cpu")
+    assert list(first) == ["separate", "shared"] and first["separate"] == {"made": str(tmp_path / "separate")}
+    written = (tmp_path / "shared" / "fit.json").stat().st_mtime_ns
+    assert fit_sets(runs, tiny_model, pairs, device="cpu") == first
+    assert (tmp_path / "shared" / "fit.json").stat().st_mtime_ns == written
+    assert fit_sets({}, tiny_model, pairs) == {}
