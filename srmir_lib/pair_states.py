@@ -58,17 +58,33 @@ class PairStates:
                 self.rows[pair, side] = at
         self.lengths = torch.tensor([len(text) for text in self.texts])
         self.shared = shared_lengths(self.texts, self.groups)
-        self.beginnings: dict[str, Tensor] = {}
-        self.ends: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self.places, self.count = self._places()
         self.kept, self.progress = self.bytes() <= settings.keep_gb * 1e9, progress
+        self.tokens = self.last = None  # keys and values by layer, (tokens, heads, head size) each; (texts, H)
+
+    def _places(self) -> tuple[Tensor, int]:
+        """Where each text's tokens lie among all that are kept, (texts, T), 0 behind its end; and how many those are.
+
+        A beginning that several texts share is kept once.
+        """
+        places = torch.zeros(len(self.texts), int(self.lengths.max()), dtype=torch.long)
+        begun: dict[str, int] = {}
+        count = 0
+        for row, (text, group, start) in enumerate(zip(self.texts, self.groups, self.shared, strict=True)):
+            if start and group not in begun:
+                begun[group] = count
+                count += start
+            if start:
+                places[row, :start] = torch.arange(begun[group], begun[group] + start)
+            places[row, start : len(text)] = torch.arange(count, count + len(text) - start)
+            count += len(text) - start
+        return places, count
 
     def bytes(self) -> int:
         """What keeping all states takes."""
         config, element = self.trunk.config, next(self.model.parameters()).element_size()
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        own = sum(len(text) - start for text, start in zip(self.texts, self.shared, strict=True))
-        common = sum(dict(zip(self.groups, self.shared, strict=True)).values())
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * element * (own + common)
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * element * self.count
 
     def twin(self) -> "PairStates":
         """The same states over a second module tree of the same weights, for a fit beside this one: what probes add to
@@ -86,17 +102,25 @@ class PairStates:
 
     def keep(self) -> None:
         """Read and keep what fits; done at most once, and by the first `take` at the latest."""
-        if self.ends or not self.kept:
+        if self.tokens is not None or not self.kept:
             return
+        written = torch.zeros(self.count, dtype=torch.bool)
         read = self.trunk.read(self.texts, self.groups)
         for rows, states in tqdm(read, desc=self.progress, disable=self.progress is None, leave=False):
-            for place, row in enumerate(rows):
-                real, start = states.mask[place], self.shared[row]
-                text = torch.stack([layer[place][:, real] for layer in (*states.keys, *states.values)])
-                if start and self.groups[row] not in self.beginnings:
-                    self.beginnings[self.groups[row]] = text[:, :, :start].clone()
-                last = states.pooled[place].clone() if states.pooled is not None else None
-                self.ends[row] = (text[:, :, start:].clone(), last)
+            to = torch.cat([self.places[row, : len(self.texts[row])] for row in rows])
+            new = ~written[to]
+            written[to] = True
+            to = to[new].to(states.mask.device)
+            row, column = states.mask.nonzero()[new.to(states.mask.device)].T
+            parts = [*states.keys, *states.values]
+            if self.tokens is None:
+                self.tokens = [part.new_empty(self.count, part.shape[1], part.shape[3]) for part in parts]
+                if states.pooled is not None:
+                    self.last = states.pooled.new_empty(len(self.texts), states.pooled.shape[1])
+            for kept, part in zip(self.tokens, parts, strict=True):
+                kept[to] = part[row, :, column]
+            if self.last is not None:
+                self.last[rows] = states.pooled
 
     def take(self, rows: Sequence[int]) -> States:
         """The states of `rows`, in that order."""
@@ -104,18 +128,13 @@ class PairStates:
             read = self.trunk.read([self.texts[row] for row in rows], [self.groups[row] for row in rows])
             return _joined(list(read))
         self.keep()
-        lengths = [len(self.texts[row]) for row in rows]
-        layers, heads, _, size = self.ends[rows[0]][0].shape
-        out = self.ends[rows[0]][0].new_empty(layers, len(rows), heads, max(lengths), size)
-        for place, row in enumerate(rows):
-            start, end = self.shared[row], lengths[place]
-            if start:
-                out[:, place, :, :start] = self.beginnings[self.groups[row]]
-            out[:, place, :, start:end] = self.ends[row][0]
-            out[:, place, :, end:] = 0  # never read, but it must be finite
-        mask = torch.arange(max(lengths), device=out.device) < torch.tensor(lengths, device=out.device).unsqueeze(1)
-        last = None if self.ends[rows[0]][1] is None else torch.stack([self.ends[row][1] for row in rows])
-        return States(list(out[: layers // 2]), list(out[layers // 2 :]), mask, last)
+        lengths = self.lengths[rows]
+        places = self.places[rows, : int(lengths.max())]  # behind a text's end some other token, which the mask hides
+        mask = (torch.arange(places.shape[1]) < lengths.unsqueeze(1)).to(self.trunk.device)
+        at, shape = places.flatten().to(self.trunk.device), places.shape
+        parts = [kept.index_select(0, at).unflatten(0, shape).transpose(1, 2) for kept in self.tokens]
+        last = None if self.last is None else self.last[rows]
+        return States(parts[: len(parts) // 2], parts[len(parts) // 2 :], mask, last)
 
 
 def reading_of(settings: RewardSettings) -> tuple:
