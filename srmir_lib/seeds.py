@@ -74,12 +74,17 @@ def read_seeds(folder: str | Path) -> dict[int, dict[str, float]]:
 
 
 def facts_of_seeds(folder: str | Path) -> dict:
-    """What made the records in `folder`: seeds, commits, and the failures of notebooks that stopped at their check."""
+    """What made the records in `folder`: seeds, commits, the failures of notebooks that stopped at their check, and the
+    notebooks on record that are older than what the seed's first notebook made last, and so read an earlier version."""
     records = _records(folder)
+    made = {(record["seed"], record["notebook"]): record.get("started", "") for record in records}
+    first = min(record["notebook"] for record in records)
+    older = {notebook for (seed, notebook), started in made.items() if started < made.get((seed, first), "")}
     return {
         "seeds": sorted({record["seed"] for record in records}),
         "commits": sorted({str(record["git_commit"])[:7] for record in records}),
         "failed": [f"seed {r['seed']}, {r['notebook']}" for r in records if r.get("failure")],
+        "on earlier data": sorted(older),
     }
 
 

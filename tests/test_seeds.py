@@ -61,6 +61,14 @@ def test_a_seed_that_fails_its_check_is_recorded_and_the_others_go_on(recorded, 
     assert not (recorded / "outputs/seeds/lab/9/02_use").exists(), "nothing is built on a failed stage"
 
 
+def test_a_record_that_is_older_than_its_data_is_named(recorded):
+    folder = recorded / RECORDS / "lab"
+    assert facts_of_seeds(folder)["on earlier data"] == []
+    later = read_json(folder / "4/01_make.json") | {"started": "9999-01-01T00:00:00+00:00"}
+    write_json(folder / "4/01_make.json", later)
+    assert facts_of_seeds(folder)["on earlier data"] == ["02_use"]
+
+
 def test_again_runs_what_is_recorded(recorded):
     file = recorded / "outputs/seeds/lab/3/01_make/manifest.json"
     before = file.stat().st_mtime_ns
