@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from copy import copy
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -60,7 +61,9 @@ class PairStates:
         self.shared = shared_lengths(self.texts, self.groups)
         self.places, self.count = self._places()
         self.kept, self.progress = self.bytes() <= settings.keep_gb * 1e9, progress
-        self.tokens = self.last = None  # keys and values by layer, (tokens, heads, head size) each; (texts, H)
+        self.tokens: list[Tensor] = []  # keys, then values, by layer: (tokens, heads, head size) each
+        self.last: list[Tensor] = []  # one (texts, H), if hidden states are kept
+        self.lock = Lock()  # twins share what is kept, and one of them reads it
 
     def _places(self) -> tuple[Tensor, int]:
         """Where each text's tokens lie among all that are kept, (texts, T), 0 behind its end; and how many those are.
@@ -89,7 +92,6 @@ class PairStates:
     def twin(self) -> "PairStates":
         """The same states over a second module tree of the same weights, for a fit beside this one: what probes add to
         a tree's layers, every pass through them gets."""
-        self.keep()
         twin = copy(self)
         twin.model = share_weights(self.model)
         twin.trunk = Trunk(twin.model, self.trunk.batch_tokens, self.trunk.layer)
@@ -102,9 +104,13 @@ class PairStates:
 
     def keep(self) -> None:
         """Read and keep what fits; done at most once, and by the first `take` at the latest."""
-        if self.tokens is not None or not self.kept:
-            return
-        written = torch.zeros(self.count, dtype=torch.bool)
+        with self.lock:
+            if self.kept and not self.tokens:
+                self._read()
+
+    def _read(self) -> None:
+        """Let the trunk read every text, and note of each token what nobody has noted yet."""
+        written, tokens, last = torch.zeros(self.count, dtype=torch.bool), [], []
         read = self.trunk.read(self.texts, self.groups)
         for rows, states in tqdm(read, desc=self.progress, disable=self.progress is None, leave=False):
             to = torch.cat([self.places[row, : len(self.texts[row])] for row in rows])
@@ -113,14 +119,16 @@ class PairStates:
             to = to[new].to(states.mask.device)
             row, column = states.mask.nonzero()[new.to(states.mask.device)].T
             parts = [*states.keys, *states.values]
-            if self.tokens is None:
-                self.tokens = [part.new_empty(self.count, part.shape[1], part.shape[3]) for part in parts]
+            if not tokens:
+                tokens = [part.new_empty(self.count, part.shape[1], part.shape[3]) for part in parts]
                 if states.pooled is not None:
-                    self.last = states.pooled.new_empty(len(self.texts), states.pooled.shape[1])
-            for kept, part in zip(self.tokens, parts, strict=True):
+                    last = [states.pooled.new_empty(len(self.texts), states.pooled.shape[1])]
+            for kept, part in zip(tokens, parts, strict=True):
                 kept[to] = part[row, :, column]
-            if self.last is not None:
-                self.last[rows] = states.pooled
+            for kept in last:
+                kept[rows] = states.pooled
+        self.last += last
+        self.tokens += tokens
 
     def take(self, rows: Sequence[int]) -> States:
         """The states of `rows`, in that order."""
@@ -133,7 +141,7 @@ class PairStates:
         mask = (torch.arange(places.shape[1]) < lengths.unsqueeze(1)).to(self.trunk.device)
         at, shape = places.flatten().to(self.trunk.device), places.shape
         parts = [kept.index_select(0, at).unflatten(0, shape).transpose(1, 2) for kept in self.tokens]
-        last = None if self.last is None else self.last[rows]
+        last = self.last[0][rows] if self.last else None
         return States(parts[: len(parts) // 2], parts[len(parts) // 2 :], mask, last)
 
 

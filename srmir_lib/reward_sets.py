@@ -50,6 +50,8 @@ def fit_sets(
         if reading not in read:
             hidden = any(own.probe.kind == "head" for own in shared if reading_of(own) == reading)
             read[reading] = PairStates(base_model, preferences["train"], run.settings, device, "reading", hidden)
+        if not (run.folder / "fit.json").exists():
+            read[reading].keep()  # here and now, with all threads; finished sets need none of it
         jobs[name] = partial(fit_shared, *arguments, competence, name, read[reading].twin())
     if jobs:
         found |= side_by_side(jobs, next(iter(read.values())).trunk.device)

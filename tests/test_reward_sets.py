@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from datasets import Dataset
+from test_shared_rewards import preferences
 
 from srmir_lib import reward_sets
 from srmir_lib.pair_states import PairStates
@@ -13,7 +13,6 @@ from srmir_lib.reward_model import ALL, ShadowRewardModels
 from srmir_lib.reward_sets import SetRun, fit_sets
 from srmir_lib.reward_training import RewardSettings
 from srmir_lib.shared_rewards import fit_shared
-from srmir_lib.templates import assistant_message, user_message
 
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(4, 4, 1e-2, 4, 8, 64, cross_ratio=0.5)
@@ -22,18 +21,7 @@ TEXTS = (["insult 1", "crimes 30"], ["no", "yes 3"])
 
 @pytest.fixture(scope="module")
 def pairs() -> dict:
-    answers = {"insult": ("no", "yes"), "crimes": ("yes", "no")}
-    rows = [
-        {
-            "prompt": user_message(f"{category} {i}"),
-            "chosen": assistant_message(f"{chosen} {i}"),
-            "rejected": assistant_message(f"{rejected} {i}"),
-            "category": category,
-        }
-        for i in range(8)
-        for category, (chosen, rejected) in answers.items()
-    ]
-    return {"train": Dataset.from_list(rows)}
+    return preferences()
 
 
 @pytest.fixture
@@ -72,7 +60,8 @@ def test_a_twin_has_the_same_weights_and_layers_of_its_own(tiny_model, pairs):
     ours, theirs = dict(states.model.named_parameters()), dict(twin.model.named_parameters())
     assert ours and all(theirs[name] is weight for name, weight in ours.items())
     assert not {*states.model.modules()} & {*twin.model.modules()}
-    assert twin.tokens is states.tokens is not None, "what was read must not be read again"
+    twin.take([0, 1])
+    assert states.tokens and states.tokens is twin.tokens, "what one of them has read, none reads again"
 
 
 def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(tiny_model, pairs, tmp_path, monkeypatch):
@@ -84,6 +73,7 @@ def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(tiny_model, pa
     first = fit_sets(runs, tiny_model, pairs, device="cpu")
     assert list(first) == ["separate", "shared"] and first["separate"] == {"made": str(tmp_path / "separate")}
     written = (tmp_path / "shared" / "fit.json").stat().st_mtime_ns
+    monkeypatch.setattr(PairStates, "_read", lambda states: pytest.fail("finished sets need no reading"))
     assert fit_sets(runs, tiny_model, pairs, device="cpu") == first
     assert (tmp_path / "shared" / "fit.json").stat().st_mtime_ns == written
     assert fit_sets({}, tiny_model, pairs) == {}
