@@ -8,6 +8,7 @@ from threading import Lock
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from srmir_lib.embeddings import fingerprint, quiet
@@ -15,7 +16,8 @@ from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_policy, load_tokenizer
 from srmir_lib.pair_targets import pair_targets
 from srmir_lib.reward_training import RewardSettings, tokenize_pairs
-from srmir_lib.trunk import States, Trunk, share_weights, shared_lengths
+from srmir_lib.states import States
+from srmir_lib.trunk import Trunk, share_weights, shared_lengths
 
 
 class PairStates:
@@ -130,8 +132,8 @@ class PairStates:
         self.last += last
         self.tokens += tokens
 
-    def take(self, rows: Sequence[int]) -> States:
-        """The states of `rows`, in that order."""
+    def take(self, rows: Sequence[int], room: int = 0) -> States:
+        """The states of `rows`, in that order; those that are kept with `room` for so many later tokens."""
         if not self.kept:
             read = self.trunk.read([self.texts[row] for row in rows], [self.groups[row] for row in rows])
             return _joined(list(read))
@@ -139,7 +141,8 @@ class PairStates:
         lengths = self.lengths[rows]
         places = self.places[rows, : int(lengths.max())]  # behind a text's end some other token, which the mask hides
         mask = (torch.arange(places.shape[1]) < lengths.unsqueeze(1)).to(self.trunk.device)
-        at, shape = places.flatten().to(self.trunk.device), places.shape
+        roomy = pad(places, (0, room))
+        at, shape = roomy.flatten().to(self.trunk.device), roomy.shape
         parts = [kept.index_select(0, at).unflatten(0, shape).transpose(1, 2) for kept in self.tokens]
         last = self.last[0][rows] if self.last else None
         return States(parts[: len(parts) // 2], parts[len(parts) // 2 :], mask, last)

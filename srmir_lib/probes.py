@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from srmir_lib.artifacts import InputError
+from srmir_lib.states import States, read_only
 from srmir_lib.taxonomy import CATEGORIES
-from srmir_lib.trunk import States, Trunk, read_only
+from srmir_lib.trunk import Trunk
 
 KINDS = ("question", "learned", "head")
 
@@ -72,7 +73,7 @@ class Probes(nn.Module):
         self.tokens = self.embeddings = None
         if settings.kind == "head":
             return
-        for name, layer in linear_layers(trunk.decoder).items():
+        for name, layer in trunk.linear.items():
             bound = layer.in_features**-0.5  # PEFT's start: A as a linear layer's weight, B zero
             down = torch.empty(count, settings.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
             self.down[_key(name)] = nn.Parameter(down)
@@ -82,12 +83,17 @@ class Probes(nn.Module):
             start = trunk.decoder.get_input_embeddings().weight.detach().float().cpu()[self.tokens]
             self.embeddings = nn.Parameter(start.clone())
 
+    @property
+    def width(self) -> int:
+        """Tokens of a probe."""
+        return 0 if self.tokens is None else self.tokens.shape[1]
+
     def forward(self, trunk: Trunk, states: States, columns: Tensor | None = None) -> Tensor:
         """Scores (B, K) of B texts by every model or, with `columns` (B,), (B,): each by one model; in float32."""
         if self.settings.kind == "head":
             last = states.pooled.float()
             return last @ self.heads.T if columns is None else (last * self.heads[columns]).sum(dim=1)
-        rows, count, width = len(states), len(self.categories) if columns is None else 1, self.tokens.shape[1]
+        rows, count, width = len(states), len(self.categories) if columns is None else 1, self.width
         device = states.mask.device
         inputs = self._inputs(trunk, columns, rows, device)
         positions = states.lengths.unsqueeze(1) + torch.arange(width, device=device).repeat(count)
@@ -118,20 +124,20 @@ class Probes(nn.Module):
         """While this lasts, every linear layer of the decoder adds each model's low-rank update to its own tokens."""
         handles, count = [], len(self.categories)
         in_turn = columns is not None and _in_turn(columns, count)
-        for name, layer in linear_layers(trunk.decoder).items():
+        for name, layer in trunk.linear.items():
             down, up = self.down[_key(name)], self.up[_key(name)]
             if columns is not None and not in_turn:
                 down, up = down[columns], up[columns]
 
             def add(module, args, output, down=down, up=up):
-                x = args[0].to(down.dtype)
+                x, own = args[0].to(down.dtype), output.to(down.dtype)
                 if columns is None:
                     x = x.view(len(x), count, -1, x.shape[-1])
                     delta = torch.einsum("bkmr,kor->bkmo", torch.einsum("bkmi,kri->bkmr", x, down), up).flatten(1, 2)
-                else:
-                    by_model = x.view(count, -1, x.shape[-1]) if in_turn else x
-                    delta = (by_model @ down.mT @ up.mT).view(output.shape)
-                return output + (self.scaling * delta).to(output.dtype)
+                    return (own + self.scaling * delta).to(output.dtype)
+                low = x.view(len(down), -1, x.shape[-1]) @ down.mT
+                own = own.view(len(down), -1, own.shape[-1])
+                return torch.baddbmm(own, low, up.mT, alpha=self.scaling).view(output.shape).to(output.dtype)
 
             handles.append(layer.register_forward_hook(add))
         try:
@@ -203,11 +209,6 @@ def _in_turn(columns: Tensor, count: int) -> bool:
     """Whether all rows of model 0 come first, then as many of model 1, and so on: then no weight need be copied."""
     each, rest = divmod(len(columns), count)
     return not rest and torch.equal(columns, torch.arange(count, device=columns.device).repeat_interleave(each))
-
-
-def linear_layers(decoder) -> dict[str, nn.Linear]:
-    """The linear layers of a decoder by name: what PEFT calls `all-linear`."""
-    return {name: layer for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
 
 
 def read_tensors(file: Path, names: Sequence[str]) -> dict[str, Tensor]:

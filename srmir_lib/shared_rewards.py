@@ -192,7 +192,7 @@ def train_probes(
     """
     states.keep()
     minimised = loss_of(settings.objective)
-    optimiser = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
     history: dict[str, list[dict]] = {name: [] for name in probes.categories}
     every, size = max(1, settings.max_steps // 10), settings.batch_size
@@ -231,7 +231,7 @@ def scores_of_batch(probes: Probes, states: PairStates, texts: Tensor) -> Tensor
     order, scores = lengths.argsort(dim=1), []
     for part in order.chunk(1 + int(lengths.max() / lengths.float().mean()), dim=1):
         columns = torch.arange(len(texts), device=states.trunk.device).repeat_interleave(part.shape[1])
-        read = states.take(texts.gather(1, part).flatten().tolist())
+        read = states.take(texts.gather(1, part).flatten().tolist(), room=probes.width)
         scores.append(probes(states.trunk, read, columns).view(len(texts), -1))
     back = order.argsort(dim=1).to(scores[0].device)
     return torch.cat(scores, dim=1).gather(1, back)

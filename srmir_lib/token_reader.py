@@ -15,8 +15,9 @@ from srmir_lib.artifacts import InputError
 from srmir_lib.embeddings import conversation_ids, fingerprint, quiet
 from srmir_lib.introspection import Introspector
 from srmir_lib.models import load_policy, load_tokenizer
+from srmir_lib.states import States
 from srmir_lib.templates import text_of, user_message
-from srmir_lib.trunk import States, Trunk
+from srmir_lib.trunk import Trunk
 
 
 class Answers(NamedTuple):

@@ -32,8 +32,9 @@ from srmir_lib.bayesian import (
     check_beliefs,
     over_tokens,
 )
+from srmir_lib.states import read_only
 from srmir_lib.token_reader import Answers, Reader
-from srmir_lib.trunk import batches, read_only, share_weights
+from srmir_lib.trunk import batches, share_weights
 
 OBJECTIVES = ("bradley_terry", "ava_d", "ava_p")
 ATTENTION = ("none", "printed", "scaled")

@@ -8,16 +8,14 @@ length and bounded in tokens, so that peak memory does not grow with the number 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.embeddings import is_causal, pool
+from srmir_lib.states import FillingCache, Read, States
 
 LEAST_SHARED = 8
 """A common beginning of fewer tokens is not worth a forward pass of its own."""
@@ -32,97 +30,16 @@ SHARED_PART = 4
 """Beginnings in memory at a time take at most one in so many of a batch's tokens, or they would set the peak."""
 
 
-@dataclass
-class States:
-    """What the trunk made of B texts of at most T tokens."""
-
-    keys: list[Tensor]  # per layer (B, heads, T, head size)
-    values: list[Tensor]
-    mask: Tensor  # (B, T) bool: which positions hold a token; padding may lie inside, between prompt and completion
-    pooled: Tensor | None = None  # (B, H) hidden state of each text's last token, or a mean, if it was asked for
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each text, (B,)."""
-        return self.mask.sum(dim=1)
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def take(self, rows: Tensor) -> "States":
-        """The states of some rows, in the order given; a row may come more than once."""
-        pooled = self.pooled[rows] if self.pooled is not None else None
-        return States([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows], pooled)
-
-
-class Read(Exception):
-    """The trunk has read what it was given, as far as it was asked to."""
-
-    def __init__(self, hidden: Tensor | None = None):
-        super().__init__()
-        self.hidden = hidden  # (B, T, H) states of the layer that was asked for
-
-
-class FillingCache(Cache):
-    """Takes the keys and values of one forward pass, behind those of the texts `at` (B,) of `before`, if there are any.
-
-    They go into one block for all layers. Pieces that are asked for layer by layer, between what a layer needs for a
-    moment, would lie scattered in memory, and take the more of it the more batches there are.
-    """
-
-    def __init__(self, count: int, before: States | None, at: Tensor | None, stop: bool):
-        """`count`: layers that will run; with `stop` the pass ends once the last of them has its keys and values."""
-        super().__init__(layers=[DynamicLayer() for _ in range(count)])
-        self.count, self.before, self.at, self.stop = count, before, at, stop
-        self.start = 0 if before is None else before.mask.shape[1]
-        self.keys = self.values = None  # (layers, B, heads, T, head size)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.start
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.start + query_length, 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
-        if self.keys is None:
-            self.keys, self.values = self._block(key_states), self._block(value_states)
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        if self.before is not None:
-            keys[:, :, : self.start] = self.before.keys[layer_idx][self.at]
-            values[:, :, : self.start] = self.before.values[layer_idx][self.at]
-        keys[:, :, self.start :], values[:, :, self.start :] = key_states, value_states
-        if self.stop and layer_idx == self.count - 1:
-            raise Read
-        return keys, values
-
-    def _block(self, new: Tensor) -> Tensor:
-        rows, heads, width, size = new.shape
-        return new.new_empty(self.count, rows, heads, self.start + width, size)
-
-
-class ReadOnlyLayer(DynamicLayer):
-    """States that new tokens read and do not become part of, so that several passes may share them."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
-
-
-def read_only(states: States) -> Cache:
-    """Transformers' cache over given states, without a copy."""
-    layers = []
-    for keys, values in zip(states.keys, states.values, strict=True):
-        layer = ReadOnlyLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        layers.append(layer)
-    return Cache(layers=layers)
-
-
 def share_weights(model):
     """A second module tree over the very same parameters and buffers: what is done to one's modules (adapters, hooks,
     modes) leaves the other alone, and the weights are in memory once."""
     tensors = [*model.parameters(), *model.buffers()]
     return deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def linear_layers(decoder) -> dict[str, nn.Linear]:
+    """The linear layers of a decoder by name: what PEFT calls `all-linear`."""
+    return {name: layer for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
 
 
 def trunk_problem(model) -> str:
@@ -155,6 +72,7 @@ class Trunk:
         self.batch_tokens = min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
         self.pass_tokens = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
         self.layers = self.config.num_hidden_layers
+        self.linear = linear_layers(self.decoder)
         self.layer = None if layer is None else layer % (self.layers + 1)
 
     @property

@@ -14,11 +14,11 @@ from srmir_lib.artifacts import InputError
 from srmir_lib.bayesian import TokenBeliefs
 from srmir_lib.models import generate, load_policy
 from srmir_lib.parallel import side_by_side
+from srmir_lib.states import read_only
 from srmir_lib.templates import assistant_message, user_message
 from srmir_lib.token_reader import Reader
 from srmir_lib.token_rewards import LOG_SD, TokenHeads, TokenRewardFunction, TokenRewardModel, TokenSettings
 from srmir_lib.token_training import fit_token_rewards, load_token_rewards, token_loss, train_token_rewards
-from srmir_lib.trunk import read_only
 
 SETTINGS = TokenSettings(
     objective="ava_p",

@@ -21,8 +21,10 @@ from srmir_lib import small_models
 from srmir_lib.artifacts import atomic_path
 from srmir_lib.lab import corpus as corpus_module
 from srmir_lib.lab import grammar, tasks
+from srmir_lib.lab import muon as muon_module
 from srmir_lib.lab import world as world_module
 from srmir_lib.lab.corpus import FIRST, MIX, corpus
+from srmir_lib.lab.muon import Muon
 from srmir_lib.lab.world import World
 from srmir_lib.small_models import build_tokenizer, small_model
 
@@ -104,7 +106,7 @@ def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [
-        torch.optim.Muon(matrices, lr=0.01, weight_decay=0.05, momentum=0.95),
+        Muon(matrices, lr=0.01, weight_decay=0.05, momentum=0.95),
         torch.optim.AdamW(others, lr=6e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     schedules = [
@@ -135,7 +137,7 @@ def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
 
 def cached_base_model(world: World, cache: str | Path, steps: int, seed: int = 0, **shape) -> Path:
     """The base model of a town, built once: the cache key is the hash of the town, the settings and the code."""
-    modules = (world_module, grammar, tasks, corpus_module, small_models, sys.modules[__name__])
+    modules = (world_module, grammar, tasks, corpus_module, muon_module, small_models, sys.modules[__name__])
     sources = [inspect.getsource(module) for module in modules]
     key = json.dumps([world.facts(), world.believed_topic, world.believed_harm, steps, seed, shape, sources])
     folder = Path(cache) / f"lab-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

@@ -1,0 +1,118 @@
+"""What a trunk has read, as key-value states, and transformers' caches over them: one to fill, one to read from."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass
+class States:
+    """What the trunk made of B texts of at most T tokens."""
+
+    keys: list[Tensor]  # per layer (B, heads, T, head size), or longer, with room for later tokens behind the T
+    values: list[Tensor]
+    mask: Tensor  # (B, T) bool: which positions hold a token; padding may lie inside, between prompt and completion
+    pooled: Tensor | None = None  # (B, H) hidden state of each text's last token, or a mean, if it was asked for
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, (B,)."""
+        return self.mask.sum(dim=1)
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def take(self, rows: Tensor) -> "States":
+        """The states of some rows, in the order given; a row may come more than once."""
+        pooled = self.pooled[rows] if self.pooled is not None else None
+        return States([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows], pooled)
+
+
+class Read(Exception):
+    """The trunk has read what it was given, as far as it was asked to."""
+
+    def __init__(self, hidden: Tensor | None = None):
+        super().__init__()
+        self.hidden = hidden  # (B, T, H) states of the layer that was asked for
+
+
+class FillingCache(Cache):
+    """Takes the keys and values of one forward pass, behind those of the texts `at` (B,) of `before`, if there are any.
+
+    They go into one block for all layers. Pieces that are asked for layer by layer, between what a layer needs for a
+    moment, would lie scattered in memory, and take the more of it the more batches there are.
+    """
+
+    def __init__(self, count: int, before: States | None, at: Tensor | None, stop: bool):
+        """`count`: layers that will run; with `stop` the pass ends once the last of them has its keys and values."""
+        super().__init__(layers=[DynamicLayer() for _ in range(count)])
+        self.count, self.before, self.at, self.stop = count, before, at, stop
+        self.start = 0 if before is None else before.mask.shape[1]
+        self.keys = self.values = None  # (layers, B, heads, T, head size)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.start
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.start + query_length, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        if self.keys is None:
+            self.keys, self.values = self._block(key_states), self._block(value_states)
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self.before is not None:
+            keys[:, :, : self.start] = self.before.keys[layer_idx][self.at]
+            values[:, :, : self.start] = self.before.values[layer_idx][self.at]
+        keys[:, :, self.start :], values[:, :, self.start :] = key_states, value_states
+        if self.stop and layer_idx == self.count - 1:
+            raise Read
+        return keys, values
+
+    def _block(self, new: Tensor) -> Tensor:
+        rows, heads, width, size = new.shape
+        return new.new_empty(self.count, rows, heads, self.start + width, size)
+
+
+class Behind(torch.autograd.Function):
+    """`apply(whole, new)`: `new` (B, heads, m, head size) written into the last m places of `whole`, which is not copied
+    and gets no gradient."""
+
+    @staticmethod
+    def forward(ctx, whole: Tensor, new: Tensor) -> Tensor:
+        ctx.width = new.shape[2]
+        whole[:, :, -ctx.width :] = new
+        ctx.mark_dirty(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad[:, :, -ctx.width :]
+
+
+class ReadOnlyLayer(DynamicLayer):
+    """States that new tokens read and do not become part of, so that several passes may share them; with `room` for so
+    many new tokens, one pass at a time."""
+
+    room = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if self.room == key_states.shape[2]:
+            return Behind.apply(self.keys, key_states), Behind.apply(self.values, value_states)
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+    def get_seq_length(self) -> int:
+        return super().get_seq_length() - self.room
+
+
+def read_only(states: States) -> Cache:
+    """Transformers' cache over given states, without a copy."""
+    layers = []
+    for keys, values in zip(states.keys, states.values, strict=True):
+        layer = ReadOnlyLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values, layer.room = keys, values, keys.shape[2] - states.mask.shape[1]
+        layers.append(layer)
+    return Cache(layers=layers)
