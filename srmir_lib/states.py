@@ -77,7 +77,7 @@ class FillingCache(Cache):
 
 
 class Behind(torch.autograd.Function):
-    """`apply(whole, new)`: `new` (B, heads, m, head size) written into the last m places of `whole`, which is not copied
+    """`apply(whole, new)`: `new` (B, heads, m, head size) into the last m places of `whole`, which is not copied
     and gets no gradient."""
 
     @staticmethod
