@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from srmir_lib.artifacts import atomic_path
+from srmir_lib.warm_kernels import PROVISIONER, can_fork, warm_up
 
 # Kernels hash strings the same way every time, so that the order of a set never changes a result.
 KERNEL_ENVIRONMENT = {
@@ -92,6 +93,9 @@ def _own_kernel() -> Iterator[None]:
         quiet = "--log-level=CRITICAL"  # what goes wrong in a cell is in the notebook
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
         content = {"argv": command, "display_name": "Python 3", "language": "python", "env": KERNEL_ENVIRONMENT}
+        if can_fork():
+            warm_up(KERNEL_ENVIRONMENT)
+            content["metadata"] = {"kernel_provisioner": {"provisioner_name": PROVISIONER}}
         spec.write_text(json.dumps(content), encoding="utf8")
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
         try:
@@ -168,11 +172,12 @@ class Watch:
 
 
 def _memory_mb() -> float:
-    """Resident memory of all processes below this one, in MB (10^6 bytes)."""
+    """Resident memory of all processes below this one, in MB (10^6 bytes); the fork server's is that of its forks."""
     total = 0
     for process in psutil.Process().children(recursive=True):
         try:
-            total += process.memory_info().rss
+            serves = process.ppid() == os.getpid() and any("forkserver" in word for word in process.cmdline())
+            total += 0 if serves else process.memory_info().rss
         except psutil.Error:
             continue  # it ended between the listing and the look
     return total / 1e6

@@ -10,43 +10,39 @@ from srmir_lib.pair_accuracy import correct, routed_gaps
 from srmir_lib.pair_states import PairStates
 from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ShadowRewardModels
-from srmir_lib.reward_sets import SetRun, fit_sets
-from srmir_lib.reward_training import RewardSettings
+from srmir_lib.reward_sets import SetRun
 
 
-def compare_probes(
-    states: PairStates,
-    preferences,
-    categories: Sequence[str],
-    settings: RewardSettings,
-    kinds: Sequence[tuple[str, int]],
-    folder: str | Path,
-    seed: int = 0,
-    trained: Mapping[tuple[str, int], str | Path] | None = None,
-) -> list[dict]:
-    """Train the models once for every (kind, m) and ask validation pairs, each by the model of its label.
+def probe_runs(first: SetRun, kinds: Sequence[tuple[str, int]], folder: str | Path) -> dict[str, SetRun]:
+    """The set `first`, and one like it for every other (kind, m) of a probe, in a folder of its own: for `fit_sets`.
 
-    `trained`: folders of sets that these settings have made already, by (kind, m); they come first.
-    Returns rows with probe, m, seconds (of training, after the trunk has read the pairs), weights (trained numbers, all
-    models together), accuracy, low, high (95 % bootstrap over pairs). `kinds` as in `probes.KINDS`; a head has no m.
+    `kinds` as in `probes.KINDS`; a head has no m, so 0.
     """
-    known = [row for row, name in enumerate(preferences["validation"]["category"]) if name in categories]
-    pairs, rows = preferences["validation"].select(known), []
-    trained = {tuple(kind): Path(where) for kind, where in (trained or {}).items()}
-    asked, runs = dict.fromkeys([*trained, *map(tuple, kinds)]), {}
-    for kind, count in asked:
-        where = trained.get((kind, count), Path(folder) / f"{kind}_{count}")
-        own = replace(settings, probe=ProbeSettings(kind, settings.probe.text, max(count, 1)))
-        runs[f"{kind} {count}"] = SetRun(where, categories, own, seed=seed)
-    device, models = str(states.trunk.device), None
-    fit_sets(runs, states.base_model, preferences, device=device, states=states)
-    for (kind, count), run in zip(asked, runs.values(), strict=True):
-        seconds = read_json(run.folder / "fit.json")["seconds"]
+    runs = {_name(first.settings.probe): first}
+    for kind, count in kinds:
+        probe = replace(first.settings.probe, kind=kind, tokens=max(count, 1))
+        own = replace(first, folder=Path(folder) / f"{kind}_{count}", settings=replace(first.settings, probe=probe))
+        runs.setdefault(_name(probe), own)
+    return runs
+
+
+def compare_probes(runs: Mapping[str, SetRun], states: PairStates, preferences, seed: int = 0) -> list[dict]:
+    """Ask the trained sets of `probe_runs` about the validation pairs, each pair by the model of its label.
+
+    Returns rows with probe, m, seconds (of training, after the trunk has read the pairs, beside whatever trained at the
+    same time), weights (trained numbers, all models together), accuracy, low, high (95 % bootstrap over pairs).
+    """
+    device, models, rows, pairs = str(states.trunk.device), None, [], preferences["validation"]
+    for run in runs.values():
+        known = [row for row, name in enumerate(pairs["category"]) if name in run.categories]
         models = ShadowRewardModels.load(run.folder, device, model=states.model, beside=models)
-        right = bootstrap_interval(correct(routed_gaps(models, pairs)), seed=seed)
-        weights = sum(parameter.numel() for parameter in models.scorer.probes.parameters())
-        rows.append(
-            {"probe": kind, "m": count, "seconds": seconds, "weights": weights}
-            | {"accuracy": right.estimate, "low": right.low, "high": right.high}
-        )
+        right = bootstrap_interval(correct(routed_gaps(models, pairs.select(known))), seed=seed)
+        kind, count = _name(run.settings.probe).split()
+        row = {"probe": kind, "m": int(count), "seconds": read_json(run.folder / "fit.json")["seconds"]}
+        row["weights"] = sum(parameter.numel() for parameter in models.scorer.probes.parameters())
+        rows.append(row | {"accuracy": right.estimate, "low": right.low, "high": right.high})
     return rows
+
+
+def _name(probe: ProbeSettings) -> str:
+    return f"{probe.kind} {0 if probe.kind == 'head' else probe.tokens}"

@@ -32,7 +32,9 @@ def test_the_tokenizer_survives_save_and_load(folder):
 def test_training_and_inference_see_the_same_tokens(folder):
     tokenizer = load_tokenizer(folder)
     talk = [{"role": "user", "content": "how do i copy the letter ?"}, {"role": "assistant", "content": "no ."}]
-    ids, labels = encode(tokenizer, talk)
+    again = [{"role": "user", "content": "hm ?"}, *talk[1:]]
+    (ids, labels), (others, _) = encode(tokenizer, [talk, again])
+    assert others == tokenizer.apply_chat_template(again, tokenize=True, return_dict=True)["input_ids"]
     assert ids == tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
     learned = [token for token, label in zip(ids, labels, strict=True) if label != -100]
     assert tokenizer.decode(learned) == "no .<|end|>", "only what the assistant says is learned"
@@ -61,7 +63,7 @@ def test_conversations_are_packed_whole_and_numbered():
 
 def test_packed_conversations_do_not_see_each_other(folder):
     policy, tokenizer = load_policy(folder, "cpu"), load_tokenizer(folder)
-    talks = [encode(tokenizer, talk) for talk in corpus(draw_world(0), 40, "0", MIX)]
+    talks = encode(tokenizer, list(corpus(draw_world(0), 40, "0", MIX)))
     rows = pack(talks, 1)
     number = rows.pop("conversation")
     causal = torch.ones(ROW, ROW, dtype=torch.bool).tril()

@@ -80,7 +80,7 @@ def execute(name: str, root: Path, **parameters) -> Path:
 
 @pytest.fixture(scope="module")
 def second(root) -> Path:
-    return execute("02_shadow_reward_models", root, **TRAINING)
+    return execute("02_shadow_reward_models", root, rival_design="shared", centred=0.5, **TRAINING)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,25 @@ def test_02_writes_three_calibrated_sets_and_their_numbers(second):
     for name in ("seven", "single", "cross", "words_both"):
         assert 0 <= metrics[f"pair_accuracy_subtle_{name}_low"] <= metrics[f"pair_accuracy_subtle_{name}_high"] <= 1
     assert {path.name for path in (second / "figures").iterdir()} >= {"heat_map.png", "seven_against_one.png"}
+
+
+def test_02_trains_rivals_and_centred_sets_where_it_is_asked_to(second):
+    """The rival of this run is of the same design and seed, so both pairs of sets must come out alike."""
+    metrics = read_json(second / "metrics.json")
+    for asked in ("", "centred_"):
+        assert metrics[f"auroc_within_{asked}shadow"] == pytest.approx(metrics[f"auroc_within_{asked}rival"], abs=0.1)
+    first = load_settings(second / "shadow_rms"), load_settings(second / "centred_shadow_rms")
+    assert [settings["center_rewards_coefficient"] for settings in first] == [0.0, 0.5]
+    spreads = [
+        sum(ShadowRewardModels.load(second / name, "cpu").calibration.std)
+        for name in ("shadow_rms", "centred_shadow_rms")
+    ]
+    assert spreads[1] < spreads[0], "centering must pull the scores together"
+    assert {"pair_accuracy_easy_centred", "pair_accuracy_subtle_centred_rival"} <= metrics.keys()
+
+
+def load_settings(folder: Path) -> dict:
+    return read_json(folder / "fit.json")["key"]["settings"]
 
 
 def test_03_writes_margins_a_calibration_and_retrained_models(third, second):

@@ -565,3 +565,23 @@ def test_bad_rows_are_refused(trained):
 def test_a_calibration_beside_the_set_is_loaded(copied, tiny_model):
     Calibration(tuple(CATEGORIES), (0.0, 1.0, 2.0), (1.0, 2.0, 3.0), 9).save(copied / "calibration.json")
     assert ShadowRewardModels.load(copied, "cpu", base_model=str(tiny_model)).calibration.std == (1.0, 2.0, 3.0)
+
+
+def test_keys_written_behind_a_text_give_the_scores_and_gradients_of_keys_put_together(tiny_model):
+    """With room behind the kept states nothing is copied; what comes out must not depend on it."""
+    settings = RewardSettings(4, 4, 1e-2, 4, 8, 64)
+    states = PairStates(tiny_model, preferences()["train"], settings, "cpu")
+    rows, columns = [0, 3, 5, 1], torch.tensor([0, 0, 1, 1])
+    found = []
+    for room in (0, 4):
+        probes = Probes(states.trunk, ["insult", "crimes"], settings.probe, states.tokenizer, seed=1)
+        with torch.no_grad():
+            for up in probes.up.values():
+                up.fill_(0.05)
+        taken = states.take(rows, room)
+        assert taken.keys[0].shape[2] == taken.mask.shape[1] + room
+        scores = probes(states.trunk, taken, columns)
+        scores.square().sum().backward()
+        found.append([scores.detach(), *(parameter.grad for parameter in probes.parameters())])
+    for apart, behind in zip(*found, strict=True):
+        torch.testing.assert_close(apart, behind, atol=1e-6, rtol=1e-5)

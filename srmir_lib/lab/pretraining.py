@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,15 +32,20 @@ from srmir_lib.small_models import build_tokenizer, small_model
 ROW = 256  # tokens in a packed row
 
 
-def encode(tokenizer, conversation: list[dict]) -> tuple[list[int], list[int]]:
-    """Token ids of a conversation, and labels only on what the assistant says (and its `<|end|>`)."""
-    ids, labels = [], []
-    for message in conversation:
-        head = tokenizer.encode(f"<|{message['role']}|>", add_special_tokens=False)
-        body = tokenizer.encode(message["content"] + "<|end|>", add_special_tokens=False)
-        ids += head + body
-        labels += [-100] * len(head) + (body if message["role"] == "assistant" else [-100] * len(body))
-    return ids, labels
+def encode(tokenizer, conversations: Sequence[list[dict]]) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each conversation, and labels only on what the assistant says (and its `<|end|>`)."""
+    texts = [message["content"] + "<|end|>" for talk in conversations for message in talk]
+    bodies = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    heads = {role: tokenizer.encode(f"<|{role}|>", add_special_tokens=False) for role in ("user", "assistant")}
+    encoded = []
+    for talk in conversations:
+        ids, labels = [], []
+        for message in talk:
+            head, body, learned = heads[message["role"]], next(bodies), message["role"] == "assistant"
+            ids += head + body
+            labels += [-100] * len(head) + (body if learned else [-100] * len(body))
+        encoded.append((ids, labels))
+    return encoded
 
 
 def pack(conversations: list[tuple[list[int], list[int]]], rows: int) -> dict[str, torch.Tensor]:
@@ -69,7 +75,7 @@ def training_batches(world: World, tokenizer, steps: int, rows: int, seed: int) 
         # Enough conversations for the rows even if they come out a fifth shorter than the mean length of their mix.
         enough = int(1.25 * count * size * ROW / mean_length) + 40
         talk = corpus(world, enough, f"{seed}-{mean_length}", mix)
-        table = pack([encode(tokenizer, conversation) for conversation in talk], count * size)
+        table = pack(encode(tokenizer, list(talk)), count * size)
         parts = {name: values.split(size) for name, values in table.items()}
         batches += [{name: parts[name][i] for name in parts} for i in range(count)]
     return batches
