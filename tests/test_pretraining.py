@@ -7,7 +7,7 @@ from srmir_lib.artifacts import sha256
 from srmir_lib.lab.acceptance import bag_of_words_accuracy, bag_of_words_pair_accuracy
 from srmir_lib.lab.corpus import MIX, corpus
 from srmir_lib.lab.pool import collected_pool, gold_pairs
-from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, pack
+from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, labelled_loss, pack
 from srmir_lib.lab.world import GRAMMARS, draw_world
 from srmir_lib.models import load_policy, load_tokenizer, render
 from srmir_lib.templates import user_message
@@ -75,6 +75,18 @@ def test_packed_conversations_do_not_see_each_other(folder):
         alone = policy(torch.tensor([talks[1][0]])).logits[0]
     assert labels.shape == (1, ROW)
     assert torch.allclose(packed[start : start + len(alone)], alone, atol=1e-4)
+
+
+def test_the_loss_is_the_model_s_own(folder):
+    policy, tokenizer = load_policy(folder, "cpu"), load_tokenizer(folder)
+    rows = pack(encode(tokenizer, list(corpus(draw_world(0), 80, "0", MIX))), 2)
+    same = (rows["conversation"][:, None] == rows["conversation"][:, :, None]).tril() | torch.eye(ROW, dtype=torch.bool)
+    own = {name: rows[name] for name in ("input_ids", "labels", "position_ids")}
+    wanted = policy(**own, attention_mask=same[:, None]).loss
+    found = labelled_loss(policy, rows, same[:, None])
+    found.backward()
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert policy.get_input_embeddings().weight.grad.abs().sum() > 0, "the loss must reach the weights"
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from srmir_lib import small_models
@@ -127,8 +128,7 @@ def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
     for step, batch in enumerate(bar):
         talk = batch["conversation"]
         same = (talk[:, None, :] == talk[:, :, None]) & causal | itself
-        read = {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
-        loss = model(**read, attention_mask=same[:, None]).loss
+        loss = labelled_loss(model, batch, same[:, None])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -139,6 +139,14 @@ def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
         if not live and (step + 1) % max(1, steps // 5) == 0:
             print(f"base model: step {step + 1}/{steps}, loss {loss.item():.3f}, {time.monotonic() - started:.0f} s")
     model.eval()
+
+
+def labelled_loss(model, batch: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """The model's own loss, with logits only where there is a label to predict: a third of all tokens."""
+    read = {name: batch[name] for name in ("input_ids", "position_ids")}
+    hidden, labels = model.base_model(**read, attention_mask=mask).last_hidden_state[:, :-1], batch["labels"][:, 1:]
+    asked = labels != -100
+    return cross_entropy(model.get_output_embeddings()(hidden[asked]), labels[asked])
 
 
 def cached_base_model(world: World, cache: str | Path, steps: int, seed: int = 0, **shape) -> Path:
