@@ -183,9 +183,11 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(*(float(np.quantile(values, at)) for at in (0.5, 0.25, 0.75)))
 
 
-def first_within(accuracies: Sequence[float], tolerance: float) -> int:
-    """Where a training could have stopped: the first place whose accuracy is within `tolerance` of the best one."""
-    return next(at for at, value in enumerate(accuracies) if value >= max(accuracies) - tolerance - 1e-9)
+def first_within(accuracies: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, int]:
+    """Where each of several trainings could have stopped: the first place whose accuracy is within `tolerance` of what
+    all of them reach, the lowest of their best."""
+    target = min(max(values) for values in accuracies.values()) - tolerance - 1e-9
+    return {name: next(at for at, value in enumerate(of) if value >= target) for name, of in accuracies.items()}
 
 
 def table_row(

@@ -183,6 +183,11 @@ def score_tuned(classifiers: Sequence, tokenizer, prompts: Sequence, completions
     return scores
 
 
+def free_reward(completions, **_) -> list[float]:
+    """A reward function for `GRPOTrainer` that costs nothing."""
+    return [0.0] * len(completions)
+
+
 @torch.no_grad()
 def score_with_peft(models: ShadowRewardModels, policy, prompts: Sequence, completions: Sequence) -> Tensor:
     """(N, K): PEFT's Activated LoRA (Greenewald et al. 2025) on each text with its question behind it; one forward for

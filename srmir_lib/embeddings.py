@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from srmir_lib.artifacts import InputError, sha256
 from srmir_lib.models import load_tokenizer, pick_device
+from srmir_lib.states import Read
 from srmir_lib.templates import assistant_message, text_of, user_message
 
 
@@ -146,7 +147,7 @@ def embed(
     else:
         ids, starts = _encoder_ids(tokenizer, prompts, responses)
     trunk = model.base_model if causal else model
-    last = layer in (-1, model.config.get_text_config().num_hidden_layers)
+    layers = model.config.get_text_config().num_hidden_layers
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
     for rows, inputs in micro_batches(ids, tokenizer.pad_token_id, batch_size, model.device):
         mask = inputs["attention_mask"]
@@ -154,13 +155,41 @@ def embed(
             inputs["use_cache"] = False
         else:
             inputs.pop("position_ids")  # encoders count positions themselves, and right padding does not shift them
-        output = trunk(**inputs, output_hidden_states=not last)
-        states = output.last_hidden_state if last else output.hidden_states[layer]
+        states = read_to(trunk, inputs, layer % (layers + 1), layers)
         if pooling == "mean":
             first = torch.tensor([starts[row] for row in rows], device=mask.device).unsqueeze(1)
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= first)
         embeddings[rows] = pool(states.float(), mask, pooling).cpu()
     return checked(embeddings)
+
+
+def read_to(trunk, inputs: dict[str, Tensor], layer: int, layers: int) -> Tensor:
+    """Hidden states (B, T, H) of number `layer`, 0 to `layers`; what lies behind that layer does not run."""
+    with ending_before(trunk, layer, layers):
+        try:
+            return trunk(**inputs).last_hidden_state
+        except Read as read:
+            return read.hidden
+
+
+@contextmanager
+def ending_before(trunk, layer: int | None, layers: int) -> Iterator[None]:
+    """While this lasts, a forward pass ends before block `layer` of `layers`, with a `Read` of its input; a `layer` of
+    None or `layers` lets it run to its end."""
+    if layer is None or layer == layers:
+        yield
+        return
+    stacks = (part for part in trunk.modules() if isinstance(part, nn.ModuleList))
+    block = next(stack for stack in stacks if len(stack) == layers)[layer]
+
+    def stop(module, arguments, options):
+        raise Read(arguments[0] if arguments else options["hidden_states"])
+
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check_answers(responses: Sequence) -> None:

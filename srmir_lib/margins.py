@@ -55,7 +55,8 @@ def scale_margins(margins: Tensor, scale: str = "unit", negative: str = "keep", 
     First the policy for negative margins: "keep" them, "clip" them to 0, "drop" the pair (NaN) or "flip" the sign (the
     pair itself must then be swapped, see `with_margins`). Then the scale: "none"; "unit", divided by their standard
     deviation about zero, so that the margins' root mean square is `size`; "binned", quartile bins of the values 0, 1/3,
-    2/3, 1, times `size` (below zero stays in the lowest bin). The published bins are not known.
+    2/3, 1, times `size`; the quartiles are those of the margins from zero on, and below zero is the lowest bin. The
+    published bins are not known.
     """
     if scale not in SCALES or negative not in NEGATIVES:
         raise InputError(f"scale {scale!r}, negative {negative!r}: use one of {SCALES} and one of {NEGATIVES}")
@@ -73,7 +74,8 @@ def scale_margins(margins: Tensor, scale: str = "unit", negative: str = "keep", 
         return margins
     if scale == "unit":
         return size * margins / kept.square().mean().sqrt()
-    edges = torch.quantile(kept, torch.tensor([0.25, 0.5, 0.75]))
+    agreed = kept[kept >= 0] if (kept >= 0).any() else torch.zeros(1)
+    edges = torch.quantile(agreed, torch.tensor([0.25, 0.5, 0.75]))
     bins = torch.tensor(BIN_VALUES)[torch.bucketize(margins.nan_to_num(0.0), edges)]
     return torch.where(margins.isnan(), torch.nan, size * bins)
 

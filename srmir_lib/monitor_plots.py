@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from srmir_lib.alarm import Alarm
+from srmir_lib.alarm import SIGNALS, Alarm
 from srmir_lib.objective_plots import SHADES
 from srmir_lib.plotting import (
     CHOSEN,
@@ -22,7 +22,7 @@ from srmir_lib.plotting import (
     _subplots,
 )
 
-UNITS = ("(calibrated score)", "(tokens)", "(nats a token)", "(fraction)")
+UNITS = ("(calibrated score)", "(tokens)", "(nats a token)", "(fraction)", "(nats a token)")
 """Of the alarm's signals, in their order."""
 
 
@@ -70,27 +70,29 @@ def labelled_points(points: Mapping[str, tuple[float, float]], xlabel: str, ylab
 
 
 def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Figure:
-    """All that the alarm listens to, and the KL beside it, over training; one line per run (name -> history).
+    """All that the alarm listens to, and the KL in any case, over training; one line per run (name -> history).
 
     The band is where healthy batches lie (mean and two deviations). The last panel has the worst deviation of each look
     and the threshold; a run above it rings, and says so in the legend.
     """
     figure, axes = _subplots(2, 3, figsize=(10, 4.8), sharex=True)
-    *panels, kl, last = axes.flat
+    *panels, last = axes.flat
+    shown = dict(zip(SIGNALS, panels, strict=True))
     for index, (name, history) in enumerate(histories.items()):
         rows, style = alarm.check(history), {"marker": MARKERS[index], "markersize": 3, "linestyle": LINES[index]}
         steps, rung = [row["step"] for row in rows], [row["step"] for row in rows if row["rings"]]
         style["color"] = (CHOSEN, REJECTED, INK, PALE)[index % 4]
-        for axis, signal in zip(panels, alarm.mean, strict=True):
-            axis.plot(steps, [row[signal] for row in rows], **style)
-        kl.plot(*_series(history, "kl"), color=style["color"], linestyle=style["linestyle"])
+        for signal in alarm.mean:
+            shown[signal].plot(steps, [row[signal] for row in rows], **style)
+        if "KL" not in alarm.mean:
+            shown["KL"].plot(*_series(history, "kl"), color=style["color"], linestyle=style["linestyle"])
         label = f"{name}: rings at step {rung[0]}" if rung else name
         last.plot(steps, [row["suspicion"] for row in rows], label=label, **style)
-    for axis, signal, unit in zip(panels, alarm.mean, UNITS, strict=True):
-        mean, spread = alarm.mean[signal], 2 * alarm.std[signal]
-        axis.axhspan(mean - spread, mean + spread, color=GRID, alpha=0.6, linewidth=0)
+    for (signal, axis), unit in zip(shown.items(), UNITS, strict=True):
         axis.set_ylabel(f"{signal} {unit}")
-    kl.set_ylabel("KL (nats a token)")
+        if signal in alarm.mean:
+            mean, spread = alarm.mean[signal], 2 * alarm.std[signal]
+            axis.axhspan(mean - spread, mean + spread, color=GRID, alpha=0.6, linewidth=0)
     last.axhline(alarm.threshold, color=INK, linewidth=0.8, linestyle=":")
     last.set_yscale("symlog", linthresh=2 * alarm.threshold)
     last.set_ylabel("suspicion (deviations)")

@@ -24,7 +24,6 @@ def distinct_bigrams(text: str) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 
-@torch.no_grad()
 def log_likelihood(
     model, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int
 ) -> Tensor:
@@ -32,6 +31,29 @@ def log_likelihood(
 
     Right padding with explicit positions: a row's value does not depend on the rows beside it. No completion is empty.
     """
+    read = token_log_probabilities(model, prompt_ids, completion_ids, micro_batch)
+    return torch.cat([(token * answer).sum(1) / answer.sum(1) for token, answer in read])
+
+
+def divergence(
+    policy, reference, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int
+) -> Tensor:
+    """KL of two models in memory as GRPO estimates it (k3; Schulman 2020), a mean over each completion's tokens; (N,),
+    nats a token. An estimate of KL[policy | reference] where the policy would say the completions."""
+    both = (token_log_probabilities(model, prompt_ids, completion_ids, micro_batch) for model in (policy, reference))
+    values = []
+    for (own, answer), (other, _) in zip(*both, strict=True):
+        ratio = (other - own) * answer
+        values.append((ratio.exp() - ratio - 1).sum(1) / answer.sum(1))
+    return torch.cat(values)
+
+
+@torch.no_grad()
+def token_log_probabilities(
+    model, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Micro-batches of (log-probability of each next token (n, T), which of them are the completion's (n, T), 1 or 0),
+    in nats, float32 on the CPU."""
     values = []
     for start in range(0, len(prompt_ids), micro_batch):
         rows = range(start, min(start + micro_batch, len(prompt_ids)))
@@ -46,9 +68,8 @@ def log_likelihood(
         positions = torch.arange(width, device=model.device).expand(len(rows), -1)
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1].float()
         token = logits.log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
-        answer = answer[:, 1:].float()
-        values.append(((token * answer).sum(1) / answer.sum(1)).cpu())
-    return torch.cat(values)
+        values.append((token.cpu(), answer[:, 1:].float().cpu()))
+    return values
 
 
 class WatchedReward:

@@ -49,7 +49,9 @@ def check_pair_objective(settings) -> None:
         raise InputError(
             f"limit: {settings.limit}; give scale, offset and shift, or nothing for the authors' constants"
         )
-    numbers = {"limit_cap": settings.limit_cap, "center_rewards_coefficient": settings.center_rewards_coefficient}
+    if not isinstance(settings.limit_cap, int | float) or not settings.limit_cap > 0:
+        raise InputError(f"limit_cap: {settings.limit_cap!r} must be a number above 0, the largest limit there may be")
+    numbers = {"center_rewards_coefficient": settings.center_rewards_coefficient}
     for name, value in [*numbers.items(), *(("limit", part) for part in settings.limit)]:
         if not isinstance(value, int | float) or (name != "limit" and value < 0):
             raise InputError(f"{name}: {value!r} must be a number{'' if name == 'limit' else ', at least 0'}")
@@ -101,7 +103,11 @@ def answer_similarity(pairs, model, tokenizer) -> Tensor:
 def _margins(pairs) -> Tensor:
     if "margin" not in pairs.column_names:
         raise InputError("preferences: the objective needs a column margin; run 03_margins, or use bradley_terry")
-    margin = torch.tensor(pairs["margin"], dtype=torch.float32)
+    values = list(pairs["margin"])
+    for row, value in enumerate(values):
+        if not isinstance(value, int | float):
+            raise InputError(f"preferences: the margin of row {row} is {value!r}, not a number; run 03_margins again")
+    margin = torch.tensor(values, dtype=torch.float32)
     if not margin.isfinite().all():
         raise InputError(f"preferences: the margin of row {int((~margin.isfinite()).nonzero()[0])} is not finite")
     return margin

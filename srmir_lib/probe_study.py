@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from srmir_lib.artifacts import read_json
 from srmir_lib.evaluation import bootstrap_interval
 from srmir_lib.pair_accuracy import correct, routed_gaps
 from srmir_lib.pair_states import PairStates
@@ -29,16 +28,17 @@ def probe_runs(first: SetRun, kinds: Sequence[tuple[str, int]], folder: str | Pa
 def compare_probes(runs: Mapping[str, SetRun], states: PairStates, preferences, seed: int = 0) -> list[dict]:
     """Ask the trained sets of `probe_runs` about the validation pairs, each pair by the model of its label.
 
-    Returns rows with probe, m, seconds (of training, after the trunk has read the pairs, beside whatever trained at the
-    same time), weights (trained numbers, all models together), accuracy, low, high (95 % bootstrap over pairs).
+    Returns rows with probe, m, forwards (1 + K m / T: what scoring a text of mean length T by all K costs, in readings
+    of that text), weights (trained numbers, all models together), accuracy, low, high (95 % bootstrap over pairs).
     """
     device, models, rows, pairs = str(states.trunk.device), None, [], preferences["validation"]
+    tokens = states.lengths.double().mean().item()
     for run in runs.values():
         known = [row for row, name in enumerate(pairs["category"]) if name in run.categories]
         models = ShadowRewardModels.load(run.folder, device, model=states.model, beside=models)
         right = bootstrap_interval(correct(routed_gaps(models, pairs.select(known))), seed=seed)
         kind, count = _name(run.settings.probe).split()
-        row = {"probe": kind, "m": int(count), "seconds": read_json(run.folder / "fit.json")["seconds"]}
+        row = {"probe": kind, "m": int(count), "forwards": 1 + len(run.categories) * int(count) / tokens}
         row["weights"] = sum(parameter.numel() for parameter in models.scorer.probes.parameters())
         rows.append(row | {"accuracy": right.estimate, "low": right.low, "high": right.high})
     return rows

@@ -1,6 +1,7 @@
 """What the designs of reward models share before they train: settings, the choice of pairs, tokens, the folder."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from srmir_lib.pair_targets import check_pair_objective
 from srmir_lib.probes import ProbeSettings
 from srmir_lib.reward_model import ALL, read_config
 from srmir_lib.taxonomy import UNKNOWN
+from srmir_lib.templates import text_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
     """
     from datasets import Dataset
 
+    check_round_trip(tokenizer, [text_of(answer) for answer in pairs["chosen"]])
     prompts = think(pairs["prompt"])
     columns = {f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side]) for side in ("chosen", "rejected")}
     lengths = [max(map(len, both)) for both in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
@@ -94,6 +97,19 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
             f"preferences: {too_long} pairs exceed max_length {max_length}; the longest has {max(lengths)}"
         )
     return Dataset.from_dict(columns)
+
+
+def check_round_trip(tokenizer, texts: Sequence[str]) -> None:
+    """Refuse a tokenizer that loses words: decoded again, each text must have its letters, white space, case and
+    compatible characters aside."""
+    for row, text in enumerate(texts):
+        back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+        plain, again = ("".join(unicodedata.normalize("NFKC", words).split()).casefold() for words in (text, back))
+        if plain != again:
+            raise InputError(
+                f"tokenizer: the chosen answer of row {row} has {len(plain)} letters and comes back with {len(again)}, "
+                "or with others; use a tokenizer that keeps every word"
+            )
 
 
 def changed(settings, changes: dict):

@@ -99,7 +99,9 @@ class ReadOnlyLayer(DynamicLayer):
     room = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if self.room == key_states.shape[2]:
+        if self.room and self.room != key_states.shape[2]:
+            raise ValueError(f"states with room for {self.room} tokens, {key_states.shape[2]} given; take them anew")
+        if self.room:
             return Behind.apply(self.keys, key_states), Behind.apply(self.values, value_states)
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 

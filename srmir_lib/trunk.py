@@ -6,7 +6,6 @@ length and bounded in tokens, so that peak memory does not grow with the number 
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from srmir_lib.artifacts import InputError
-from srmir_lib.embeddings import is_causal, pool
+from srmir_lib.embeddings import ending_before, is_causal, pool
 from srmir_lib.states import FillingCache, Read, States
 
 LEAST_SHARED = 8
@@ -141,7 +140,7 @@ class Trunk:
         mask = torch.cat([before.mask[at], new], dim=1) if before is not None else new
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
         cache = FillingCache(self.layers if self.layer is None else self.layer, before, at, stop=self.layer is None)
-        with self._stopping():
+        with ending_before(self.decoder, self.layer, self.layers):
             try:
                 hidden = self.decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
             except Read as read:
@@ -155,24 +154,6 @@ class Trunk:
             )
         keys, values = ([] if block is None else list(block) for block in (cache.keys, cache.values))
         return States(keys, values, mask, pooled)
-
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """While this lasts, a forward pass ends before the first layer that is not needed for `layer`."""
-        if self.layer is None or self.layer == self.layers:
-            yield
-            return
-        stacks = (part for part in self.decoder.modules() if isinstance(part, nn.ModuleList))
-        block = next(stack for stack in stacks if len(stack) == self.layers)[self.layer]
-
-        def stop(module, arguments, options):
-            raise Read(arguments[0] if arguments else options["hidden_states"])
-
-        handle = block.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 def shared_lengths(

@@ -9,14 +9,20 @@ import multiprocessing
 import os
 import sys
 import threading
+from importlib.metadata import entry_points
 from multiprocessing import forkserver
 from pathlib import Path
 
 from jupyter_client.provisioning import LocalProvisioner
 
+from srmir_lib.artifacts import InputError
+
 PROVISIONER = "srmir-warm"
 """Its name in a kernel spec, and in `pyproject.toml`."""
 
+GROUP = "jupyter_client.kernel_provisioners"
+
+# Not matplotlib: a kernel says where its figures go before it imports that.
 MODULES = [
     "torch",
     "transformers.models.auto.modeling_auto",
@@ -30,14 +36,19 @@ MODULES = [
     "sklearn.linear_model",
     "scipy.stats",
     "pandas",
-    "matplotlib.pyplot",
     "ipykernel.ipkernel",
 ]
 
 
 def can_fork() -> bool:
-    """Whether forks are safe here: on Linux they are."""
-    return sys.platform == "linux"
+    """Whether forks are safe here: on Linux they are. An installation from before this module is an `InputError`."""
+    if sys.platform != "linux":
+        return False
+    if not entry_points(group=GROUP, name=PROVISIONER):
+        raise InputError(
+            "srmir: installed before it had warm kernels; install it again: make setup, or pip install -e ."
+        )
+    return True
 
 
 def warm_up(environment: dict[str, str]) -> None:

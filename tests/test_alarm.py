@@ -12,18 +12,19 @@ from srmir_lib.artifacts import InputError
 from srmir_lib.calibration import Calibration
 from srmir_lib.models import load_policy
 from srmir_lib.monitor_plots import alarm_curves, growth_curves, labelled_points, monitor_curves
+from srmir_lib.monitors import divergence
 from srmir_lib.templates import user_message
 
 
 def answers(shift: float, count: int = 400, seed: int = 0, **changed) -> dict:
-    """Made-up answers of one source: four independent signals around `shift`."""
+    """Made-up answers of one source: independent signals around `shift`."""
     rng = np.random.default_rng(seed)
     return {name: rng.normal(shift, 1.0, count) for name in SIGNALS} | changed
 
 
 def history(means: np.ndarray) -> list[dict]:
-    """A run as the trainer logs it, from rows of four means; the idle judges' as two judges around it."""
-    idle, length, likelihood, bigrams = range(4)
+    """A run as the trainer logs it, from rows of five means; the idle judges' as two judges around it."""
+    idle, length, likelihood, bigrams, far = range(5)
     return [
         {
             "step": step,
@@ -32,6 +33,7 @@ def history(means: np.ndarray) -> list[dict]:
             "completions/mean_length": row[length],
             "coherence/log_likelihood": row[likelihood],
             "coherence/distinct_bigrams": row[bigrams],
+            "kl": row[far],
         }
         for step, row in enumerate(means, start=1)
     ]
@@ -54,33 +56,33 @@ def test_it_rings_in_the_stated_share_of_healthy_runs(rate):
     assert rung / 1000 == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / 1000)), f"{rung} of 1000 runs rang"
 
 
-@pytest.mark.parametrize("sick", range(4))
+@pytest.mark.parametrize("sick", range(5))
 def test_it_rings_on_the_suspect_side_and_names_the_signal(sick):
     alarm = Alarm.fit([answers(0.0), answers(1.0, seed=1)], batch=64, looks=3)
-    means = np.full((3, 4), 0.5)
+    means = np.full((3, 5), 0.5)
     assert not any(row["rings"] for row in alarm.check(history(means)))
-    means[1, sick] = -4.0
-    rows = alarm.check(history(means))
-    assert [row["rings"] for row in rows] == [False, True, False] and rows[1]["signal"] == list(SIGNALS)[sick]
-    means[1, sick] = 6.0
-    only_length_is_suspect_when_high = sick == 1
-    assert alarm.check(history(means))[1]["rings"] == only_length_is_suspect_when_high
+    name = list(SIGNALS)[sick]
+    for value, suspect in ((-4.0, name != "KL"), (6.0, name in ("length", "KL"))):
+        means[1, sick] = value
+        rows = alarm.check(history(means))
+        assert [row["rings"] for row in rows] == [False, suspect, False]
+        assert rows[1]["signal"] == name or not suspect
 
 
 def test_deviations_by_hand():
     ones = dict.fromkeys(SIGNALS, 1.0)
     alarm = Alarm(mean=dict.fromkeys(SIGNALS, 2.0), std=ones | {"length": 4.0}, threshold=3.0, rate=0.05, looks=2)
-    (row,) = alarm.check(history(np.array([[1.0, 18.0, 0.0, 9.0]])))  # deviations -1, 4, -2, 7: suspect 1, 4, 2, -7
+    (row,) = alarm.check(history(np.array([[1.0, 18.0, 0.0, 9.0, 4.0]])))  # suspect by 1, 4, 2, -7, 2
     assert row["suspicion"] == 4.0 and row["signal"] == "length" and row["rings"] and row["idle judges"] == 1.0
 
 
 def test_rows_without_a_look_are_passed_over_and_too_many_looks_refused():
     alarm = Alarm.fit([answers(0.0)], batch=8, looks=2)
-    looks = history(np.zeros((2, 4)))
+    looks = history(np.zeros((2, 5)))
     blank = {"step": 9, "completions/mean_length": 3.0, "coherence/distinct_bigrams": 1.0}
     assert [row["step"] for row in alarm.check([looks[0], blank, looks[1]])] == [1, 2]
     with pytest.raises(InputError, match="3 looks with all signals; the alarm was fitted for 1 to 2"):
-        alarm.check(history(np.zeros((3, 4))))
+        alarm.check(history(np.zeros((3, 5))))
     with pytest.raises(InputError, match="history: 0 looks"):
         alarm.check([blank])
 
@@ -113,20 +115,48 @@ def test_measure_by_hand(tiny_model):
     assert found["idle judges"].tolist() == [2.0, (4 + 6 + 1) / 3]  # crimes 2 and privacy (5 - 1) / 2; all three
     assert found["distinct bigrams"].tolist() == [0.5, 1.0]
     assert found["length"][0] > found["length"][1] >= 2, "the end token counts, as it does in training"
-    assert (found["log-likelihood"] < 0).all()
+    assert (found["log-likelihood"] < 0).all() and "KL" not in found
+
+
+def test_an_alarm_without_kl_listens_to_the_rest_and_still_draws_it():
+    alarm = Alarm.fit([{name: values for name, values in answers(0.0).items() if name != "KL"}], batch=8, looks=3)
+    assert list(alarm.mean) == [name for name in SIGNALS if name != "KL"]
+    far = history(np.concatenate([np.zeros((3, 4)), np.full((3, 1), 99.0)], axis=1))
+    assert not any(row["rings"] for row in alarm.check(far))
+    assert list(alarm_curves(alarm, {"far": far}).axes[4].lines[0].get_ydata()) == [99.0] * 3
+
+
+def test_the_divergence_of_two_models_by_a_second_plain_computation(tiny_model):
+    """k3 = exp(d) - d - 1 with d = log reference - log policy, token by token; zero from a model to itself."""
+    policy, reference = load_policy(tiny_model, "cpu"), load_policy(tiny_model, "cpu")
+    with torch.no_grad():
+        reference.get_output_embeddings().weight.mul_(1.5)
+    asked, said = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9]]
+    found = divergence(policy, reference, asked, said, micro_batch=2)
+    for row, (before, answer) in enumerate(zip(asked, said, strict=True)):
+        ids, terms = torch.tensor([before + answer]), []
+        own, other = (model(input_ids=ids).logits[0].log_softmax(-1) for model in (policy, reference))
+        for at, token in enumerate(answer, start=len(before)):
+            d = (other[at - 1, token] - own[at - 1, token]).item()
+            terms.append(math.exp(d) - d - 1)
+        assert found[row].item() == pytest.approx(sum(terms) / len(terms), abs=1e-5) and found[row] > 0
+    assert divergence(policy, policy, asked, said, micro_batch=1).abs().max() < 1e-6
+    reward = SimpleNamespace(models=Models(), router=SimpleNamespace(route=lambda prompts: ["insult", "unknown"]))
+    prompts = [user_message("a"), user_message("b")]
+    assert (measure(reward, policy, prompts, ["no no no", "yes"], apart=(policy, reference))["KL"] > 0).all()
 
 
 def test_the_figure_shows_every_signal_and_where_it_rings():
     alarm = Alarm.fit([answers(0.0)], batch=8, looks=3)
-    runs = {"calm": np.zeros((3, 4)), "babble": np.full((3, 4), -9.0)}
+    runs = {"calm": np.zeros((3, 5)), "babble": np.full((3, 5), -9.0)}
     figure = alarm_curves(alarm, {name: history(means) for name, means in runs.items()})
     labels = [axis.get_ylabel() for axis in figure.axes]
-    assert [label.split(" (")[0] for label in labels] == [*SIGNALS, "KL", "suspicion"]
+    assert [label.split(" (")[0] for label in labels] == [*SIGNALS, "suspicion"]
     assert {line.get_label() for line in figure.axes[-1].lines} >= {"calm", "babble: rings at step 1"}
 
 
 def test_the_judges_lines_have_their_names_and_values():
-    axis = monitor_curves(history(np.zeros((3, 4)))).axes[0]
+    axis = monitor_curves(history(np.zeros((3, 5)))).axes[0]
     assert [line.get_label() for line in axis.lines] == ["Insult", "Crimes and Illegal Activities"]
     assert [list(line.get_ydata()) for line in axis.lines] == [[-0.5] * 3, [0.5] * 3]
 

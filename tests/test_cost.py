@@ -133,10 +133,12 @@ def test_ratio_is_taken_within_rounds():
     assert cost.ratio([6.0, 60.0, 8.0], [1.0, 10.0, 1.0]) == Spread(6.0, 6.0, 7.0)
 
 
-def test_first_within_takes_the_earliest_that_is_near_the_best():
-    assert cost.first_within([0.70, 0.796, 0.80], 0.005) == 1
-    assert cost.first_within([0.70, 0.79, 0.80], 0.005) == 2
-    assert cost.first_within([0.90, 0.70, 0.80], 0.005) == 0, "more training did not help"
+def test_first_within_takes_the_earliest_that_is_near_what_all_reach():
+    assert cost.first_within({"a": [0.70, 0.796, 0.80]}, 0.005) == {"a": 1}
+    assert cost.first_within({"a": [0.70, 0.79, 0.80]}, 0.005) == {"a": 2}
+    assert cost.first_within({"a": [0.90, 0.70, 0.80]}, 0.005) == {"a": 0}, "more training did not help"
+    apart = {"slow": [0.60, 0.70, 0.80], "quick": [0.75, 0.80, 0.90]}
+    assert cost.first_within(apart, 0.005) == {"slow": 2, "quick": 1}, "nobody is asked for more than the other has"
 
 
 def test_rank_flips_counts_pairs_of_texts_by_model():
@@ -260,9 +262,9 @@ def test_scoring_rows_divide_the_slower_by_ours():
 @pytest.mark.timeout(300)
 def test_steps_of_both_trainers_are_timed_with_and_without_sampling(policy, classifiers, tokenizer, shared):
     prompts, _ = peers.texts(tokenizer, LOAD, prompts=1)
-    sides = {"seven": classifiers, "shared": [shared.reward("linear")]}
+    sides = {"seven": classifiers, "shared": [shared.reward("linear")], "free": [peers.free_reward]}
     steps, work = step_seconds(policy, tokenizer, sides, prompts[:1], LOAD, rank=2, rounds=2, seed=0)
-    assert {name: len(times) for name, times in steps.items()} == {"seven": 2, "shared": 2}
+    assert {name: len(times) for name, times in steps.items()} == {"seven": 2, "shared": 2, "free": 2}
     assert all((work[name] > 0).all() and (work[name] < steps[name]).all() for name in sides)
 
 

@@ -81,6 +81,15 @@ def test_scales_by_hand():
     assert torch.allclose(result, torch.tensor([3.0, 0, 0, 1, 1, 2, 2, 3]))
 
 
+def test_bins_below_zero_ask_for_nothing_however_many_they_are():
+    """Quartiles of 0, 1, 2, 3, 4 are 1, 2 and 3; six more pairs disagree."""
+    margins = torch.tensor([-6.0, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4])
+    wanted = torch.tensor([0.0] * 8 + [1 / 3, 2 / 3, 1.0])
+    torch.testing.assert_close(scale_margins(margins, "binned"), wanted)
+    torch.testing.assert_close(scale_margins(margins, "binned", "clip")[:6], torch.zeros(6))
+    torch.testing.assert_close(scale_margins(-torch.ones(3), "binned"), torch.zeros(3))
+
+
 def test_bad_margins_and_options_are_refused():
     for bad in (torch.tensor([1.0, float("nan")]), torch.ones(2, 2), torch.ones(0)):
         with pytest.raises(InputError, match="finite"):

@@ -14,7 +14,7 @@ from srmir_lib.calibration import Calibration
 from srmir_lib.embeddings import conversation_ids, model_inputs
 from srmir_lib.models import load_tokenizer
 from srmir_lib.reward_model import ALL, ShadowRewardModels
-from srmir_lib.reward_training import RewardSettings, select_pairs, settings_of, tokenize_pairs
+from srmir_lib.reward_training import RewardSettings, check_round_trip, select_pairs, settings_of, tokenize_pairs
 from srmir_lib.separate_rewards import fit_separate
 from srmir_lib.templates import assistant_message, user_message
 
@@ -220,7 +220,12 @@ def test_a_pair_that_is_too_long_is_counted_and_refused(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("margins", "message"), [(None, "needs a column margin"), ([float("nan")] * 48, "row 0 is not finite")]
+    ("margins", "message"),
+    [
+        (None, "needs a column margin"),
+        ([float("nan")] * 48, "row 0 is not finite"),
+        ([0.5, None] * 24, "the margin of row 1 is None, not a number"),
+    ],
 )
 def test_bad_margins_are_refused(tiny_model, tmp_path, margins, message):
     pairs = preferences()["train"]
@@ -344,3 +349,27 @@ def test_bad_rows_are_refused(trained):
         models.score(PROMPTS[:2], ANSWERS[:2], categories=["insult"])
     with pytest.raises(InputError, match="row 1: .* tokens, but the reward model reads at most 256"):
         models.score(PROMPTS[:2], ["no", "zebra " * 300])
+
+
+class Forgetful:
+    """A tokenizer that knows two words, and drops the others without a word."""
+
+    words = ["no", "thanks"]
+
+    def __call__(self, text, **_):
+        return {"input_ids": [self.words.index(word) for word in text.lower().split() if word in self.words]}
+
+    def decode(self, ids):
+        return " ".join(self.words[at] for at in ids)
+
+
+def test_a_tokenizer_that_loses_words_is_refused_by_row():
+    check_round_trip(Forgetful(), ["no thanks", "No  Thanks"])
+    with pytest.raises(InputError, match="the chosen answer of row 1 has 9 letters and comes back with 2"):
+        check_round_trip(Forgetful(), ["no", "no privacy"])
+
+
+@pytest.mark.parametrize("cap", [0, -1.0, float("nan"), "3"])
+def test_a_limit_cap_must_be_above_zero(cap):
+    with pytest.raises(InputError, match="^limit_cap: .* must be a number above 0"):
+        replace(SETTINGS, objective="pcrm_length", limit_cap=cap)

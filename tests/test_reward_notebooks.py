@@ -85,7 +85,7 @@ def second(root) -> Path:
 
 @pytest.fixture(scope="module")
 def third(root, second) -> Path:
-    return execute("03_margins", root, device="cpu", direction_pairs=40, best_of=0)
+    return execute("03_margins", root, device="cpu", direction_pairs=40, best_of=0, length_calibration=True)
 
 
 def test_02_writes_three_calibrated_sets_and_their_numbers(second):
@@ -126,6 +126,8 @@ def test_03_writes_margins_a_calibration_and_retrained_models(third, second):
     assert read_json(third / "shadow_rms" / "config.json")["objective"] == "margin"
     before, after = (read_json(f / "shadow_rms" / "fit.json")["key"]["settings"] for f in (second, third))
     assert before | {"objective": "margin"} == after, "only the objective may differ"
+    for name in ("calibration.json", "shadow_rms/calibration.json", "objectives/pcrm/calibration.json"):
+        assert read_json(third / name)["lengths"], "length_calibration must reach every set"
     metrics = read_json(third / "metrics.json")
     assert {path.name for path in (third / "objectives").iterdir()} == {"pcrm", "centred"}
     for name in ("plain", "margin", "pcrm", "centred"):

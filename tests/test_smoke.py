@@ -71,6 +71,8 @@ def test_executed_notebooks_hold_no_errors_and_no_work_folders(series):
     for path in series[0].glob("outputs/smoke/*/*.ipynb"):
         text = path.read_text()
         assert '"output_type": "error"' not in text and ".work" not in text, path.name
+        drawn = len(list((path.parent / "figures").glob("*.png")))
+        assert text.count('"image/png"') >= drawn, f"{path.name}: saved {drawn} figures, and shows fewer"
 
 
 def test_appendices_run(series):

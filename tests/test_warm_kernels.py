@@ -11,6 +11,8 @@ import nbformat
 import psutil
 import pytest
 
+from srmir_lib import warm_kernels
+from srmir_lib.artifacts import InputError
 from srmir_lib.execute import execute
 from srmir_lib.warm_kernels import can_fork
 
@@ -33,6 +35,19 @@ def notebook(folder: Path, *cells: str) -> Path:
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, folder / "book.ipynb")
     return folder / "book.ipynb"
+
+
+def test_a_figure_of_a_forked_kernel_is_in_the_notebook(tmp_path):
+    drawn, executed = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()", tmp_path / "executed.ipynb"
+    execute(notebook(tmp_path, drawn), executed, {}, tmp_path)
+    shown = nbformat.read(executed, as_version=4).cells[-1].outputs
+    assert any("image/png" in output.get("data", {}) for output in shown), "the libraries loaded first took its backend"
+
+
+def test_an_installation_without_the_provisioner_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(warm_kernels, "entry_points", lambda **_: ())
+    with pytest.raises(InputError, match="install it again: make setup"):
+        warm_kernels.can_fork()
 
 
 def facts(folder: Path) -> dict:

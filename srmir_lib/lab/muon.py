@@ -26,10 +26,13 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with its default options; a test compares their steps."""
+    """`torch.optim.Muon` where every parameter has a gradient; a test compares their steps. Takes no other options."""
+
+    def __init__(self, parameters, lr: float, weight_decay: float = 0.1, momentum: float = 0.95):
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum)
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
