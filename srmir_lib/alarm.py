@@ -69,12 +69,12 @@ class Alarm:
     def check(self, history: Sequence[Mapping]) -> list[dict]:
         """One row per look: step, each signal's value, `suspicion` (deviations of the worst), its name, `rings`.
 
-        A history with more looks than the alarm was fitted for would ring too often, and is an `InputError`, as is one
-        without any.
+        A run without a KL penalty has no KL, and is judged by the rest. A history with more looks than the alarm was
+        fitted for would ring too often, and is an `InputError`, as is one without any.
         """
-        rows = []
+        rows, unmeasured = [], {"KL"} if all(row.get("kl") is None for row in history) else set()
         for row in history:
-            found = {name: _read(row, SIGNALS[name][0]) for name in self.mean}
+            found = {name: _read(row, SIGNALS[name][0]) for name in self.mean if name not in unmeasured}
             if None not in found.values():
                 z = np.array([[(found[name] - self.mean[name]) / self.std[name] for name in found]])
                 suspicion = _suspicion(z, list(found))[0]

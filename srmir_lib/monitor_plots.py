@@ -82,9 +82,9 @@ def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Fi
         rows, style = alarm.check(history), {"marker": MARKERS[index], "markersize": 3, "linestyle": LINES[index]}
         steps, rung = [row["step"] for row in rows], [row["step"] for row in rows if row["rings"]]
         style["color"] = (CHOSEN, REJECTED, INK, PALE)[index % 4]
-        for signal in alarm.mean:
+        for signal in [name for name in alarm.mean if name in rows[0]]:
             shown[signal].plot(steps, [row[signal] for row in rows], **style)
-        if "KL" not in alarm.mean:
+        if "KL" not in rows[0]:
             shown["KL"].plot(*_series(history, "kl"), color=style["color"], linestyle=style["linestyle"])
         label = f"{name}: rings at step {rung[0]}" if rung else name
         last.plot(steps, [row["suspicion"] for row in rows], label=label, **style)

@@ -126,6 +126,14 @@ def test_an_alarm_without_kl_listens_to_the_rest_and_still_draws_it():
     assert list(alarm_curves(alarm, {"far": far}).axes[4].lines[0].get_ydata()) == [99.0] * 3
 
 
+def test_a_run_without_a_kl_penalty_is_judged_by_the_rest():
+    alarm = Alarm.fit([answers(0.0)], batch=8, looks=3)
+    looks = [{name: value for name, value in row.items() if name != "kl"} for row in history(np.full((3, 5), -9.0))]
+    rows = alarm.check(looks)
+    assert all(row["rings"] and "KL" not in row for row in rows)
+    assert len(alarm_curves(alarm, {"free": looks}).axes[4].lines[0].get_ydata()) == 0
+
+
 def test_the_divergence_of_two_models_by_a_second_plain_computation(tiny_model):
     """k3 = exp(d) - d - 1 with d = log reference - log policy, token by token; zero from a model to itself."""
     policy, reference = load_policy(tiny_model, "cpu"), load_policy(tiny_model, "cpu")
