@@ -143,7 +143,8 @@ def _record(runner: Runner, task: Task, chains: dict[str, str]) -> None:
 def _record_failure(runner: Runner, task: Task, chains: dict[str, str], failure: str) -> None:
     """Keep what a stage that stopped had measured before, if anything, and why it stopped."""
     metrics = runner.work(task.name) / "metrics.json"
-    facts = {"started": utc_now(), "failure": " ".join(failure.split())[:500]} | git_state(runner.root)
+    failure = " ".join(failure.replace(f"{runner.root}/", "").split())[:500]
+    facts = {"started": utc_now(), "failure": failure} | git_state(runner.root)
     _write(runner, task, chains, facts, read_json(metrics) if metrics.is_file() else {})
 
 

@@ -58,6 +58,8 @@ def test_a_seed_that_fails_its_check_is_recorded_and_the_others_go_on(recorded, 
     assert found[9] == {"01_make/rate": 5e-3} == found[5], "what was measured before the check failed is kept"
     facts = facts_of_seeds(recorded / RECORDS / "lab")
     assert facts["seeds"] == [3, 4, 5, 9] and facts["failed"] == ["seed 9, 01_make"]
+    failure = read_json(recorded / RECORDS / "lab/9/01_make.json")["failure"]
+    assert "outputs/seeds/lab/9" in failure and str(recorded) not in failure, "a record shows no place of this machine"
     assert not (recorded / "outputs/seeds/lab/9/02_use").exists(), "nothing is built on a failed stage"
 
 
