@@ -34,7 +34,7 @@ class StageFailed(RuntimeError):
 def execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> tuple[float, float]:
     """Run `notebook` in a fresh kernel with `root` as working directory; save it, outputs and all, as `executed`.
 
-    Returns (seconds, peak memory in MB of the kernel and its children together, seen twice a second).
+    Returns (seconds, peak memory in MB of the kernel and its children, seen before every cell and twice a second).
     A cell that raises is a `StageFailed`; the notebook up to there, with its traceback, stays at `executed`.
     """
     from nbclient.exceptions import DeadKernelError
@@ -146,6 +146,7 @@ class Watch:
     def cell_start(self, cell, cell_index: int) -> None:
         """Called by nbclient before each cell. Cells count from 1, as a reader counts them."""
         self.cell, self.said = cell_index + 1, ""
+        self.peak_mb = max(self.peak_mb, _memory_mb())  # a short notebook may end before the first look
 
     def write(self, text: str) -> None:
         """The notebook printed `text`: remember its last line, so that a training run shows its own progress bar."""
