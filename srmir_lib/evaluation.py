@@ -194,7 +194,7 @@ def evaluate_policy(
     judge,
     max_new_tokens: int = 48,
     temperature: float = 1.0,
-    batch_size: int = 256,
+    batch_size: int = 128,
     seed: int = 0,
 ) -> list[dict]:
     """Answer every prompt once, judge every answer; one row per prompt, in the order of `prompts`.

@@ -4,15 +4,18 @@ Nothing here knows which model it is given. A missing model, tokenizer or chat t
 silent fallback.
 """
 
+import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 from transformers.utils.logging import disable_progress_bar
 
 from srmir_lib.artifacts import InputError
+from srmir_lib.parallel import side_by_side
 from srmir_lib.templates import user_message
 
 # "Loading weights" bars are over before they are read, and fill executed notebooks.
@@ -48,8 +51,6 @@ def load_policy(model: str | Path, device: str = "auto", dtype: str = "float32",
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: no causal language model there ({str(error).splitlines()[0]})") from error
     if adapter is not None:
-        from peft import PeftModel
-
         try:
             policy = PeftModel.from_pretrained(policy, str(adapter))
         except (OSError, ValueError) as error:
@@ -65,42 +66,65 @@ def load_weights(model: str | Path, device: str = "auto"):
     return load_policy(model, device, "bfloat16" if pick_device(device).type == "cuda" else "float32")
 
 
-@torch.no_grad()
 def generate(
     policy,
     tokenizer,
     prompts: Sequence[str | list[dict]],
     max_new_tokens: int,
     temperature: float = 1.0,
-    batch_size: int = 256,
+    batch_size: int = 128,
     seed: int = 0,
     progress: str | None = None,
 ) -> list[str]:
     """One response per prompt, decoded without special tokens. `temperature=0` is greedy. Same seed, same answers.
 
-    Prompts are user texts or conversations. Batches are sorted by length, so little is spent on padding.
+    Prompts are user texts or conversations. Batches are sorted by length: little is spent on padding. Each has random
+    numbers of its own; on a CPU they run side by side, a core each.
     """
     texts = [render(tokenizer, user_message(p) if isinstance(p, str) else p) for p in prompts]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    shape = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
+    tokens = [tokenizer([texts[i] for i in rows], **shape) for rows in batches]
+    if isinstance(policy, PeftModel) and not policy.active_peft_config.is_prompt_learning:
+        policy = policy.get_base_model()  # its layers hold the adapter; the `generate` of PEFT is not for two threads
+
+    def answer(number: int) -> torch.Tensor:
+        batch = tokens[number].to(policy.device)
+        noise = [GumbelNoise(temperature, f"{seed}, {number}", policy.device)] if temperature > 0 else []
+        output = policy.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            do_sample=False,
+            repetition_penalty=1.0,  # a model's own setting would bend what it says
+            logits_processor=LogitsProcessorList(noise),
+        )
+        return output[:, batch["input_ids"].shape[1] :]
+
+    jobs = {number: partial(answer, number) for number in range(len(batches))}
     answers = [""] * len(texts)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False):
-            rows = order[start : start + batch_size]
-            batch = tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True, add_special_tokens=False)
-            batch = batch.to(policy.device)
-            output = policy.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                **sampling,
-            )
-            completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-            for i, completion in zip(rows, completions, strict=True):
-                answers[i] = completion.strip()
+    for number, said in side_by_side(jobs, policy.device, progress).items():
+        for i, text in zip(batches[number], tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
+            answers[i] = text.strip()
     return answers
+
+
+class GumbelNoise(LogitsProcessor):
+    """Noise that makes the largest logit a sample: argmax(logit / temperature + Gumbel noise) is distributed as the
+    softmax (Gumbel 1954; Maddison et al. 2014, section 2). Its random numbers are its own: what torch draws by itself
+    comes from one generator for all threads.
+    """
+
+    def __init__(self, temperature: float, seed: str, device: torch.device):
+        """`seed`: any text; the same one, the same noise."""
+        self.temperature = temperature
+        self.generator = torch.Generator(device).manual_seed(random.Random(seed).getrandbits(63))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores`, logits of the next token (rows, vocabulary), divided by the temperature, with noise."""
+        return scores / self.temperature - torch.empty_like(scores).exponential_(generator=self.generator).log_()
 
 
 def render(tokenizer, messages: list[dict]) -> str:

@@ -1,0 +1,59 @@
+"""Sampling: the distribution by theory, the same answers on one core and on several, with adapters and without."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from srmir_lib.models import GumbelNoise, generate, load_policy, load_tokenizer
+
+PROMPTS = [f"how do i copy {number} letters " + "at night " * (number % 4) for number in range(10)]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_largest_noisy_logit_is_a_sample_of_the_softmax(temperature):
+    logits, draws = torch.tensor([1.5, 0.0, -1.0, -float("inf")]), 40_000
+    chosen = GumbelNoise(temperature, "any text", torch.device("cpu"))(None, logits.expand(draws, -1)).argmax(1)
+    share, expected = torch.bincount(chosen, minlength=4) / draws, (logits / temperature).softmax(0)
+    assert share[3] == 0
+    assert ((share - expected).abs() <= 4 * (expected * (1 - expected) / draws).sqrt()).all(), (share, expected)
+
+
+def test_noise_depends_on_its_seed_and_on_nothing_else():
+    def draw(seed: str):
+        return GumbelNoise(1.0, seed, torch.device("cpu"))(None, torch.zeros(2, 3))
+
+    before, first = torch.get_rng_state(), draw("0, 1")
+    torch.manual_seed(99)
+    assert torch.equal(draw("0, 1"), first) and not torch.equal(draw("1, 0"), first)
+    torch.set_rng_state(before)
+    draw("0, 1")
+    assert torch.equal(torch.get_rng_state(), before), "torch's own random numbers are left alone"
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_batches_side_by_side_say_what_they_say_in_turn(tiny_model, monkeypatch, adapted):
+    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    plain = generate(policy, tokenizer, PROMPTS, 12, batch_size=2, seed=3)
+    if adapted:
+        policy = get_peft_model(policy, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    in_turn = generate(policy, tokenizer, PROMPTS, 12, batch_size=2, seed=3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    for _ in range(3):
+        assert generate(policy, tokenizer, PROMPTS, 12, batch_size=2, seed=3) == in_turn
+    assert (in_turn != plain) == adapted, "the adapter speaks, or nothing is tested"
+    assert generate(policy, tokenizer, PROMPTS, 12, batch_size=2, seed=4) != in_turn
+
+
+def test_a_models_own_sampling_settings_do_not_bend_what_it_says(tiny_model):
+    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    sampled = generate(policy, tokenizer, PROMPTS, 12, seed=3)
+    greedy = generate(policy, tokenizer, PROMPTS, 12, temperature=0)
+    policy.generation_config.update(do_sample=True, temperature=0.1, top_k=1, top_p=0.1, repetition_penalty=5.0)
+    assert generate(policy, tokenizer, PROMPTS, 12, seed=3) == sampled != greedy
+    assert generate(policy, tokenizer, PROMPTS, 12, temperature=0) == greedy
+
+
+def test_nothing_asked_nothing_said(tiny_model):
+    assert generate(load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model), [], 4) == []
