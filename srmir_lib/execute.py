@@ -26,6 +26,9 @@ KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
 }
 
+# What tqdm draws: "name:  12%|█▏  | 3/25 [00:01<00:09,  2.4it/s]", or without a total "name: 7it [00:01, 5.1it/s]".
+BAR = re.compile(r"\d+%\|.*\| *\S+/\S+ \[[\d:?]+<|\d+it \[[\d:?]+, ")
+
 
 class StageFailed(RuntimeError):
     """A notebook stopped: a cell raised, a check failed, or its kernel died. One line: notebook, cell, reason."""
@@ -63,7 +66,34 @@ def execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> tup
     except DeadKernelError as error:
         where = f"{name}, cell {watch.cell}"
         raise StageFailed(f"{where}: its kernel died, most often for lack of memory; see {executed}") from error
+    finally:
+        clear_bars(executed)
     return watch.seconds, watch.peak_mb
+
+
+def clear_bars(executed: Path) -> None:
+    """Take progress bars out of an executed notebook: several at once leave a line an update.
+
+    All else that a cell printed stays; a notebook that is not there, or was not written to its end, is left alone.
+    """
+    import nbformat
+
+    try:
+        stored = nbformat.read(executed, as_version=4)
+    except (OSError, nbformat.reader.NotJSONError):
+        return
+    changed = False
+    for cell in stored.cells:
+        for output in [o for o in cell.get("outputs", []) if o.output_type == "stream" and o.name == "stderr"]:
+            parts = re.split(r"[\r\n]+|\x1b\[[A-K]", output.text)
+            kept = [part for part in parts if not BAR.search(part)]
+            if len(kept) < len(parts):
+                changed, output.text = True, "\n".join(filter(str.strip, kept))
+                if not output.text:
+                    cell.outputs.remove(output)
+    if changed:
+        with atomic_path(executed) as fresh:
+            nbformat.write(stored, fresh)
 
 
 def refresh_prose(executed: Path, notebook: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -16,7 +17,7 @@ import yaml
 
 from srmir_lib.artifacts import InputError, sha256
 from srmir_lib.cli import main
-from srmir_lib.execute import Watch
+from srmir_lib.execute import Watch, clear_bars
 from srmir_lib.notebook import Notebook, load_values
 from srmir_lib.run import Runner
 
@@ -431,3 +432,18 @@ def test_bless_refuses_an_unfinished_or_large_run(finished, capsys):
     assert main(["bless", "lab"]) == 2
     assert "02_use.ipynb" in capsys.readouterr().err
     assert contents(finished / "outputs/reference/lab") == blessed
+
+
+def test_progress_bars_do_not_stay_in_an_executed_notebook(tmp_path):
+    bars = "\n".join(f"one: {n:3d}%|█    | {n}/100 [00:0{n % 9}<00:09, 15.4it/s]" for n in range(0, 101, 5))
+    both = f"{bars}\x1b[A\rtwo: 7it [00:01,  5.1it/s]\r                \r[lib] a warning: 5% is little\n{bars}\n"
+    stderr = partial(nbformat.v4.new_output, "stream", name="stderr")
+    outputs = [stderr(text=both), stderr(text=bars), nbformat.v4.new_output("stream", name="stdout", text=bars)]
+    cell = nbformat.v4.new_code_cell("train()", outputs=outputs)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    clear_bars(tmp_path / "a.ipynb")
+    left = nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[0].outputs
+    assert [(o.name, o.text) for o in left] == [("stderr", "[lib] a warning: 5% is little"), ("stdout", bars)]
+    (tmp_path / "cut.ipynb").write_text('{"cells": [')
+    clear_bars(tmp_path / "cut.ipynb"), clear_bars(tmp_path / "none.ipynb")
+    assert (tmp_path / "cut.ipynb").read_text() == '{"cells": [' and not (tmp_path / "none.ipynb").exists()
