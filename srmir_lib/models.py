@@ -79,14 +79,16 @@ def generate(
     """One response per prompt, decoded without special tokens. `temperature=0` is greedy. Same seed, same answers.
 
     Prompts are user texts or conversations. Batches are sorted by length: little is spent on padding. Each has random
-    numbers of its own; on a CPU they run side by side, a core each.
+    numbers of its own; on a CPU they run side by side, a core each (an activated LoRA or a learned prompt: in turn).
     """
     texts = [render(tokenizer, user_message(p) if isinstance(p, str) else p) for p in prompts]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     shape = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
     tokens = [tokenizer([texts[i] for i in rows], **shape) for rows in batches]
-    if isinstance(policy, PeftModel) and not policy.active_peft_config.is_prompt_learning:
+    config = policy.active_peft_config if isinstance(policy, PeftModel) else None
+    only_peft = config and (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))
+    if config and not only_peft:
         policy = policy.get_base_model()  # its layers hold the adapter; the `generate` of PEFT is not for two threads
 
     def answer(number: int) -> torch.Tensor:
@@ -105,7 +107,10 @@ def generate(
 
     jobs = {number: partial(answer, number) for number in range(len(batches))}
     answers = [""] * len(texts)
-    for number, said in side_by_side(jobs, policy.device, progress).items():
+    found = (
+        {number: job() for number, job in jobs.items()} if only_peft else side_by_side(jobs, policy.device, progress)
+    )
+    for number, said in found.items():
         for i, text in zip(batches[number], tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
             answers[i] = text.strip()
     return answers
