@@ -77,15 +77,16 @@ class FillingCache(Cache):
 
 
 class Behind(torch.autograd.Function):
-    """`apply(whole, new)`: `new` (B, heads, m, head size) into the last m places of `whole`, which is not copied
-    and gets no gradient."""
+    """`apply(whole, new)`: `whole` with `new` (B, heads, m, head size) in its last m places. It is not copied and gets
+    no gradient; what comes out is its memory under another name, for a change of `whole` itself, which is a view, would
+    have autograd copy the gradient of all that it shows."""
 
     @staticmethod
     def forward(ctx, whole: Tensor, new: Tensor) -> Tensor:
         ctx.width = new.shape[2]
-        whole[:, :, -ctx.width :] = new
-        ctx.mark_dirty(whole)
-        return whole
+        filled = whole.data
+        filled[:, :, -ctx.width :] = new
+        return filled
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
