@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 PRESET ?= lab
+# Notebooks that run side by side, where they do not need each other.
+JOBS ?= 2
 # An extra package index for torch, where your site offers one: make setup TORCH_INDEX=URL
 TORCH_INDEX ?=
 
@@ -26,16 +28,16 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 lab: $(READY)  ## the whole series, 00-06 and A0, on the embedded lab; ends with the path of the report
-	@$(BIN)/srmir run lab
+	@$(BIN)/srmir run lab --jobs $(JOBS)
 
 smoke: $(READY)  ## the same notebooks, tiny: does everything run?
-	@$(BIN)/srmir run smoke
+	@$(BIN)/srmir run smoke --jobs $(JOBS)
 
 realdata: $(READY)  ## 01-03 on public data in the folder SRMIR_DATA
 	@$(BIN)/srmir run realdata
 
 everything: $(READY)  ## lab, and the appendices A1-A8
-	@$(BIN)/srmir run lab --all
+	@$(BIN)/srmir run lab --all --jobs $(JOBS)
 
 claims: $(READY)  ## five seeds in either grammar (hours; what is on record is not run again), then A6
 	@$(BIN)/srmir seeds claims-act

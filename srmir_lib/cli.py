@@ -13,6 +13,7 @@ import yaml
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.execute import StageFailed
+from srmir_lib.manifest import elapsed
 from srmir_lib.reference import bless
 from srmir_lib.run import Result, Runner
 from srmir_lib.seeds import run_seeds
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("notebooks", nargs="*", metavar="NN", help="only these (01, A0, 04_grpo_linear)")
     run.add_argument("--from", dest="start", default="", metavar="NN", help="from this notebook on")
     run.add_argument("--all", action="store_true", help="the appendices A1-A8 as well")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="at most so many side by side (default: 1)")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a parameter")
     about = "run the notebooks of a preset with several seeds, and record their metrics in outputs/reference/seeds"
     seeds = _command(commands, "seeds", _seeds, about)
@@ -100,9 +102,10 @@ def _run(options: argparse.Namespace) -> None:
     names = runner.select(options.notebooks, options.start, options.all)
     tasks = runner.plan(names, dict(map(_setting, options.set)))
     results = []
-    for result in runner.run(tasks, say=_say):
+    for result in runner.run(tasks, _say, options.jobs):
         results.append(result)
         print(f"{result.name}: {result.state}, {_number(result.seconds, '.0f')} s", flush=True)
+    results.sort(key=lambda result: names.index(result.name))
     print(f"\n{_table(results)}\n\n{_write_report(options.preset)}")
 
 
@@ -186,8 +189,9 @@ def _table(results: Sequence[Result]) -> str:
     for r in results:
         started = (r.started or "-")[:19].replace("T", " ")
         rows.append((r.name, r.state, _number(r.seconds, ".0f"), _number(r.peak_memory_mb, ".0f"), started))
-    seconds = sum(r.seconds or 0 for r in results)
-    rows.append(("total", "", f"{seconds:.0f}", "", ""))
+    ran = [(r.started, r.seconds) for r in results if r.started]
+    rows.append(("total", "", f"{sum(seconds for _, seconds in ran):.0f}", "", ""))
+    rows.append(("elapsed", "", f"{elapsed(ran):.0f}", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     aligned = [
         f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e:<{widths[4]}}".rstrip()

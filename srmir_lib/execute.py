@@ -4,18 +4,14 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from srmir_lib.artifacts import atomic_path
+from srmir_lib.progress import Board, Watch
 from srmir_lib.warm_kernels import PROVISIONER, can_fork, warm_up
 
 # Kernels hash strings the same way every time, so that the order of a set never changes a result.
@@ -34,8 +30,11 @@ class StageFailed(RuntimeError):
     """A notebook stopped: a cell raised, a check failed, or its kernel died. One line: notebook, cell, reason."""
 
 
-def execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> tuple[float, float]:
+def execute(
+    notebook: Path, executed: Path, parameters: dict, root: Path, board: Board | None = None
+) -> tuple[float, float]:
     """Run `notebook` in a fresh kernel with `root` as working directory; save it, outputs and all, as `executed`.
+    `board` is shown how it stands.
 
     Returns (seconds, peak memory in MB of the kernel and its children, seen before every cell and twice a second).
     A cell that raises is a `StageFailed`; the notebook up to there, with its traceback, stays at `executed`.
@@ -47,7 +46,7 @@ def execute(notebook: Path, executed: Path, parameters: dict, root: Path) -> tup
     name = notebook.stem
     cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"])
     try:
-        with _own_kernel(), Watch(name, cells) as watch:
+        with _own_kernel(), Watch(name, cells, board) as watch:
             execute_notebook(
                 notebook,
                 executed,
@@ -144,71 +143,3 @@ def _reason(error) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
     arrows = re.findall(r"^-+> *\d+ (.*)$", plain, flags=re.MULTILINE)
     return f"{error.ename}: {arrows[0].strip()}" if arrows else error.ename
-
-
-class Watch:
-    """Shows where a notebook stands, and measures it. Also the file that takes the notebook's printed output.
-
-    On a terminal one line is redrawn; elsewhere (a log, a batch job) a line comes every 30 seconds.
-    """
-
-    def __init__(self, name: str, cells: int, stream=None, every: float = 30.0):
-        self.name, self.cells, self.cell = name, cells, 0
-        self.stream = stream or sys.stdout
-        self.live = self.stream.isatty()
-        self.every = 0.5 if self.live else every
-        self.said, self.peak_mb, self.seconds = "", 0.0, 0.0
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "Watch":
-        self.started = self.drawn = time.monotonic()
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop.set()
-        self.thread.join()
-        self.seconds = time.monotonic() - self.started
-        if self.live:
-            self.stream.write("\r\x1b[K")
-
-    def cell_start(self, cell, cell_index: int) -> None:
-        """Called by nbclient before each cell. Cells count from 1, as a reader counts them."""
-        self.cell, self.said = cell_index + 1, ""
-        self.peak_mb = max(self.peak_mb, _memory_mb())  # a short notebook may end before the first look
-
-    def write(self, text: str) -> None:
-        """The notebook printed `text`: remember its last line, so that a training run shows its own progress bar."""
-        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-        self.said = lines[-1] if lines else self.said
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.5):
-            self.peak_mb = max(self.peak_mb, _memory_mb())
-            if time.monotonic() - self.drawn >= self.every:
-                self.drawn = time.monotonic()
-                self._draw()
-
-    def _draw(self) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        place = f"cell {self.cell}/{self.cells}" if self.cell else "starting"
-        line = f"  {self.name}  {place}  {minutes}:{seconds:02d}  {self.said}"
-        line = line[: shutil.get_terminal_size((120, 24)).columns - 1]
-        self.stream.write(f"\r\x1b[K{line}" if self.live else f"{line}\n")
-        self.stream.flush()
-
-
-def _memory_mb() -> float:
-    """Resident memory of all processes below this one, in MB (10^6 bytes); the fork server's is that of its forks."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            serves = process.ppid() == os.getpid() and any("forkserver" in word for word in process.cmdline())
-            total += 0 if serves else process.memory_info().rss
-        except psutil.Error:
-            continue  # it ended between the listing and the look
-    return total / 1e6

@@ -6,7 +6,8 @@ A manifest holds parameters, versions and hashes, and nothing of the environment
 import os
 import platform
 import subprocess
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,6 +20,16 @@ NOT_ARTEFACTS = ("manifest.json", "key.json")
 def utc_now() -> str:
     """Now, as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def elapsed(spans: Iterable[tuple[str, float]]) -> float:
+    """Seconds in which at least one of the stages ran; `spans`: (started, seconds) of each."""
+    total, until = 0.0, None
+    for begin, end in sorted((at := datetime.fromisoformat(start), at + timedelta(seconds=s)) for start, s in spans):
+        begin = begin if until is None else max(begin, until)
+        total += max(0.0, (end - begin).total_seconds())
+        until = end if until is None else max(end, until)
+    return total
 
 
 def git_state(root: Path) -> dict:

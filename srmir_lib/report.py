@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from srmir_lib.artifacts import InputError, atomic_path, read_json, read_jsonl
+from srmir_lib.manifest import elapsed
 from srmir_lib.stage import find_root
 
 STAGES = {
@@ -130,7 +131,10 @@ def _header(preset: str, outputs: Path) -> str:
         for name, manifest in manifests.items()
     ]
     total = sum(manifest.get("seconds") or 0 for manifest in done)
-    facts = f"{len(done)} of {len(STAGES)} stages, {total:,.0f} seconds in all."
+    passed = elapsed(
+        (manifest["started"], manifest.get("seconds") or 0) for manifest in done if manifest.get("started")
+    )
+    facts = f"{len(done)} of {len(STAGES)} stages, {total:,.0f} seconds in all, {passed:,.0f} elapsed."
     commits = sorted({str(m.get("git_commit"))[:10] + (" + changes" if m.get("git_dirty") else "") for m in done})
     facts += f" Code: {', '.join(commits)}." if commits else ""
     versions = dict(done[-1].get("versions") or {}) if done else {}

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srmir_lib.artifacts import InputError, atomic_path, read_json, sha256, write_json
-from srmir_lib.execute import execute, refresh_prose
+from srmir_lib.execute import refresh_prose
 from srmir_lib.manifest import damaged, git_state, hash_outputs, machine, read_manifest, utc_now
 from srmir_lib.notebook import GIVEN_BY_RUNNER, Notebook, load_values
+from srmir_lib.progress import Board
 from srmir_lib.stage import find_root, how_to_run
+from srmir_lib.workers import Workers
 
 TEXT = {".json", ".jsonl", ".yaml", ".md", ".html", ".ipynb"}
 
@@ -36,6 +38,11 @@ class Task:
     def name(self) -> str:
         return self.notebook.name
 
+    @property
+    def alone(self) -> bool:
+        """Whether nothing may run beside it: it measures time, or makes good use of every core (`srmir.alone`)."""
+        return bool(self.notebook.metadata.get("srmir", {}).get("alone"))
+
 
 @dataclass(frozen=True)
 class Result:
@@ -46,6 +53,16 @@ class Result:
     seconds: float | None = None
     peak_memory_mb: float | None = None
     started: str = ""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A stage that is running: what decides its results, and what `execute` was given."""
+
+    key: str
+    inputs: dict[str, str]
+    facts: dict
+    arguments: tuple
 
 
 class Runner:
@@ -119,34 +136,63 @@ class Runner:
         """How each stage stands; nothing is run or changed."""
         return [self._result(task, self.state(task)) for task in tasks]
 
-    def run(self, tasks: list[Task], say=print) -> Iterator[Result]:
-        """Run what is not done, in order, yielding a result a stage. Stops at the first failure with `StageFailed`."""
-        with self._lock():
-            for task in tasks:
-                if self.state(task) == "done":
+    def run(self, tasks: list[Task], say=print, jobs: int = 1) -> Iterator[Result]:
+        """Run what is not done, in order, yielding a result a stage. Stops at the first failure with `StageFailed`.
+
+        With `jobs` up to so many run side by side that do not need each other; one that says `srmir.alone` in its
+        notebook's metadata has the machine to itself. After a failure what runs comes to its end; nothing else begins.
+        """
+        if jobs < 1:
+            raise InputError(f"--jobs {jobs}: give a number from 1 on")
+        waiting, begun, failure = list(tasks), {}, None
+        needs, board = _needs(tasks), Board()
+        with self._lock(), Workers(board) as workers:
+            while waiting or workers.busy:
+                task, together = (None, False) if failure else _next(waiting, workers.busy, needs, jobs)
+                if task and self.state(task) == "done":
+                    waiting.remove(task)
                     refresh_prose(self.outputs / task.name / task.notebook.path.name, task.notebook.path)
                     yield self._result(task, "skipped")
-                else:
+                    continue
+                if task:
+                    waiting.remove(task)
+                    board.clear()
                     say(f"{task.name}: running")
-                    self._run(task)
+                    begun[task.name] = task, self._begin(task, jobs if together else 1)
+                    workers.start(task.name, together, *begun[task.name][1].arguments)
+                    if together:
+                        continue
+                if not workers.busy:
+                    break
+                name, ended = workers.next()
+                task, beginning = begun.pop(name)
+                if isinstance(ended, Exception):
+                    failure = failure or ended
+                else:
+                    self._finish(task, beginning, *ended)
                     yield self._result(task, "done")
+        if failure:
+            raise failure
 
-    def _run(self, task: Task) -> None:
-        """One stage, into its work folder; what an earlier, killed attempt with the same key left there is kept."""
+    def _begin(self, task: Task, jobs: int) -> "_Begun":
+        """A stage's work folder; what an earlier, killed attempt with the same key left there is kept."""
         key, inputs = self._key(task)
-        work, folder = self.work(task.name), self.outputs / task.name
+        work = self.work(task.name)
         if not (work / "key.json").is_file() or read_json(work / "key.json") != key:
             shutil.rmtree(work, ignore_errors=True)
         write_json(work / "key.json", key)
-        facts = {"started": utc_now()} | git_state(self.root)
-        executed = work / f"{task.name}.ipynb"
+        facts = {"started": utc_now(), "jobs": jobs} | git_state(self.root)
         parameters = task.parameters | {"output_dir": self.shown(work)}
-        seconds, peak = execute(task.notebook.path, executed, parameters, self.root)
+        return _Begun(key, inputs, facts, (task.notebook.path, work / f"{task.name}.ipynb", parameters, self.root))
+
+    def _finish(self, task: Task, begun: "_Begun", seconds: float, peak: float) -> None:
+        """What a stage made takes the place of what was there, with a record of how it was made."""
+        work, folder = self.work(task.name), self.outputs / task.name
         self._rename_inside(work, folder)
-        manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "key": key}
-        manifest |= {"parameters": task.parameters, "seed": task.parameters["seed"], **facts}
+        manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "key": begun.key}
+        manifest |= {"parameters": task.parameters, "seed": task.parameters["seed"], **begun.facts}
         manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak)} | machine()
-        write_json(work / "manifest.json", manifest | {"inputs": inputs, "outputs": hash_outputs(work)})
+        write_json(work / "manifest.json", manifest | {"inputs": begun.inputs, "outputs": hash_outputs(work)})
         with atomic_path(folder) as fresh:
             os.replace(work, fresh)
         (folder / "key.json").unlink()
@@ -257,3 +303,22 @@ class Runner:
                 busy = f"{self.shown(self.outputs)}: another `srmir run {self.preset}` is at work; wait for it to end"
                 raise InputError(busy) from error
             yield
+
+
+def _needs(tasks: Iterable[Task]) -> dict[str, set[str]]:
+    """Of each stage all those that must be done before it, by name; `tasks` are in running order."""
+    needs: dict[str, set[str]] = {}
+    for task in tasks:
+        direct = {notebook for notebook, _ in task.reads}
+        needs[task.name] = direct.union(*(needs.get(notebook, set()) for notebook in direct))
+    return needs
+
+
+def _next(waiting: list[Task], busy: Iterable[str], needs: dict[str, set[str]], jobs: int) -> tuple[Task | None, bool]:
+    """The stage that may start now, if there is one, and whether it shares the machine with others."""
+    pending = {task.name for task in waiting}.union(busy)
+    ready = [task for task in waiting if not needs[task.name] & pending]
+    company = [task for task in ready if not task.alone] if jobs > 1 else []
+    if not busy:
+        return (ready[0], ready[0] in company and len(company) > 1) if ready else (None, False)
+    return (company[0], True) if company and len(busy) < jobs else (None, False)

@@ -17,8 +17,10 @@ import yaml
 
 from srmir_lib.artifacts import InputError, sha256
 from srmir_lib.cli import main
-from srmir_lib.execute import Watch, clear_bars
+from srmir_lib.execute import clear_bars
+from srmir_lib.manifest import elapsed
 from srmir_lib.notebook import Notebook, load_values
+from srmir_lib.progress import Board, Watch
 from srmir_lib.run import Runner
 
 COMMON = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # empty: outputs/<preset>\nseed: int = 0  # seed\n'
@@ -389,7 +391,7 @@ def test_plain_papermill_runs_the_same_notebook_from_anywhere(root, tmp_path, mo
 
 def test_watch_says_where_it_is():
     stream = io.StringIO()
-    with Watch("04_x", 36, stream, every=0.1) as watch:
+    with Watch("04_x", 36, Board(stream, every=0.1)) as watch:
         watch.cell_start(None, 11)
         watch.write("step 1\rstep 2\r")
         time.sleep(0.8)
@@ -447,3 +449,10 @@ def test_progress_bars_do_not_stay_in_an_executed_notebook(tmp_path):
     (tmp_path / "cut.ipynb").write_text('{"cells": [')
     clear_bars(tmp_path / "cut.ipynb"), clear_bars(tmp_path / "none.ipynb")
     assert (tmp_path / "cut.ipynb").read_text() == '{"cells": [' and not (tmp_path / "none.ipynb").exists()
+
+
+def test_elapsed_counts_what_ran_side_by_side_once():
+    at = "2026-01-01T00:{:02d}:00+00:00".format
+    assert elapsed([]) == 0
+    assert elapsed([(at(0), 60.0), (at(2), 60.0)]) == 120, "the gap between two sittings is nobody's time"
+    assert elapsed([(at(0), 300.0), (at(1), 60.0), (at(4), 120.0)]) == 360

@@ -33,12 +33,12 @@ def srmir(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def series(tmp_path_factory):
-    """`srmir run smoke` in a copy of the repository; returns (the copy, what the command printed)."""
+    """`srmir run smoke --jobs 2` in a copy of the repository; returns (the copy, what the command printed)."""
     repository = tmp_path_factory.mktemp("smoke") / "repository"
     repository.mkdir()
     for name in ("notebooks", "params", "srmir_lib", "pyproject.toml"):
         (repository / name).symlink_to(ROOT / name)
-    done = srmir(repository, "run", "smoke")
+    done = srmir(repository, "run", "smoke", "--jobs", "2")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     return repository, done.stdout
 
@@ -76,7 +76,7 @@ def test_executed_notebooks_hold_no_errors_and_no_work_folders(series):
 
 
 def test_appendices_run(series):
-    done = srmir(series[0], "run", "smoke", "A1", "A7")
+    done = srmir(series[0], "run", "smoke", "A1", "A7", "--jobs", "2")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     for name, measure in (
         ("A1_bayesian_rewards", "pair_accuracy_ava_p"),

@@ -1,0 +1,180 @@
+"""Stages side by side: which may, that they do, and what happens when one of them fails or the run is stopped."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import psutil
+import pytest
+
+from srmir_lib.cli import main
+from srmir_lib.progress import Board
+from srmir_lib.run import Runner, _needs, _next
+
+PARAMETERS = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # folder\nseed: int = 0  # seed'
+OPEN = "from srmir_lib.stage import Stage\nstage = Stage({name!r}, preset, output_dir)\n{reads}"
+SAVE = "stage.path({name!r}).write_text(str(seed))"
+MEET = """import os, time
+(stage.root / ("here_" + stage.notebook)).write_text(os.environ.get("OMP_WAIT_POLICY", "unset"))
+deadline = time.monotonic() + 60
+while not (stage.root / {other!r}).exists():
+    assert time.monotonic() < deadline, "the other never came"
+    time.sleep(0.05)
+"""
+
+
+def stage(root: Path, name: str, reads: list[str], *cells: str, **metadata) -> None:
+    """A notebook that reads all of `reads` and writes a file of its own name."""
+    lines = "\n".join(f"stage.input({other!r}, {other!r})" for other in reads)
+    sources = [PARAMETERS, OPEN.format(name=name, reads=lines), *cells, SAVE.format(name=name)]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    book.cells[0].metadata["tags"] = ["parameters"]
+    book.metadata |= {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    book.metadata["srmir"] = metadata
+    nbformat.write(book, root / f"notebooks/{name}.ipynb")
+    (root / f"params/lab/{name}.yaml").write_text("")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """01 is read by 02 and 03, which wait for each other; 04 reads both."""
+    for folder in ("notebooks", "params/lab"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    stage(tmp_path, "01_make", [])
+    stage(tmp_path, "02_left", ["01_make"], MEET.format(other="here_03_right"))
+    stage(tmp_path, "03_right", ["01_make"], MEET.format(other="here_02_left"))
+    stage(tmp_path, "04_end", ["02_left", "03_right"])
+    monkeypatch.setenv("SRMIR_ROOT", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    return tmp_path
+
+
+def manifest(root: Path, name: str) -> dict:
+    return json.loads((root / "outputs/lab" / name / "manifest.json").read_text())
+
+
+def test_two_stages_that_need_the_same_run_side_by_side(root, capfd):
+    assert main(["run", "lab", "--jobs", "2"]) == 0
+    assert [manifest(root, name)["jobs"] for name in ("01_make", "02_left", "03_right", "04_end")] == [1, 2, 2, 1]
+    assert (root / "here_02_left").read_text() == "passive", "threads that wait must leave the core to the neighbour"
+    said = capfd.readouterr().out
+    assert said.index("03_right: running") < said.index("02_left: done"), "both begin before one ends"
+    table = [line.split()[0] for line in said.splitlines() if " done " in line]
+    assert table == ["01_make", "02_left", "03_right", "04_end"], "the table is in running order"
+    assert main(["run", "lab", "--jobs", "2"]) == 0
+    assert capfd.readouterr().out.count("skipped, ") == 4
+
+
+def test_after_a_failure_what_runs_comes_to_its_end_and_nothing_else_begins(root, capfd):
+    stage(root, "02_left", ["01_make"], MEET.format(other="here_03_right"), "assert seed > 0, 'seed is zero'")
+    late = MEET.format(other="here_02_left") + "time.sleep(2)"
+    stage(root, "03_right", ["01_make"], late)
+    assert main(["run", "lab", "--jobs", "2"]) == 1
+    out, error = capfd.readouterr()
+    assert error.startswith("srmir: 02_left, cell 5, In [5]: AssertionError: seed is zero") and error.count("\n") == 1
+    assert "03_right: done" in out and manifest(root, "03_right")["ok"], "the neighbour's work is kept"
+    assert "04_end" not in out
+
+
+def test_a_worker_that_is_killed_is_one_line(root, capfd):
+    dies = "import os, signal, psutil\nos.kill(psutil.Process().parent().ppid(), signal.SIGKILL)\ntime.sleep(60)"
+    stage(root, "02_left", ["01_make"], MEET.format(other="here_03_right"), dies)
+    assert main(["run", "lab", "--jobs", "2"]) == 1
+    assert "srmir: 02_left: its process ended, most often for lack of memory" in capfd.readouterr().err
+    assert manifest(root, "03_right")["ok"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_the_end_of_the_run_is_the_end_of_its_workers_and_kernels(root, stop):
+    for name in ("02_left", "03_right"):
+        stage(root, name, ["01_make"], MEET.format(other="never"))
+    command = [sys.executable, "-m", "srmir_lib", "run", "lab", "--jobs", "2"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not all((root / f"here_{name}").exists() for name in ("02_left", "03_right")):
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+        time.sleep(0.1)
+    below = psutil.Process(run.pid).children(recursive=True)
+    os.kill(run.pid, stop)
+    _, error = run.communicate(timeout=60)
+    if stop != signal.SIGKILL:
+        assert (run.returncode, error) == (130, "srmir: interrupted; the same command goes on from here\n")
+    assert len(below) >= 4 and not psutil.wait_procs(below, timeout=30)[1], "something outlived the run"
+
+
+def test_jobs_must_be_one_at_least(root, capsys):
+    assert main(["run", "lab", "--jobs", "0"]) == 2
+    assert capsys.readouterr().err == "srmir: --jobs 0: give a number from 1 on\n"
+
+
+def plan(**reads: list[str]) -> list:
+    """Tasks by name; one whose name ends in `_alone` wants to be."""
+    return [
+        SimpleNamespace(name=name, reads=[(other, "") for other in others], alone=name.endswith("_alone"))
+        for name, others in reads.items()
+    ]
+
+
+def test_which_stage_may_start_beside_which():
+    tour, data, rms, left, right, end = tasks = plan(
+        tour=[], data_alone=[], rms=["data_alone"], left=["rms"], right=["rms", "gone"], end=["left", "right"]
+    )
+    needs = _needs(tasks)
+    assert needs["end"] == {"data_alone", "rms", "left", "right", "gone"}, "needs of needs count"
+    assert _next(tasks, [], needs, 2) == (tour, False), "the other that is ready wants to be alone"
+    assert _next(tasks[1:], ["tour"], needs, 2) == (None, False)
+    assert _next(tasks[1:], [], needs, 2) == (data, False)
+    assert _next(tasks[2:], ["data_alone"], needs, 2) == (None, False), "what it needs still runs"
+    assert _next(tasks[2:], [], needs, 2) == (rms, False), "no other is ready: it may run in this process"
+    assert _next([left, right, end], [], needs, 1) == (left, False), "one job: in order, each in this process"
+    assert _next([left, right, end], [], needs, 2) == (left, True)
+    assert _next([right, end], ["left"], needs, 2) == (right, True)
+    assert _next([right, end], ["left", "another"], needs, 2) == (None, False), "no more than so many"
+    assert _next([end], ["right"], needs, 2) == (None, False)
+    assert _next([end], [], needs, 2) == (end, False)
+    assert _next([], [], needs, 2) == (None, False)
+
+
+def test_a_stage_that_measures_time_has_the_machine_to_itself():
+    a, cost_alone, b, c = tasks = plan(a=[], cost_alone=[], b=[], c=[])
+    needs = _needs(tasks)
+    assert _next(tasks, [], needs, 3) == (a, True)
+    assert _next([cost_alone, b, c], ["a"], needs, 3) == (b, True), "it is passed over while others run"
+    assert _next([cost_alone], ["a"], needs, 3) == (None, False)
+    assert _next([cost_alone, b, c], [], needs, 3) == (cost_alone, False)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_notebooks_side_by_side_share_one_line():
+    board = Board(Terminal())
+    board.show("a", "  a  cell 1/9")
+    board.show("b", "  b  cell 2/9")
+    board.remove("a")
+    board.show("b", "  b  cell 3/9")
+    drawn = board.stream.getvalue().split("\r\x1b[K")
+    assert [line.split() for line in drawn[1:]] == [
+        ["a", "cell", "1/9"],
+        ["a", "cell", "1/9", "b", "cell", "2/9"],
+        [],
+        ["b", "cell", "3/9"],
+    ]
+    assert all(len(line) < 120 for line in drawn) and board.every == 0.5
+
+
+def test_jobs_are_for_the_series_of_a_preset(root):
+    runner = Runner("lab")
+    results = list(runner.run(runner.plan(["01_make"]), say=lambda line: None, jobs=2))
+    assert [result.state for result in results] == ["done"]
