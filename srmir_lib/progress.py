@@ -72,7 +72,7 @@ class Watch:
 
     def write(self, text: str) -> None:
         """The notebook printed `text`: remember its last line, so that a training run shows its own progress bar."""
-        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+        lines = [line.strip() for line in re.split(r"[\r\n]+|\x1b\[[A-K]", text) if line.strip()]
         self.said = lines[-1] if lines else self.said
 
     def flush(self) -> None:

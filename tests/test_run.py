@@ -393,7 +393,7 @@ def test_watch_says_where_it_is():
     stream = io.StringIO()
     with Watch("04_x", 36, Board(stream, every=0.1)) as watch:
         watch.cell_start(None, 11)
-        watch.write("step 1\rstep 2\r")
+        watch.write("step 1\rstep 2\r\n\x1b[A")  # several bars at once move the cursor
         time.sleep(0.8)
     assert stream.getvalue().splitlines()[0] == "  04_x  cell 12/36  0:00  step 2"
     assert watch.seconds >= 0.8
