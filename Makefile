@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 PRESET ?= lab
-# Notebooks that run side by side, where they do not need each other.
-JOBS ?= 2
+# Notebooks that run side by side, at most, where they do not need each other.
+JOBS ?= 3
 # An extra package index for torch, where your site offers one: make setup TORCH_INDEX=URL
 TORCH_INDEX ?=
 

@@ -16,7 +16,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.parallel import side_by_side
+from srmir_lib.states import roomy
 from srmir_lib.templates import user_message
+
+ROOMY = ("llama", "mistral", "qwen2", "qwen3")
+"""Types of models whose keys and values `generate` keeps in one block (tested); others get transformers' own cache."""
 
 # "Loading weights" bars are over before they are read, and fill executed notebooks.
 disable_progress_bar()
@@ -88,12 +92,14 @@ def generate(
     tokens = [tokenizer([texts[i] for i in rows], **shape) for rows in batches]
     config = policy.active_peft_config if isinstance(policy, PeftModel) else None
     only_peft = config and (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))
+    in_blocks = not only_peft and policy.config.model_type in ROOMY
     if config and not only_peft:
         policy = policy.get_base_model()  # its layers hold the adapter; the `generate` of PEFT is not for two threads
 
     def answer(number: int) -> torch.Tensor:
         batch = tokens[number].to(policy.device)
         noise = [GumbelNoise(temperature, f"{seed}, {number}", policy.device)] if temperature > 0 else []
+        cache = {"past_key_values": roomy(policy.config, max_new_tokens)} if in_blocks else {}
         output = policy.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -102,6 +108,7 @@ def generate(
             do_sample=False,
             repetition_penalty=1.0,  # a model's own setting would bend what it says
             logits_processor=LogitsProcessorList(noise),
+            **cache,
         )
         return output[:, batch["input_ids"].shape[1] :]
 

@@ -139,8 +139,9 @@ class Runner:
     def run(self, tasks: list[Task], say=print, jobs: int = 1) -> Iterator[Result]:
         """Run what is not done, in order, yielding a result a stage. Stops at the first failure with `StageFailed`.
 
-        With `jobs` up to so many run side by side that do not need each other; one that says `srmir.alone` in its
-        notebook's metadata has the machine to itself. After a failure what runs comes to its end; nothing else begins.
+        With `jobs` up to so many run side by side that do not need each other; one that no other waits for yields to
+        those that are waited for. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
+        After a failure what runs comes to its end; nothing else begins.
         """
         if jobs < 1:
             raise InputError(f"--jobs {jobs}: give a number from 1 on")
@@ -159,7 +160,8 @@ class Runner:
                     board.clear()
                     say(f"{task.name}: running")
                     begun[task.name] = task, self._begin(task, jobs if together else 1)
-                    workers.start(task.name, together, *begun[task.name][1].arguments)
+                    yields = not any(task.name in needs[other.name] for other in waiting)
+                    workers.start(task.name, together, yields, *begun[task.name][1].arguments)
                     if together:
                         continue
                 if not workers.busy:

@@ -1,10 +1,10 @@
-"""What a trunk has read, as key-value states, and transformers' caches over them: one to fill, one to read from."""
+"""What a model has read, as key-value states, and transformers' caches for them: to fill, to read from, to write with."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
@@ -119,3 +119,36 @@ def read_only(states: States) -> Cache:
         layer.keys, layer.values, layer.room = keys, values, keys.shape[2] - states.mask.shape[1]
         layers.append(layer)
     return Cache(layers=layers)
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values in one block with `room` for the tokens to come; transformers' own layer copies all that it has
+    for every token that is added. What comes behind the room is copied as there."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room = room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.blocks = [self._block(new) for new in (key_states, value_states)]
+        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
+        if end > self.blocks[0].shape[2]:
+            return super().update(key_states, value_states, *args, **kwargs)
+        for block, new in zip(self.blocks, (key_states, value_states), strict=True):
+            block[:, :, start:end] = new
+        self.keys, self.values = (block[:, :, :end] for block in self.blocks)
+        return self.keys, self.values
+
+    def _block(self, new: Tensor) -> Tensor:
+        rows, heads, width, size = new.shape
+        return new.new_empty(rows, heads, width + self.room, size)
+
+
+def roomy(config, room: int) -> Cache:
+    """The cache that transformers would take for a model of this configuration, its plain layers with `room` for so
+    many tokens."""
+    cache = DynamicCache(config=config.get_text_config(decoder=True))
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

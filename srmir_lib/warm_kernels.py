@@ -101,9 +101,9 @@ class _Started:
 
 
 def _serve(options: list[str], cwd: str, environment: dict[str, str]) -> None:
-    """What the fork does: become a kernel, in a session of its own, with this library still to be imported, from `cwd`
-    if it lies there."""
-    os.setsid()
+    """What the fork does: become a kernel, in a process group of its own, with this library still to be imported, from
+    `cwd` if it lies there."""
+    os.setpgid(0, 0)  # not a session: Linux shares the cores out by session first, and then by how nice processes are
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

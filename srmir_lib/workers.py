@@ -20,6 +20,9 @@ from srmir_lib.progress import Board
 POLITE = {"OMP_WAIT_POLICY": "passive"}
 """What a worker and its kernels find in their environment."""
 
+YIELDING = 10
+"""How nice (1 to 19) a worker is whose notebook nobody waits for: one part in ten of a core that others want."""
+
 PATIENCE = 30.0
 """Seconds that a worker which was interrupted has to end its kernel."""
 
@@ -37,10 +40,15 @@ class Workers:
         return self
 
     def __exit__(self, *_) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Stop what the workers do, if anything, and give back what they hold."""
         for worker in self.workers:
             worker.interrupt()
         for worker in self.workers:
             worker.end()
+        self.workers.clear()
 
     @property
     def busy(self) -> list[str]:
@@ -48,14 +56,18 @@ class Workers:
         here = [self.here[0]] if self.here else []
         return here + [worker.name for worker in self.workers if worker.name]
 
-    def start(self, name: str, together: bool, *arguments) -> None:
-        """Have a free worker `execute(*arguments)`; alone, not `together` with others, this process does, in `next`."""
+    def start(self, name: str, together: bool, yields: bool, *arguments) -> None:
+        """Have a free worker `execute(*arguments)`; alone, not `together` with others, this process does, in `next`.
+
+        One that `yields` takes what processor time the others leave.
+        """
         if not together:
+            self.end()  # none is at work, and it may want their memory
             self.here = name, arguments
             return
-        worker = next((worker for worker in self.workers if not worker.name), None)
+        worker = next((worker for worker in self.workers if not worker.name and worker.yields == yields), None)
         if worker is None:
-            worker = _Worker(self.board.every)
+            worker = _Worker(self.board.every, yields)
             self.workers.append(worker)
         worker.name = name
         worker.connection.send(arguments)
@@ -93,11 +105,11 @@ def _result(arguments: tuple, board) -> tuple[float, float] | Exception:
 class _Worker:
     """One process, the connection to it, and the name of the notebook that it executes ("": it waits)."""
 
-    def __init__(self, every: float):
+    def __init__(self, every: float, yields: bool):
         context = get_context("spawn")
-        self.name = ""
+        self.name, self.yields = "", yields
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, every))
+        self.process = context.Process(target=_work, args=(other, every, YIELDING if yields else 0))
         with _environment(POLITE):
             self.process.start()
         other.close()
@@ -126,9 +138,10 @@ class _Told:
         """The other side sees the end by itself."""
 
 
-def _work(connection: Connection, every: float) -> None:
+def _work(connection: Connection, every: float, nice: int) -> None:
     """What a worker does: execute what it is sent, until the connection closes."""
-    os.setsid()  # ctrl-C at a terminal goes to the run, which interrupts its workers, each once
+    os.setpgid(0, 0)  # ctrl-C at a terminal goes to the run, which interrupts its workers, each once
+    os.nice(nice)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     board = _Told(connection, every)
     try:

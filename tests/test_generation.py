@@ -4,7 +4,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from srmir_lib.models import GumbelNoise, generate, load_policy, load_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from srmir_lib import models
+from srmir_lib.models import ROOMY, GumbelNoise, generate, load_policy, load_tokenizer
+from srmir_lib.states import RoomyLayer, roomy
 
 PROMPTS = [f"how do i copy {number} letters " + "at night " * (number % 4) for number in range(10)]
 
@@ -44,6 +49,32 @@ def test_batches_side_by_side_say_what_they_say_in_turn(tiny_model, monkeypatch,
         assert generate(policy, tokenizer, PROMPTS, 12, batch_size=2, seed=3) == in_turn
     assert (in_turn != plain) == adapted, "the adapter speaks, or nothing is tested"
     assert generate(policy, tokenizer, PROMPTS, 12, batch_size=2, seed=4) != in_turn
+
+
+def test_a_layer_with_room_holds_what_transformers_own_holds():
+    ours, theirs, generator = RoomyLayer(room=3), DynamicLayer(), torch.Generator().manual_seed(0)
+    memory = []
+    for width in (5, 1, 2, 1, 4):  # the room is used up after the third
+        keys, values = torch.randn(2, 2, 3, width, 4, generator=generator)
+        found, expected = ours.update(keys, values), theirs.update(keys, values)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        memory.append(found[0].data_ptr())
+    assert len({*memory[:3]}) == 1 < len({*memory}), "nothing is copied until there is no room left"
+
+
+@pytest.mark.parametrize("kind", ROOMY)
+def test_a_cache_with_room_changes_no_word(kind, tiny_model, monkeypatch):
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(tiny_model)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), num_key_value_heads=2, **shape)
+    policy = AutoModelForCausalLM.from_config(config).eval()
+    assert all(isinstance(layer, RoomyLayer) == (not layer.is_sliding) for layer in roomy(config, 4).layers)
+    said = generate(policy, tokenizer, PROMPTS, 12, seed=3)
+    monkeypatch.setattr(models, "roomy", lambda config, room: DynamicCache(config=config))
+    assert generate(policy, tokenizer, PROMPTS, 12, seed=3) == said
+    assert len({*said}) > len(PROMPTS) // 2
 
 
 def test_a_models_own_sampling_settings_do_not_bend_what_it_says(tiny_model):

@@ -33,12 +33,12 @@ def srmir(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def series(tmp_path_factory):
-    """`srmir run smoke --jobs 2` in a copy of the repository; returns (the copy, what the command printed)."""
+    """`srmir run smoke --jobs 3` in a copy of the repository; returns (the copy, what the command printed)."""
     repository = tmp_path_factory.mktemp("smoke") / "repository"
     repository.mkdir()
     for name in ("notebooks", "params", "srmir_lib", "pyproject.toml"):
         (repository / name).symlink_to(ROOT / name)
-    done = srmir(repository, "run", "smoke", "--jobs", "2")
+    done = srmir(repository, "run", "smoke", "--jobs", "3")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     return repository, done.stdout
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not can_fork(), reason="kernels are forked on Li
 FACTS = """
 import os, sys, json
 facts = {"loaded": sorted({"trl", "peft", "srmir_lib"} & sys.modules.keys()), "left": hasattr(os, "mark")}
-facts |= {"cwd": os.getcwd(), "hash": hash("a"), "parent": os.getppid(), "session": os.getsid(0) == os.getpid()}
+facts |= {"cwd": os.getcwd(), "hash": hash("a"), "parent": os.getppid(), "group": os.getpgid(0) == os.getpid()}
 os.mark = 1
 import helper
 print(json.dumps(facts | {"helper": helper.NAME, "asked": os.environ.get("SRMIR_ASKED")}))
@@ -66,7 +66,7 @@ def test_a_kernel_finds_the_libraries_loaded_and_nothing_that_another_left(tmp_p
         found.append(facts(folder))
     for name, fact in zip(("one", "two"), found, strict=True):
         assert fact["loaded"] == ["peft", "trl"], "this library itself must be imported anew"
-        assert not fact["left"] and fact["session"]
+        assert not fact["left"] and fact["group"]
         assert (fact["cwd"], fact["helper"], fact["asked"]) == (str(tmp_path / name), name, name)
     assert found[0]["parent"] == found[1]["parent"] != os.getpid(), "both are forks of one server"
     seeded = [sys.executable, "-c", "print(hash('a'))"]

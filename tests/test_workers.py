@@ -17,6 +17,7 @@ import pytest
 from srmir_lib.cli import main
 from srmir_lib.progress import Board
 from srmir_lib.run import Runner, _needs, _next
+from srmir_lib.workers import YIELDING
 
 PARAMETERS = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # folder\nseed: int = 0  # seed'
 OPEN = "from srmir_lib.stage import Stage\nstage = Stage({name!r}, preset, output_dir)\n{reads}"
@@ -72,6 +73,17 @@ def test_two_stages_that_need_the_same_run_side_by_side(root, capfd):
     assert table == ["01_make", "02_left", "03_right", "04_end"], "the table is in running order"
     assert main(["run", "lab", "--jobs", "2"]) == 0
     assert capfd.readouterr().out.count("skipped, ") == 4
+
+
+def test_one_that_nobody_waits_for_yields_to_those_that_are_waited_for(root):
+    stage(root, "04_end", ["02_left"])
+    note = "(stage.root / ('nice_' + stage.notebook)).write_text(f'{os.nice(0)} {os.getsid(0)}')"
+    for name, other in (("02_left", "03_right"), ("03_right", "02_left")):
+        stage(root, name, ["01_make"], MEET.format(other=f"here_{other}"), note)
+    assert main(["run", "lab", "--jobs", "2"]) == 0
+    here = os.getsid(0)  # Linux shares the cores out by session first: in one of its own a kernel would not yield
+    assert (root / "nice_02_left").read_text() == f"0 {here}"
+    assert (root / "nice_03_right").read_text() == f"{YIELDING} {here}"
 
 
 def test_after_a_failure_what_runs_comes_to_its_end_and_nothing_else_begins(root, capfd):
