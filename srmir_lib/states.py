@@ -1,4 +1,4 @@
-"""What a model has read, as key-value states, and transformers' caches for them: to fill, to read from, to write with."""
+"""What a model has read, as key-value states, and transformers' caches for them: to fill, to read, to write with."""
 
 from dataclasses import dataclass
 
