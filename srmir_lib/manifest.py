@@ -45,7 +45,18 @@ def git_state(root: Path) -> dict:
         return {"git_commit": None, "git_dirty": None}
 
 
-def machine() -> dict:
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def threads(jobs: int = 1) -> int:
+    """Threads of an operation where so many notebooks may run side by side: an even share of the cores, at least one,
+    unless the user has set it."""
+    return int(os.environ.get("OMP_NUM_THREADS", max(1, cores() // jobs)))
+
+
+def machine(jobs: int = 1) -> dict:
     """Versions, processor and threads: what another person needs to judge the seconds and the numbers."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -53,14 +64,12 @@ def machine() -> dict:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = int(os.environ.get("OMP_NUM_THREADS", cores))
     return {
         "versions": versions,
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": cores,
-        "threads": threads,
+        "cores": cores(),
+        "threads": threads(jobs),
     }
 
 

@@ -20,10 +20,15 @@ def reward_gaps(models, pairs) -> Tensor:
     return scores[:count] - scores[count:]
 
 
+def scores_of_sets(sets: Mapping, pairs) -> dict[str, Tensor]:
+    """Scores of both answers by several sets of reward models, name -> (2, N, K), the chosen ones first; sets on one
+    trunk read the pairs once."""
+    return {name: scores.unflatten(0, (2, -1)) for name, scores in score_sets(sets, *_both(pairs)).items()}
+
+
 def gaps_of_sets(sets: Mapping, pairs) -> dict[str, Tensor]:
     """`reward_gaps` of several sets of reward models, name -> (N, K); those on one trunk read the pairs once."""
-    count = len(pairs["prompt"])
-    return {name: scores[:count] - scores[count:] for name, scores in score_sets(sets, *_both(pairs)).items()}
+    return {name: chosen - rejected for name, (chosen, rejected) in scores_of_sets(sets, pairs).items()}
 
 
 def _both(pairs) -> tuple[list, list]:
@@ -33,10 +38,8 @@ def _both(pairs) -> tuple[list, list]:
 
 def routed_gaps(models, pairs) -> Tensor:
     """Each pair's reward gap by the model of its label, (N,), raw; every label must have a model."""
-    chosen, rejected = (
-        models.score(pairs["prompt"], pairs[side], pairs["category"]) for side in ("chosen", "rejected")
-    )
-    return chosen - rejected
+    scores, count = models.score(*_both(pairs), [*pairs["category"], *pairs["category"]]), len(pairs["prompt"])
+    return scores[:count] - scores[count:]
 
 
 def correct(gaps: Tensor) -> np.ndarray:

@@ -102,8 +102,8 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
 def check_round_trip(tokenizer, texts: Sequence[str]) -> None:
     """Refuse a tokenizer that loses words: decoded again, each text must have its letters, white space, case and
     compatible characters aside."""
-    for row, text in enumerate(texts):
-        back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    for row, (text, back) in enumerate(zip(texts, map(tokenizer.decode, ids), strict=True)):
         plain, again = ("".join(unicodedata.normalize("NFKC", words).split()).casefold() for words in (text, back))
         if plain != again:
             raise InputError(

@@ -139,15 +139,15 @@ class Runner:
     def run(self, tasks: list[Task], say=print, jobs: int = 1) -> Iterator[Result]:
         """Run what is not done, in order, yielding a result a stage. Stops at the first failure with `StageFailed`.
 
-        With `jobs` up to so many run side by side that do not need each other; one that no other waits for yields to
-        those that are waited for. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
+        With `jobs` up to so many run side by side that do not need each other; those that others wait for begin first,
+        and the rest yields to them. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
         After a failure what runs comes to its end; nothing else begins.
         """
         if jobs < 1:
             raise InputError(f"--jobs {jobs}: give a number from 1 on")
         waiting, begun, failure = list(tasks), {}, None
         needs, board = _needs(tasks), Board()
-        with self._lock(), Workers(board) as workers:
+        with self._lock(), Workers(board, jobs) as workers:
             while waiting or workers.busy:
                 task, together = (None, False) if failure else _next(waiting, workers.busy, needs, jobs)
                 if task and self.state(task) == "done":
@@ -160,7 +160,7 @@ class Runner:
                     board.clear()
                     say(f"{task.name}: running")
                     begun[task.name] = task, self._begin(task, jobs if together else 1)
-                    yields = not any(task.name in needs[other.name] for other in waiting)
+                    yields = not _awaited(task, waiting, needs)
                     workers.start(task.name, together, yields, *begun[task.name][1].arguments)
                     if together:
                         continue
@@ -193,7 +193,7 @@ class Runner:
         self._rename_inside(work, folder)
         manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "key": begun.key}
         manifest |= {"parameters": task.parameters, "seed": task.parameters["seed"], **begun.facts}
-        manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak)} | machine()
+        manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak)} | machine(manifest["jobs"])
         write_json(work / "manifest.json", manifest | {"inputs": begun.inputs, "outputs": hash_outputs(work)})
         with atomic_path(folder) as fresh:
             os.replace(work, fresh)
@@ -317,10 +317,18 @@ def _needs(tasks: Iterable[Task]) -> dict[str, set[str]]:
 
 
 def _next(waiting: list[Task], busy: Iterable[str], needs: dict[str, set[str]], jobs: int) -> tuple[Task | None, bool]:
-    """The stage that may start now, if there is one, and whether it shares the machine with others."""
+    """The stage that may start now, if there is one, and whether it shares the machine with others. Where several may
+    share it, those that others wait for come first."""
     pending = {task.name for task in waiting}.union(busy)
     ready = [task for task in waiting if not needs[task.name] & pending]
+    if jobs > 1:
+        ready.sort(key=lambda task: not _awaited(task, waiting, needs))
     company = [task for task in ready if not task.alone] if jobs > 1 else []
     if not busy:
         return (ready[0], ready[0] in company and len(company) > 1) if ready else (None, False)
     return (company[0], True) if company and len(busy) < jobs else (None, False)
+
+
+def _awaited(task: Task, waiting: list[Task], needs: dict[str, set[str]]) -> bool:
+    """Whether one of those that are waiting needs it."""
+    return any(task.name in needs[other.name] for other in waiting)

@@ -1,8 +1,8 @@
 """Notebooks side by side: each worker is a process of its own that executes one notebook after another.
 
 A small model keeps two cores busy and makes little of the second: most operations are over before they could be shared
-out. Two notebooks that do not need each other make more of them. Their threads sleep while they wait for work
-(`OMP_WAIT_POLICY`): one that spins would take its core from the neighbour.
+out. Two notebooks that do not need each other, a core each, make more of them. Their threads sleep while they wait for
+work (`OMP_WAIT_POLICY`): one that spins would take its core from the neighbour.
 """
 
 import os
@@ -15,10 +15,14 @@ from multiprocessing.connection import Connection, wait
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.execute import StageFailed, execute
+from srmir_lib.manifest import threads
 from srmir_lib.progress import Board
 
-POLITE = {"OMP_WAIT_POLICY": "passive"}
-"""What a worker and its kernels find in their environment."""
+
+def polite(jobs: int) -> dict[str, str]:
+    """What each of so many workers and its kernels find in their environment."""
+    return {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads(jobs))}
+
 
 YIELDING = 10
 """How nice (1 to 19) a worker is whose notebook nobody waits for: one part in ten of a core that others want."""
@@ -31,8 +35,9 @@ class Workers:
     """Processes, each started when it is first needed. They end with the `with` block, whatever ends that, and the
     kernels that they have running with them."""
 
-    def __init__(self, board: Board):
-        self.board = board
+    def __init__(self, board: Board, jobs: int):
+        """`jobs`: so many may be at work at a time."""
+        self.board, self.environment = board, polite(jobs)
         self.workers: list[_Worker] = []
         self.here: tuple[str, tuple] | None = None
 
@@ -67,7 +72,7 @@ class Workers:
             return
         worker = next((worker for worker in self.workers if not worker.name and worker.yields == yields), None)
         if worker is None:
-            worker = _Worker(self.board.every, yields)
+            worker = _Worker(self.board.every, yields, self.environment)
             self.workers.append(worker)
         worker.name = name
         worker.connection.send(arguments)
@@ -105,12 +110,12 @@ def _result(arguments: tuple, board) -> tuple[float, float] | Exception:
 class _Worker:
     """One process, the connection to it, and the name of the notebook that it executes ("": it waits)."""
 
-    def __init__(self, every: float, yields: bool):
+    def __init__(self, every: float, yields: bool, environment: dict[str, str]):
         context = get_context("spawn")
         self.name, self.yields = "", yields
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_work, args=(other, every, YIELDING if yields else 0))
-        with _environment(POLITE):
+        with _environment(environment):
             self.process.start()
         other.close()
 

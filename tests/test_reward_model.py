@@ -356,8 +356,9 @@ class Forgetful:
 
     words = ["no", "thanks"]
 
-    def __call__(self, text, **_):
-        return {"input_ids": [self.words.index(word) for word in text.lower().split() if word in self.words]}
+    def __call__(self, texts, **_):
+        kept = ([word for word in text.lower().split() if word in self.words] for text in texts)
+        return {"input_ids": [[self.words.index(word) for word in words] for words in kept]}
 
     def decode(self, ids):
         return " ".join(self.words[at] for at in ids)

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from srmir_lib.cli import main
+from srmir_lib.manifest import cores
 from srmir_lib.progress import Board
 from srmir_lib.run import Runner, _needs, _next
 from srmir_lib.workers import YIELDING
@@ -23,7 +24,8 @@ PARAMETERS = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # folder\nsee
 OPEN = "from srmir_lib.stage import Stage\nstage = Stage({name!r}, preset, output_dir)\n{reads}"
 SAVE = "stage.path({name!r}).write_text(str(seed))"
 MEET = """import os, time
-(stage.root / ("here_" + stage.notebook)).write_text(os.environ.get("OMP_WAIT_POLICY", "unset"))
+seen = os.environ.get("OMP_WAIT_POLICY"), os.environ.get("OMP_NUM_THREADS")
+(stage.root / ("here_" + stage.notebook)).write_text(str(seen))
 deadline = time.monotonic() + 60
 while not (stage.root / {other!r}).exists():
     assert time.monotonic() < deadline, "the other never came"
@@ -55,7 +57,8 @@ def root(tmp_path, monkeypatch):
     stage(tmp_path, "04_end", ["02_left", "03_right"])
     monkeypatch.setenv("SRMIR_ROOT", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -66,7 +69,10 @@ def manifest(root: Path, name: str) -> dict:
 def test_two_stages_that_need_the_same_run_side_by_side(root, capfd):
     assert main(["run", "lab", "--jobs", "2"]) == 0
     assert [manifest(root, name)["jobs"] for name in ("01_make", "02_left", "03_right", "04_end")] == [1, 2, 2, 1]
-    assert (root / "here_02_left").read_text() == "passive", "threads that wait must leave the core to the neighbour"
+    share = max(1, cores() // 2)
+    told = (root / "here_02_left").read_text()
+    assert told == str(("passive", str(share))), "threads that wait must leave the core to the neighbour"
+    assert [manifest(root, name)["threads"] for name in ("01_make", "02_left")] == [cores(), share]
     said = capfd.readouterr().out
     assert said.index("03_right: running") < said.index("02_left: done"), "both begin before one ends"
     table = [line.split()[0] for line in said.splitlines() if " done " in line]
@@ -142,12 +148,15 @@ def test_which_stage_may_start_beside_which():
     )
     needs = _needs(tasks)
     assert needs["end"] == {"data_alone", "rms", "left", "right", "gone"}, "needs of needs count"
-    assert _next(tasks, [], needs, 2) == (tour, False), "the other that is ready wants to be alone"
+    assert _next(tasks, [], needs, 1) == (tour, False), "one job: in order, each in this process"
+    assert _next(tasks, [], needs, 2) == (data, False), "others wait for it; it wants to be alone"
     assert _next(tasks[1:], ["tour"], needs, 2) == (None, False)
+    assert _next([tour, *tasks[2:]], [], needs, 2) == (rms, True), "what others wait for comes first"
+    assert _next([tour, *tasks[3:]], ["rms"], needs, 2) == (tour, True)
     assert _next(tasks[1:], [], needs, 2) == (data, False)
     assert _next(tasks[2:], ["data_alone"], needs, 2) == (None, False), "what it needs still runs"
     assert _next(tasks[2:], [], needs, 2) == (rms, False), "no other is ready: it may run in this process"
-    assert _next([left, right, end], [], needs, 1) == (left, False), "one job: in order, each in this process"
+    assert _next([left, right, end], [], needs, 1) == (left, False)
     assert _next([left, right, end], [], needs, 2) == (left, True)
     assert _next([right, end], ["left"], needs, 2) == (right, True)
     assert _next([right, end], ["left", "another"], needs, 2) == (None, False), "no more than so many"
