@@ -18,17 +18,16 @@ from srmir_lib.execute import StageFailed, execute
 from srmir_lib.manifest import threads
 from srmir_lib.progress import Board
 
-
-def polite(jobs: int) -> dict[str, str]:
-    """What each of so many workers and its kernels find in their environment."""
-    return {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads(jobs))}
-
-
 YIELDING = 10
 """How nice (1 to 19) a worker is whose notebook nobody waits for: one part in ten of a core that others want."""
 
 PATIENCE = 30.0
 """Seconds that a worker which was interrupted has to end its kernel."""
+
+
+def polite(jobs: int) -> dict[str, str]:
+    """What each of so many workers and its kernels find in their environment."""
+    return {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads(jobs))}
 
 
 class Workers:
