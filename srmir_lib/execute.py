@@ -12,7 +12,7 @@ from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path
 from srmir_lib.progress import Board, Watch
-from srmir_lib.warm_kernels import PROVISIONER, can_fork, warm_up
+from srmir_lib.warm_kernels import NICE, PROVISIONER, can_fork, warm_up
 
 # Kernels hash strings the same way every time, so that the order of a set never changes a result.
 KERNEL_ENVIRONMENT = {
@@ -31,10 +31,10 @@ class StageFailed(RuntimeError):
 
 
 def execute(
-    notebook: Path, executed: Path, parameters: dict, root: Path, board: Board | None = None
+    notebook: Path, executed: Path, parameters: dict, root: Path, board: Board | None = None, nice: int = 0
 ) -> tuple[float, float]:
     """Run `notebook` in a fresh kernel with `root` as working directory; save it, outputs and all, as `executed`.
-    `board` is shown how it stands.
+    `board` is shown how it stands. `nice`, 0 to 19: how far a forked kernel yields to others.
 
     Returns (seconds, peak memory in MB of the kernel and its children, seen before every cell and twice a second).
     A cell that raises is a `StageFailed`; the notebook up to there, with its traceback, stays at `executed`.
@@ -46,7 +46,7 @@ def execute(
     name = notebook.stem
     cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"])
     try:
-        with _own_kernel(), Watch(name, cells, board) as watch:
+        with _own_kernel(nice), Watch(name, cells, board) as watch:
             execute_notebook(
                 notebook,
                 executed,
@@ -113,7 +113,7 @@ def refresh_prose(executed: Path, notebook: Path) -> None:
 
 
 @contextmanager
-def _own_kernel() -> Iterator[None]:
+def _own_kernel(nice: int) -> Iterator[None]:
     """Make `python3` mean this interpreter, whatever kernels the user has installed under that name."""
     before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory(prefix="srmir-kernel-") as folder:
@@ -124,6 +124,7 @@ def _own_kernel() -> Iterator[None]:
         content = {"argv": command, "display_name": "Python 3", "language": "python", "env": KERNEL_ENVIRONMENT}
         if can_fork():
             warm_up(KERNEL_ENVIRONMENT)
+            content["env"] = KERNEL_ENVIRONMENT | {NICE: str(nice)}
             content["metadata"] = {"kernel_provisioner": {"provisioner_name": PROVISIONER}}
         spec.write_text(json.dumps(content), encoding="utf8")
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))

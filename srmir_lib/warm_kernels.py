@@ -20,6 +20,9 @@ from srmir_lib.artifacts import InputError
 PROVISIONER = "srmir-warm"
 """Its name in a kernel spec, and in `pyproject.toml`."""
 
+NICE = "SRMIR_NICE"
+"""Environment variable of a kernel spec: how nice its kernels are, 0 to 19."""
+
 GROUP = "jupyter_client.kernel_provisioners"
 
 # Not matplotlib: a kernel says where its figures go before it imports that.
@@ -104,6 +107,7 @@ def _serve(options: list[str], cwd: str, environment: dict[str, str]) -> None:
     """What the fork does: become a kernel, in a process group of its own, with this library still to be imported, from
     `cwd` if it lies there."""
     os.setpgid(0, 0)  # not a session: Linux shares the cores out by session first, and then by how nice processes are
+    os.nice(int(environment.pop(NICE, 0)))
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

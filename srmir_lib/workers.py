@@ -19,7 +19,7 @@ from srmir_lib.manifest import threads
 from srmir_lib.progress import Board
 
 YIELDING = 10
-"""How nice (1 to 19) a worker is whose notebook nobody waits for: one part in ten of a core that others want."""
+"""How nice (1 to 19) the kernel of a notebook is that nobody waits for: one part in ten of a core that others want."""
 
 PATIENCE = 30.0
 """Seconds that a worker which was interrupted has to end its kernel."""
@@ -69,12 +69,12 @@ class Workers:
             self.end()  # none is at work, and it may want their memory
             self.here = name, arguments
             return
-        worker = next((worker for worker in self.workers if not worker.name and worker.yields == yields), None)
+        worker = next((worker for worker in self.workers if not worker.name), None)
         if worker is None:
-            worker = _Worker(self.board.every, yields, self.environment)
+            worker = _Worker(self.board.every, self.environment)
             self.workers.append(worker)
         worker.name = name
-        worker.connection.send(arguments)
+        worker.connection.send((arguments, YIELDING if yields else 0))
 
     def next(self) -> tuple[str, tuple[float, float] | Exception]:
         """Wait, showing progress, until a notebook has ended: its name, and (seconds, memory) or what went wrong."""
@@ -98,10 +98,10 @@ class Workers:
                 return name, content
 
 
-def _result(arguments: tuple, board) -> tuple[float, float] | Exception:
+def _result(arguments: tuple, board, nice: int = 0) -> tuple[float, float] | Exception:
     """What `execute` returns or, if it is an error that is one line to the user, raises."""
     try:
-        return execute(*arguments, board)
+        return execute(*arguments, board, nice)
     except (InputError, StageFailed, OSError) as error:
         return error
 
@@ -109,18 +109,20 @@ def _result(arguments: tuple, board) -> tuple[float, float] | Exception:
 class _Worker:
     """One process, the connection to it, and the name of the notebook that it executes ("": it waits)."""
 
-    def __init__(self, every: float, yields: bool, environment: dict[str, str]):
+    def __init__(self, every: float, environment: dict[str, str]):
         context = get_context("spawn")
-        self.name, self.yields = "", yields
+        self.name = ""
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, every, YIELDING if yields else 0))
+        self.process = context.Process(target=_work, args=(other, every))
         with _environment(environment):
             self.process.start()
         other.close()
 
     def interrupt(self) -> None:
-        """Stop what it does, as ctrl-C would; nothing if it waits."""
-        if self.name and self.process.is_alive():
+        """Stop what it does, as ctrl-C would; if it waits, it has nothing to put in order."""
+        if not self.name:
+            self.process.kill()
+        elif self.process.is_alive():
             os.kill(self.process.pid, signal.SIGINT)
         self.connection.close()
 
@@ -142,15 +144,15 @@ class _Told:
         """The other side sees the end by itself."""
 
 
-def _work(connection: Connection, every: float, nice: int) -> None:
+def _work(connection: Connection, every: float) -> None:
     """What a worker does: execute what it is sent, until the connection closes."""
     os.setpgid(0, 0)  # ctrl-C at a terminal goes to the run, which interrupts its workers, each once
-    os.nice(nice)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     board = _Told(connection, every)
     try:
         while True:
-            connection.send(("ended", _result(connection.recv(), board)))
+            arguments, nice = connection.recv()
+            connection.send(("ended", _result(arguments, board, nice)))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return  # nobody waits for the rest
 
