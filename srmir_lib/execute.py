@@ -86,7 +86,7 @@ def clear_bars(executed: Path) -> None:
         for output in [o for o in cell.get("outputs", []) if o.output_type == "stream" and o.name == "stderr"]:
             parts = re.split(r"[\r\n]+|\x1b\[[A-K]", output.text)
             kept = [part for part in parts if not BAR.search(part)]
-            if len(kept) < len(parts):
+            if len(kept) < len(parts) or not output.text.strip():  # a bar that is wiped leaves blanks
                 changed, output.text = True, "\n".join(filter(str.strip, kept))
                 if not output.text:
                     cell.outputs.remove(output)

@@ -440,7 +440,12 @@ def test_progress_bars_do_not_stay_in_an_executed_notebook(tmp_path):
     bars = "\n".join(f"one: {n:3d}%|█    | {n}/100 [00:0{n % 9}<00:09, 15.4it/s]" for n in range(0, 101, 5))
     both = f"{bars}\x1b[A\rtwo: 7it [00:01,  5.1it/s]\r                \r[lib] a warning: 5% is little\n{bars}\n"
     stderr = partial(nbformat.v4.new_output, "stream", name="stderr")
-    outputs = [stderr(text=both), stderr(text=bars), nbformat.v4.new_output("stream", name="stdout", text=bars)]
+    outputs = [
+        stderr(text=both),
+        stderr(text=bars),
+        stderr(text="        \r"),
+        nbformat.v4.new_output("stream", name="stdout", text=bars),
+    ]
     cell = nbformat.v4.new_code_cell("train()", outputs=outputs)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
     clear_bars(tmp_path / "a.ipynb")
