@@ -51,9 +51,9 @@ def cores() -> int:
 
 
 def threads(jobs: int = 1) -> int:
-    """Threads of an operation where so many notebooks may run side by side: an even share of the cores, at least one,
-    unless the user has set it."""
-    return int(os.environ.get("OMP_NUM_THREADS", max(1, cores() // jobs)))
+    """Threads of an operation where so many notebooks may run side by side: as many as cores, for a neighbour leaves
+    them now and then; one, if there are more notebooks than cores; or what the user has set."""
+    return int(os.environ.get("OMP_NUM_THREADS", cores() if jobs <= cores() else 1))
 
 
 def machine(jobs: int = 1) -> dict:

@@ -1,7 +1,7 @@
 """Notebooks side by side: each worker is a process of its own that executes one notebook after another.
 
 A small model keeps two cores busy and makes little of the second: most operations are over before they could be shared
-out. Two notebooks that do not need each other, a core each, make more of them. Their threads sleep while they wait for
+out. Two notebooks that do not need each other make more of them. Their threads sleep while they wait for
 work (`OMP_WAIT_POLICY`): one that spins would take its core from the neighbour.
 """
 

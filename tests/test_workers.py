@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from srmir_lib.cli import main
-from srmir_lib.manifest import cores
+from srmir_lib.manifest import cores, threads
 from srmir_lib.progress import Board
 from srmir_lib.run import Runner, _needs, _next
 from srmir_lib.workers import YIELDING
@@ -69,16 +69,23 @@ def manifest(root: Path, name: str) -> dict:
 def test_two_stages_that_need_the_same_run_side_by_side(root, capfd):
     assert main(["run", "lab", "--jobs", "2"]) == 0
     assert [manifest(root, name)["jobs"] for name in ("01_make", "02_left", "03_right", "04_end")] == [1, 2, 2, 1]
-    share = max(1, cores() // 2)
-    told = (root / "here_02_left").read_text()
-    assert told == str(("passive", str(share))), "threads that wait must leave the core to the neighbour"
-    assert [manifest(root, name)["threads"] for name in ("01_make", "02_left")] == [cores(), share]
+    told, each = (root / "here_02_left").read_text(), threads(jobs=2)
+    assert told == str(("passive", str(each))), "threads that wait must leave the core to the neighbour"
+    assert [manifest(root, name)["threads"] for name in ("01_make", "02_left")] == [cores(), each]
     said = capfd.readouterr().out
     assert said.index("03_right: running") < said.index("02_left: done"), "both begin before one ends"
     table = [line.split()[0] for line in said.splitlines() if " done " in line]
     assert table == ["01_make", "02_left", "03_right", "04_end"], "the table is in running order"
     assert main(["run", "lab", "--jobs", "2"]) == 0
     assert capfd.readouterr().out.count("skipped, ") == 4
+
+
+def test_more_notebooks_than_cores_have_one_thread_each(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("srmir_lib.manifest.cores", lambda: 2)
+    assert [threads(jobs) for jobs in (1, 2, 3)] == [2, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert [threads(jobs) for jobs in (1, 3)] == [5, 5], "what the user has set stays"
 
 
 def test_one_that_nobody_waits_for_yields_to_those_that_are_waited_for(root):
