@@ -4,23 +4,22 @@ Nothing here knows which model it is given. A missing model, tokenizer or chat t
 silent fallback.
 """
 
-import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
 from transformers.utils.logging import disable_progress_bar
 
 from srmir_lib.artifacts import InputError
+from srmir_lib.decoding import GumbelNoise, decode
 from srmir_lib.parallel import side_by_side
-from srmir_lib.states import roomy
 from srmir_lib.templates import user_message
 
-ROOMY = ("llama", "mistral", "qwen2", "qwen3")
-"""Types of models whose keys and values `generate` keeps in one block (tested); others get transformers' own cache."""
+DECODED = ("llama", "mistral", "qwen2", "qwen3")
+"""Types of models that `generate` lets speak by `decode` (tested); others by transformers' own `generate`."""
 
 # "Loading weights" bars are over before they are read, and fill executed notebooks.
 disable_progress_bar()
@@ -82,35 +81,39 @@ def generate(
 ) -> list[str]:
     """One response per prompt, decoded without special tokens. `temperature=0` is greedy. Same seed, same answers.
 
-    Prompts are user texts or conversations. Batches are sorted by length: little is spent on padding. Each has random
-    numbers of its own; on a CPU they run side by side, a core each (an activated LoRA or a learned prompt: in turn).
+    Prompts are user texts or conversations. Batches are sorted by length: little is spent on padding; what is asked
+    several times is read once. Each batch has random numbers of its own; on a CPU they run side by side, a core each
+    (an activated LoRA or a learned prompt: in turn).
     """
     texts = [render(tokenizer, user_message(p) if isinstance(p, str) else p) for p in prompts]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     shape = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
-    tokens = [tokenizer([texts[i] for i in rows], **shape) for rows in batches]
+    different = [list(dict.fromkeys(texts[i] for i in rows)) for rows in batches]
+    tokens = [tokenizer(once, **shape) for once in different]
+    places = [torch.tensor([once.index(texts[i]) for i in rows]) for once, rows in zip(different, batches, strict=True)]
     config = policy.active_peft_config if isinstance(policy, PeftModel) else None
     only_peft = config and (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))
-    in_blocks = not only_peft and policy.config.model_type in ROOMY
+    by_us = not only_peft and policy.config.model_type in DECODED
     if config and not only_peft:
         policy = policy.get_base_model()  # its layers hold the adapter; the `generate` of PEFT is not for two threads
 
     def answer(number: int) -> torch.Tensor:
-        batch = tokens[number].to(policy.device)
-        noise = [GumbelNoise(temperature, f"{seed}, {number}", policy.device)] if temperature > 0 else []
-        cache = {"past_key_values": roomy(policy.config, max_new_tokens)} if in_blocks else {}
+        batch, at = tokens[number].to(policy.device), places[number].to(policy.device)
+        ids, mask, pad = batch["input_ids"], batch["attention_mask"], tokenizer.pad_token_id
+        noise = GumbelNoise(temperature, f"{seed}, {number}", policy.device) if temperature > 0 else None
+        if by_us:
+            return decode(policy, ids, mask, at, max_new_tokens, pad, noise)
         output = policy.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=ids[at],
+            attention_mask=mask[at],
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
             do_sample=False,
             repetition_penalty=1.0,  # a model's own setting would bend what it says
-            logits_processor=LogitsProcessorList(noise),
-            **cache,
+            logits_processor=LogitsProcessorList([noise] if noise else []),
         )
-        return output[:, batch["input_ids"].shape[1] :]
+        return output[:, ids.shape[1] :]
 
     jobs = {number: partial(answer, number) for number in range(len(batches))}
     answers = [""] * len(texts)
@@ -121,22 +124,6 @@ def generate(
         for i, text in zip(batches[number], tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
             answers[i] = text.strip()
     return answers
-
-
-class GumbelNoise(LogitsProcessor):
-    """Noise that makes the largest logit a sample: argmax(logit / temperature + Gumbel noise) is distributed as the
-    softmax (Gumbel 1954; Maddison et al. 2014, section 2). Its random numbers are its own: what torch draws by itself
-    comes from one generator for all threads.
-    """
-
-    def __init__(self, temperature: float, seed: str, device: torch.device):
-        """`seed`: any text; the same one, the same noise."""
-        self.temperature = temperature
-        self.generator = torch.Generator(device).manual_seed(random.Random(seed).getrandbits(63))
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """`scores`, logits of the next token (rows, vocabulary), divided by the temperature, with noise."""
-        return scores / self.temperature - torch.empty_like(scores).exponential_(generator=self.generator).log_()
 
 
 def render(tokenizer, messages: list[dict]) -> str:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from srmir_lib.artifacts import InputError
 from srmir_lib.states import States, read_only
@@ -140,6 +141,16 @@ class Probes(nn.Module):
                 return torch.baddbmm(own, low, up.mT, alpha=self.scaling).view(output.shape).to(output.dtype)
 
             handles.append(layer.register_forward_hook(add))
+        models = count if columns is None else 1
+        for module in trunk.behind_attention:  # of the last layer only each model's last token is of use
+
+            def last(module, args):
+                return (args[0].unflatten(1, (models, -1))[:, :, -1],)
+
+            def spread(module, args, output):
+                return pad(output.unsqueeze(2), (0, 0, self.width - 1, 0)).flatten(1, 2)
+
+            handles += [module.register_forward_pre_hook(last), module.register_forward_hook(spread)]
         try:
             yield
         finally:

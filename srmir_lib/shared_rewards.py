@@ -27,6 +27,12 @@ from srmir_lib.probes import Probes, ProbeSettings
 from srmir_lib.reward_training import RewardSettings, select_pairs, write_config
 from srmir_lib.trunk import Trunk, share_weights
 
+KEPT = 10
+"""So many tokens that were kept cost about what one costs that is read."""
+
+MOST_PASSES = 4
+"""Passes over the pairs of one update: more spare next to nothing."""
+
 TOKENIZED = 64
 """Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""
 
@@ -224,12 +230,15 @@ def train_probes(
 def scores_of_batch(probes: Probes, states: PairStates, texts: Tensor) -> Tensor:
     """Each model's scores of its own texts, (K, N) places in `states` -> (K, N); differentiable.
 
-    A model's texts are read from short to long in several passes, the more the longest stands out, so that little is
-    spent on padding.
+    A model's texts are read from short to long, in as many passes as spare more padding than they cost.
     """
-    lengths = states.lengths[texts]
-    order, scores = lengths.argsort(dim=1), []
-    for part in order.chunk(1 + int(lengths.max() / lengths.float().mean()), dim=1):
+    lengths, order = states.lengths[texts].sort(dim=1)
+    scores, pass_tokens = [], KEPT * states.trunk.pass_tokens
+
+    def cost(passes: int) -> int:
+        return sum(part.numel() * int(part.max()) + pass_tokens for part in lengths.chunk(passes, dim=1))
+
+    for part in order.chunk(min(range(1, MOST_PASSES + 1), key=cost), dim=1):
         columns = torch.arange(len(texts), device=states.trunk.device).repeat_interleave(part.shape[1])
         read = states.take(texts.gather(1, part).flatten().tolist(), room=probes.width)
         scores.append(probes(states.trunk, read, columns).view(len(texts), -1))

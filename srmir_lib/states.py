@@ -141,6 +141,18 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (block[:, :, :end] for block in self.blocks)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order, and the room that is left; a row may come more than once."""
+        end, blocks = self.get_seq_length(), []
+        if end > self.blocks[0].shape[2]:
+            return super().batch_select_indices(indices)
+        for block in self.blocks:
+            _, heads, width, size = block.shape
+            blocks.append(block.new_empty(len(indices), heads, width, size))
+            blocks[-1][:, :, :end] = block[indices, :, :end]
+        self.blocks = blocks
+        self.keys, self.values = (block[:, :, :end] for block in blocks)
+
     def _block(self, new: Tensor) -> Tensor:
         rows, heads, width, size = new.shape
         return new.new_empty(rows, heads, width + self.room, size)

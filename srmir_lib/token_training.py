@@ -66,7 +66,8 @@ def train_token_rewards(model: TokenRewardModel, pairs: Answers, seed: int, prog
     settings, count = model.settings, len(pairs.tails) // 2
     if count == 0:
         raise InputError("preferences: no pair to train on")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    trained = model.parameters()
+    optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
     drawn = pair_batches([count], settings.batch_size, settings.max_steps, seed)
     both, history = settings.objective != "ava_d", []
@@ -81,7 +82,7 @@ def train_token_rewards(model: TokenRewardModel, pairs: Answers, seed: int, prog
             raise InputError(f"{settings.objective}: the loss of step {step} is not finite; lower learning_rate")
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         decay.step()
         history.append({"step": step, "loss": loss.item()})

@@ -41,6 +41,14 @@ def linear_layers(decoder) -> dict[str, nn.Linear]:
     return {name: layer for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
 
 
+def behind_attention(decoder) -> list[nn.Module]:
+    """What the last layer adds to each token by itself, once the tokens have seen each other; nothing if its parts are
+    not named as in Llama, Mistral and Qwen."""
+    last = decoder.layers[-1] if hasattr(decoder, "layers") else None
+    parts = [getattr(getattr(last, "self_attn", None), "o_proj", None), getattr(last, "mlp", None)]
+    return parts if all(parts) and hasattr(parts[1], "down_proj") else []
+
+
 def trunk_problem(model) -> str:
     """Why what this model has read cannot be kept for later tokens, and what to do; "" if it can."""
     config, name = model.config.get_text_config(), type(model).__name__
@@ -72,6 +80,7 @@ class Trunk:
         self.pass_tokens = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
         self.layers = self.config.num_hidden_layers
         self.linear = linear_layers(self.decoder)
+        self.behind_attention = behind_attention(self.decoder)
         self.layer = None if layer is None else layer % (self.layers + 1)
 
     @property

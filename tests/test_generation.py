@@ -1,14 +1,16 @@
-"""Sampling: the distribution by theory, the same answers on one core and on several, with adapters and without."""
+"""Sampling: the distribution by theory, and the same answers on one core and on several, by our loop and by
+transformers' own, with adapters and without."""
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from srmir_lib import models
-from srmir_lib.models import ROOMY, GumbelNoise, generate, load_policy, load_tokenizer
-from srmir_lib.states import RoomyLayer, roomy
+from srmir_lib import decoding, models
+from srmir_lib.decoding import GumbelNoise
+from srmir_lib.models import DECODED, generate, load_policy, load_tokenizer
+from srmir_lib.states import RoomyLayer
 
 PROMPTS = [f"how do i copy {number} letters " + "at night " * (number % 4) for number in range(10)]
 
@@ -62,18 +64,54 @@ def test_a_layer_with_room_holds_what_transformers_own_holds():
     assert len({*memory[:3]}) == 1 < len({*memory}), "nothing is copied until there is no room left"
 
 
-@pytest.mark.parametrize("kind", ROOMY)
-def test_a_cache_with_room_changes_no_word(kind, tiny_model, monkeypatch):
+def test_rows_of_a_layer_with_room_are_those_of_transformers_own():
+    ours, theirs, generator = RoomyLayer(room=3), DynamicLayer(), torch.Generator().manual_seed(0)
+    for width, rows in ((5, [1, 1, 0]), (1, [2, 0]), (2, [0]), (4, [0, 0])):  # behind the room at last
+        keys, values = torch.randn(2, len(ours.keys) if ours.is_initialized else 2, 2, width, 4, generator=generator)
+        ours.update(keys, values), theirs.update(keys, values)
+        for layer in (ours, theirs):
+            layer.batch_select_indices(torch.tensor(rows))
+        assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
+def policy_of(kind: str, tokenizer):
+    """A small random model of one architecture, which ends its answers often."""
     torch.manual_seed(0)
-    tokenizer = load_tokenizer(tiny_model)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape["initializer_range"] = 0.2  # else it says one word for ever
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), num_key_value_heads=2, **shape)
     policy = AutoModelForCausalLM.from_config(config).eval()
-    assert all(isinstance(layer, RoomyLayer) == (not layer.is_sliding) for layer in roomy(config, 4).layers)
-    said = generate(policy, tokenizer, PROMPTS, 12, seed=3)
-    monkeypatch.setattr(models, "roomy", lambda config, room: DynamicCache(config=config))
-    assert generate(policy, tokenizer, PROMPTS, 12, seed=3) == said
-    assert len({*said}) > len(PROMPTS) // 2
+    policy.generation_config.eos_token_id = list(range(1, len(tokenizer), 9))
+    return policy
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", DECODED)
+def test_our_loop_says_what_transformers_says(kind, temperature, tiny_model, monkeypatch):
+    tokenizer = load_tokenizer(tiny_model)
+    policy = policy_of(kind, tokenizer)
+    asked = [prompt for number, prompt in enumerate(PROMPTS) for _ in range(1 + number % 3)]
+    options = {"max_new_tokens": 12, "temperature": temperature, "batch_size": 16, "seed": 3}
+    read = []
+    policy.register_forward_pre_hook(
+        lambda module, args, given: read.append(given["input_ids"].shape), with_kwargs=True
+    )
+    said = generate(policy, tokenizer, asked, **options)
+    assert sum(rows for rows, width in read if width > 1) == len(PROMPTS) < len(asked), "each prompt is read once"
+    left = {rows for rows, width in read if width == 1}
+    assert temperature == 0 or len(left) > 3, "answers that are over leave the batch"
+    monkeypatch.setattr(models, "DECODED", ())
+    assert generate(policy, tokenizer, asked, **options) == said
+    assert len({*said}) > 3 or temperature == 0
+
+
+def test_when_answers_leave_the_batch_changes_no_word(tiny_model, monkeypatch):
+    tokenizer = load_tokenizer(tiny_model)
+    policy, said = policy_of("qwen2", tokenizer), []
+    for share in (1, 4, 100):
+        monkeypatch.setattr(decoding, "GONE", share)
+        said.append(generate(policy, tokenizer, PROMPTS, 12, seed=3))
+    assert said[0] == said[1] == said[2]
 
 
 def test_a_models_own_sampling_settings_do_not_bend_what_it_says(tiny_model):

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from srmir_lib import shared_rewards
 from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.calibration import Calibration
 from srmir_lib.embeddings import conversation_ids
@@ -385,16 +386,37 @@ def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkey
         score_sets(sets, *rows)
 
 
-def test_a_batch_scores_as_its_texts_do_alone(tiny_model):
+@pytest.mark.parametrize("dear, passes", [(10, 1), (0, 2)])
+def test_a_batch_scores_as_its_texts_do_alone(tiny_model, monkeypatch, dear, passes):
     """The training batch is sorted by length and cut; every score must come back to its place."""
+    monkeypatch.setattr(shared_rewards, "KEPT", dear)
     states = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu")
     states.lengths[:5] = 40  # as if some stood out: more passes, other orders, the same scores
     probes = moved(Probes(states.trunk, CATEGORIES, ProbeSettings(), states.tokenizer))
-    texts = torch.randperm(len(states.texts), generator=torch.Generator().manual_seed(1))[:21].view(3, 7)
+    texts, read = torch.randperm(len(states.texts), generator=torch.Generator().manual_seed(1))[:21].view(3, 7), []
+    probes.register_forward_hook(lambda *seen: read.append(seen))
     together = scores_of_batch(probes, states, texts)
+    assert len(read) == passes
     for j, own in enumerate(texts):
         alone = [probes(states.trunk, states.take([at]), torch.tensor([j])).item() for at in own.tolist()]
         assert together[j].tolist() == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("columns", [None, torch.tensor([2, 0, 1, 1])])
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_the_last_layer_leaves_out_changes_no_score(name, columns, tokenizer):
+    """It adds to each model's last token only; scores and gradients are those of the whole layer."""
+    _, trunk, _ = make(name, tokenizer)
+    ((_, states),) = trunk.read([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17, 18, 19, 20]])
+    found, parts = [], trunk.behind_attention
+    assert len(parts) == 2, "its output projection and its feed-forward part"
+    for trunk.behind_attention in (parts, []):
+        probes = moved(Probes(trunk, CATEGORIES, ProbeSettings(), tokenizer))
+        scores = probes(trunk, states, columns)
+        scores.square().sum().backward()
+        found.append([scores, *(parameter.grad for parameter in probes.parameters())])
+    for ours, whole in zip(*found, strict=True):
+        torch.testing.assert_close(ours, whole, atol=1e-5, rtol=1e-4)
 
 
 def test_rows_in_turn_score_as_rows_in_any_order(tiny_model):
