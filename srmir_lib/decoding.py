@@ -4,6 +4,7 @@ Answers differ in length: in a batch of many a quarter of all steps would be spe
 """
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,15 +39,22 @@ class GumbelNoise(LogitsProcessor):
 
 @torch.no_grad()
 def decode(
-    policy, ids: Tensor, mask: Tensor, texts: Tensor, max_new_tokens: int, pad: int, noise: GumbelNoise | None = None
+    policy,
+    ids: Tensor,
+    mask: Tensor,
+    texts: Tensor,
+    max_new_tokens: int,
+    ends: Sequence[int],
+    pad: int,
+    noise: GumbelNoise | None = None,
 ) -> Tensor:
     """Answers (B, at most max_new_tokens) to the texts numbered `texts` (B,) of `ids` (N, T), which are padded on the
     left (`mask` is 0 there). A text that is to be answered several times is read once.
 
-    The next token is the one with the largest logit, with `noise` if it is given. An answer ends with the first of the
-    end tokens in the policy's `generation_config`; behind it is `pad`.
+    The next token is the one with the largest logit, with `noise` if it is given. An answer ends with the first token
+    that is one of `ends`; behind it is `pad`.
     """
-    ends = torch.as_tensor(policy.generation_config.eos_token_id or [], device=ids.device).view(-1)
+    last = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
     said = ids.new_full((len(texts), max_new_tokens), pad)
     cache, positions = roomy(policy.config, max_new_tokens), (mask.cumsum(1) - 1).clamp(min=0)
     rows, over = torch.arange(len(texts), device=ids.device), texts.new_zeros(len(texts), dtype=torch.bool)
@@ -59,7 +67,7 @@ def decode(
         scores = logits if noise is None else noise.add(logits, rows, len(texts))
         tokens = scores.argmax(dim=1).masked_fill(over, pad)
         said[rows, step] = tokens
-        over = over | torch.isin(tokens, ends)
+        over = over | torch.isin(tokens, last)
         ended = int(over.sum())
         if ended == len(rows):
             return said[:, : step + 1]

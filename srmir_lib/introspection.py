@@ -32,7 +32,8 @@ class Introspector:
         texts = [text_of(prompt) for prompt in prompts]
         new = [text for text in dict.fromkeys(texts) if text not in self.drafts]
         asked = [cod_prompt(text, self.question) for text in new]
-        said = generate(self.model, self.tokenizer, asked, self.max_new_tokens, temperature=0) if new else []
+        ask = {"temperature": 0, "until": SEPARATOR}
+        said = generate(self.model, self.tokenizer, asked, self.max_new_tokens, **ask) if new else []
         self.drafts.update(zip(new, (text.partition(SEPARATOR)[0].strip() for text in said), strict=True))
         turns = [cod_prompt(text, self.question) + assistant_message(self.drafts[text]) for text in texts]
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]

@@ -78,8 +78,10 @@ def generate(
     batch_size: int = 128,
     seed: int = 0,
     progress: str | None = None,
+    until: str = "",
 ) -> list[str]:
     """One response per prompt, decoded without special tokens. `temperature=0` is greedy. Same seed, same answers.
+    With `until` a response also ends with the first token that holds this text; what follows is not wanted.
 
     Prompts are user texts or conversations. Batches are sorted by length: little is spent on padding; what is asked
     several times is read once. Each batch has random numbers of its own; on a CPU they run side by side, a core each
@@ -94,6 +96,8 @@ def generate(
     places = [torch.tensor([once.index(texts[i]) for i in rows]) for once, rows in zip(different, batches, strict=True)]
     config = policy.active_peft_config if isinstance(policy, PeftModel) else None
     only_peft = config and (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))
+    ends = torch.as_tensor(policy.generation_config.eos_token_id or []).view(-1).tolist()
+    ends += [number for token, number in tokenizer.get_vocab().items() if until and until in token]
     by_us = not only_peft and policy.config.model_type in DECODED
     if config and not only_peft:
         policy = policy.get_base_model()  # its layers hold the adapter; the `generate` of PEFT is not for two threads
@@ -103,11 +107,12 @@ def generate(
         ids, mask, pad = batch["input_ids"], batch["attention_mask"], tokenizer.pad_token_id
         noise = GumbelNoise(temperature, f"{seed}, {number}", policy.device) if temperature > 0 else None
         if by_us:
-            return decode(policy, ids, mask, at, max_new_tokens, pad, noise)
+            return decode(policy, ids, mask, at, max_new_tokens, ends, pad, noise)
         output = policy.generate(
             input_ids=ids[at],
             attention_mask=mask[at],
             max_new_tokens=max_new_tokens,
+            eos_token_id=ends or None,
             pad_token_id=pad,
             do_sample=False,
             repetition_penalty=1.0,  # a model's own setting would bend what it says

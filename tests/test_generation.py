@@ -105,6 +105,19 @@ def test_our_loop_says_what_transformers_says(kind, temperature, tiny_model, mon
     assert len({*said}) > 3 or temperature == 0
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_answer_may_end_with_a_text(ours, tiny_model, monkeypatch):
+    tokenizer = load_tokenizer(tiny_model)
+    policy = policy_of("qwen2", tokenizer)
+    monkeypatch.setattr(models, "DECODED", DECODED if ours else ())
+    whole = generate(policy, tokenizer, PROMPTS, 12, seed=3)
+    letter = next(letter for letter in "abcdefgh" if any(letter in text[:-1] for text in whole))
+    short = generate(policy, tokenizer, PROMPTS, 12, seed=3, until=letter)
+    assert any(len(left) < len(text) for left, text in zip(short, whole, strict=True))
+    for left, text in zip(short, whole, strict=True):
+        assert text.startswith(left) and (letter in left) == (letter in text)
+
+
 def test_when_answers_leave_the_batch_changes_no_word(tiny_model, monkeypatch):
     tokenizer = load_tokenizer(tiny_model)
     policy, said = policy_of("qwen2", tokenizer), []
