@@ -61,7 +61,7 @@ def decode(
     for step in range(max_new_tokens):
         read = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         logits = policy(**read, use_cache=True, logits_to_keep=1).logits[:, -1].float()
-        if step == 0 and len(texts) != len(ids):
+        if step == 0 and not torch.equal(texts, torch.arange(len(ids), device=ids.device)):
             cache.batch_select_indices(texts)
             logits, mask, positions = logits[texts], mask[texts], positions[texts]
         scores = logits if noise is None else noise.add(logits, rows, len(texts))

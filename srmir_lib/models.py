@@ -96,7 +96,8 @@ def generate(
     places = [torch.tensor([once.index(texts[i]) for i in rows]) for once, rows in zip(different, batches, strict=True)]
     config = policy.active_peft_config if isinstance(policy, PeftModel) else None
     only_peft = config and (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))
-    ends = torch.as_tensor(policy.generation_config.eos_token_id or []).view(-1).tolist()
+    end = policy.generation_config.eos_token_id  # a number, several, or none
+    ends = [] if end is None else torch.as_tensor(end).view(-1).tolist()
     ends += [number for token, number in tokenizer.get_vocab().items() if until and until in token]
     by_us = not only_peft and policy.config.model_type in DECODED
     if config and not only_peft:

@@ -116,6 +116,34 @@ def test_an_answer_may_end_with_a_text(ours, tiny_model, monkeypatch):
     assert any(len(left) < len(text) for left, text in zip(short, whole, strict=True))
     for left, text in zip(short, whole, strict=True):
         assert text.startswith(left) and (letter in left) == (letter in text)
+        assert left.partition(letter)[0] == text.partition(letter)[0]
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_token_that_ends_an_answer_may_be_the_first_of_all(ours, tiny_model, monkeypatch):
+    tokenizer = load_tokenizer(tiny_model)
+    policy = policy_of("qwen2", tokenizer)
+    policy.set_output_embeddings(torch.nn.Linear(32, len(tokenizer)))
+    torch.nn.init.constant_(policy.get_output_embeddings().bias, 0.0)
+    policy.get_output_embeddings().bias.data[0] = 1e4  # it says nothing but token 0
+    monkeypatch.setattr(models, "DECODED", DECODED if ours else ())
+    steps = []
+    policy.register_forward_hook(lambda *seen: steps.append(1))
+    for end, expected in ((0, 1), ([0], 1), (None, 12)):
+        policy.generation_config.eos_token_id = end
+        steps.clear()
+        generate(policy, tokenizer, PROMPTS[:1], 12)
+        assert len(steps) == expected
+
+
+def test_texts_are_answered_in_the_order_asked(tiny_model):
+    tokenizer = load_tokenizer(tiny_model)
+    policy = policy_of("qwen2", tokenizer)
+    ids = torch.arange(20, 32).view(3, 4)
+    options = (torch.ones_like(ids), torch.arange(3), 6, [], tokenizer.pad_token_id)
+    plain = decoding.decode(policy, ids, *options)
+    turned = decoding.decode(policy, ids, options[0], torch.tensor([2, 0, 1]), *options[2:])
+    assert torch.equal(turned, plain[[2, 0, 1]]) and not torch.equal(turned, plain)
 
 
 def test_when_answers_leave_the_batch_changes_no_word(tiny_model, monkeypatch):
