@@ -5,12 +5,14 @@ and each completion once, and K probes. Two counts: tokens (each costs alike, th
 (attention, the adapters, and the last layer that stops early are counted for what they are).
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -235,7 +237,7 @@ def peak_bytes(build: Callable, rows: int, *arguments) -> int:
 
     `build(*arguments)` makes the models there and returns a function of a number of rows; that one writes the texts and
     returns a call that scores them, which is all that counts. On CUDA what torch allocates is counted, else the
-    resident memory, looked at a thousand times a second.
+    resident memory.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
         return child.submit(_peak, build, rows, arguments).result()
@@ -248,20 +250,36 @@ def _peak(build: Callable, rows: int, arguments: tuple) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    process, done = psutil.Process(), threading.Event()
-    before = most = process.memory_info().rss
+    with _Peak() as peak:
+        run()
+    return peak.most - peak.before
 
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.001):
-            most = max(most, process.memory_info().rss)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    done.set()
-    watcher.join()
-    return most - before
+class _Peak:
+    """The most resident memory while this lasts, in bytes: as the kernel notes it (Linux), else looked at a thousand
+    times a second. Looking misses what lasts for less, and the less of it the longer it looks."""
+
+    def __enter__(self):
+        self.before, self.watcher = psutil.Process().memory_info().rss, None
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel's mark begins anew
+        except OSError:
+            self.most, self.done = self.before, threading.Event()
+            self.watcher = threading.Thread(target=self._watch)
+            self.watcher.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.watcher is None:
+            status = Path("/proc/self/status").read_text()
+            self.most = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+        else:
+            self.done.set()
+            self.watcher.join()
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.001):
+            self.most = max(self.most, psutil.Process().memory_info().rss)
 
 
 def _wait(device: str) -> None:

@@ -25,9 +25,12 @@ from srmir_lib.encoder_training import fit_pooled
 from srmir_lib.evaluation import Interval, paired_t_interval
 from srmir_lib.manifest import git_state, machine, utc_now
 from srmir_lib.margins import REFUSALS, annotate, correlation, estimate_direction, length_differences, with_margins
-from srmir_lib.models import pick_device
+from srmir_lib.models import load_tokenizer, pick_device
 from srmir_lib.real_pairs import PairData
-from srmir_lib.reward_model import ALL
+from srmir_lib.reward_model import ALL, ShadowRewardModels
+from srmir_lib.reward_training import RewardSettings
+from srmir_lib.separate_rewards import fit_separate
+from srmir_lib.shared_rewards import fit_shared
 from srmir_lib.stage import find_root
 from srmir_lib.templates import assistant_message, text_of, user_message
 from srmir_lib.text_baseline import fit_text_baseline
@@ -84,9 +87,7 @@ def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, an
         return score
 
     def shortened(prompts, answers) -> tuple[list, list]:
-        asked = ["\n".join(turn["content"] for turn in prompt) for prompt in prompts]
-        asked, said = (_cut(reader.tokenizer, *part) for part in ((asked, -prompt_tokens), (answers, answer_tokens)))
-        return [user_message(text) for text in asked], [assistant_message(text or ".") for text in said]
+        return _shortened(reader.tokenizer, prompts, answers, prompt_tokens, answer_tokens)
 
     def fit(data: PairData, seed: int) -> Score:
         columns = {name: [row[name] for row in data.train] for name in ("prompt", "chosen", "rejected")}
@@ -96,11 +97,52 @@ def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, an
         train_token_rewards(model, reader.pairs({"prompt": prompts, "chosen": chosen, "rejected": rejected}), seed)
         return score_of(model)
 
-    if min(prompt_tokens, answer_tokens) < 1:
-        raise InputError(f"prompt_tokens, answer_tokens: {prompt_tokens}, {answer_tokens}; both must be at least 1")
+    _check_lengths(prompt_tokens, answer_tokens)
     about = {"trunk": reader.base_sha256, "settings": asdict(settings)}
     about |= {"device": reader.model.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
     return Method(about, fit)
+
+
+def classifier_method(
+    base: str, design: str, settings: RewardSettings, prompt_tokens: int, answer_tokens: int, device: str = "auto"
+) -> Method:
+    """One reward model on the causal model `base`: a probe on the frozen trunk (`shared`) or a LoRA model (`separate`);
+    texts are cut as in `token_method`."""
+    fits = {"shared": fit_shared, "separate": fit_separate}
+    if design not in fits:
+        raise InputError(f"classifiers: design {design!r} is neither shared nor separate")
+    _check_lengths(prompt_tokens, answer_tokens)
+    tokenizer = load_tokenizer(base)
+
+    def shortened(prompts, answers) -> tuple[list, list]:
+        return _shortened(tokenizer, prompts, answers, prompt_tokens, answer_tokens)
+
+    def fit(data: PairData, seed: int) -> Score:
+        given = {name: [row[name] for row in data.train] for name in ("prompt", "chosen", "rejected")}
+        prompts, chosen = shortened(given["prompt"], given["chosen"])
+        rejected, label = shortened(given["prompt"], given["rejected"])[1], ["pairs"] * len(prompts)
+        pairs = Dataset.from_dict({"prompt": prompts, "chosen": chosen, "rejected": rejected, "category": label})
+        with tempfile.TemporaryDirectory() as scratch:
+            how = {"device": device, "competence": ["pairs"]}
+            fits[design](base, {"train": pairs}, f"{scratch}/set", [ALL], settings, seed, **how)
+            models = ShadowRewardModels.load(f"{scratch}/set", device)
+        return lambda prompts, answers: models.score(*shortened(prompts, answers))[:, 0].numpy()
+
+    about = {"trunk": fingerprint(base), "design": design, "settings": asdict(settings)}
+    about |= {"device": pick_device(device).type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
+    return Method(about, fit)
+
+
+def _check_lengths(prompt_tokens: int, answer_tokens: int) -> None:
+    if min(prompt_tokens, answer_tokens) < 1:
+        raise InputError(f"prompt_tokens, answer_tokens: {prompt_tokens}, {answer_tokens}; both must be at least 1")
+
+
+def _shortened(tokenizer, prompts, answers, prompt_tokens: int, answer_tokens: int) -> tuple[list, list]:
+    """Conversations whose prompts keep their last and whose answers keep their first tokens."""
+    asked = ["\n".join(turn["content"] for turn in prompt) for prompt in prompts]
+    asked, said = (_cut(tokenizer, *part) for part in ((asked, -prompt_tokens), (answers, answer_tokens)))
+    return [user_message(text) for text in asked], [assistant_message(text or ".") for text in said]
 
 
 def _cut(tokenizer, texts: Sequence, tokens: int) -> list[str]:

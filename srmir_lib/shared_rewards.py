@@ -8,7 +8,7 @@ weight is shared, so the gradients are those of K separate runs (a test compares
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -61,12 +61,14 @@ class SharedScorer:
         if (self.trunk.layer, self.trunk.device) == (other.trunk.layer, other.trunk.device):
             self.trunk = other.trunk
 
-    def _ids(self, prompts: Sequence, completions: Sequence) -> tuple[list[Sequence[int]], list[str]]:
+    def _ids(self, prompts: Sequence, completions: Sequence) -> tuple[list[Sequence[int]], list[int]]:
+        """Tokens of every conversation, and the number of its prompt."""
         chats, ids = self.think(prompts), []
         for start in range(0, len(chats), TOKENIZED):
             part = slice(start, start + TOKENIZED)
             ids += [array("i", row) for row in conversation_ids(self.tokenizer, chats[part], completions[part])]
-        return ids, [str(chat) for chat in chats]
+        numbers: dict[str, int] = {}
+        return ids, [numbers.setdefault(str(chat), len(numbers)) for chat in chats]
 
 
 @torch.no_grad()
@@ -74,14 +76,15 @@ def score_ids(
     trunk: Trunk,
     sets: Sequence[Probes],
     ids: Sequence[Sequence[int]],
-    groups: Sequence[str] | None = None,
+    groups: Sequence[Hashable] | None = None,
     columns: Tensor | None = None,
 ) -> list[Tensor]:
     """Scores of tokenized conversations by every set of probes, (N, K) or, with `columns`, (N,); rows of one group
     share their common beginning."""
     count = len(ids)
     scores = [torch.zeros(count, len(probes.categories)) if columns is None else torch.zeros(count) for probes in sets]
-    for rows, states in trunk.read(ids, groups):
+    rooms = {probes.width * (len(probes.categories) if columns is None else 1) for probes in sets}
+    for rows, states in trunk.read(ids, groups, room=rooms.pop() if len(rooms) == 1 else 0):
         at = columns[rows].to(trunk.device) if columns is not None else None
         for own, probes in zip(scores, sets, strict=True):
             own[rows] = probes(trunk, states, at).float().cpu()
@@ -198,7 +201,10 @@ def train_probes(
     """
     states.keep()
     minimised = loss_of(settings.objective)
-    optimiser = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    adapters = [weight for name, weight in probes.named_parameters() if name != "heads"]
+    rate = settings.learning_rate * (settings.head_lr_ratio if adapters else 1.0)
+    groups = [{"params": adapters}, {"params": [probes.heads], "lr": rate}]
+    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
     history: dict[str, list[dict]] = {name: [] for name in probes.categories}
     every, size = max(1, settings.max_steps // 10), settings.batch_size

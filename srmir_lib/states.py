@@ -42,14 +42,15 @@ class Read(Exception):
 class FillingCache(Cache):
     """Takes the keys and values of one forward pass, behind those of the texts `at` (B,) of `before`, if there are any.
 
-    They go into one block for all layers. Pieces that are asked for layer by layer, between what a layer needs for a
-    moment, would lie scattered in memory, and take the more of it the more batches there are.
+    They go into one block for all layers, with `room` behind them for so many later tokens. Pieces that are asked for
+    layer by layer, between what a layer needs for a moment, would lie scattered in memory, and take the more of it the
+    more batches there are.
     """
 
-    def __init__(self, count: int, before: States | None, at: Tensor | None, stop: bool):
+    def __init__(self, count: int, before: States | None, at: Tensor | None, stop: bool, room: int = 0):
         """`count`: layers that will run; with `stop` the pass ends once the last of them has its keys and values."""
         super().__init__(layers=[DynamicLayer() for _ in range(count)])
-        self.count, self.before, self.at, self.stop = count, before, at, stop
+        self.count, self.before, self.at, self.stop, self.room = count, before, at, stop, room
         self.start = 0 if before is None else before.mask.shape[1]
         self.keys = self.values = None  # (layers, B, heads, T, head size)
 
@@ -66,14 +67,15 @@ class FillingCache(Cache):
         if self.before is not None:
             keys[:, :, : self.start] = self.before.keys[layer_idx][self.at]
             values[:, :, : self.start] = self.before.values[layer_idx][self.at]
-        keys[:, :, self.start :], values[:, :, self.start :] = key_states, value_states
+        end = self.start + key_states.shape[2]
+        keys[:, :, self.start : end], values[:, :, self.start : end] = key_states, value_states
         if self.stop and layer_idx == self.count - 1:
             raise Read
-        return keys, values
+        return keys[:, :, :end], values[:, :, :end]
 
     def _block(self, new: Tensor) -> Tensor:
         rows, heads, width, size = new.shape
-        return new.new_empty(self.count, rows, heads, self.start + width, size)
+        return new.new_empty(self.count, rows, heads, self.start + width + self.room, size)
 
 
 class Behind(torch.autograd.Function):

@@ -92,12 +92,13 @@ class Trunk:
         ids: Sequence[Sequence[int]],
         groups: Sequence[Hashable] | None = None,
         starts: Sequence[int] | None = None,
+        room: int = 0,
     ) -> Iterator[tuple[list, States]]:
         """Yield (rows, `States`) until every row of `ids` was read once; in order of length, not of rows.
 
         `groups` names what rows may share (their prompt, say): what the rows of a group have in common at their
         beginning is read once. The result does not depend on it, nor on what else is in the batch. `starts`: pool the
-        mean from these tokens on, instead of the last token.
+        mean from these tokens on, instead of the last token. `room`: for so many later tokens in the states.
         """
         limit = getattr(self.config, "max_position_embeddings", None)
         for row, tokens in enumerate(ids):
@@ -114,7 +115,7 @@ class Trunk:
 
         alone = [row for row in range(len(ids)) if not shared[row]]
         for rows in batches(alone, [len(tokens) for tokens in ids], self.batch_tokens, self.pass_tokens):
-            yield rows, self._forward(*rest(rows))
+            yield rows, self._forward(*rest(rows), room=room)
         members: dict[Hashable, list[int]] = {}
         for row in range(len(ids)):
             if shared[row]:
@@ -128,7 +129,7 @@ class Trunk:
             of = {row: place for place, at in enumerate(chunk) for row in members[keys[at]]}
             for rows in batches(of, sizes, self.batch_tokens, self.pass_tokens):
                 at = torch.tensor([of[row] for row in rows], device=self.device)
-                yield rows, self._forward(*rest(rows), before, at)
+                yield rows, self._forward(*rest(rows), before, at, room)
 
     @torch.no_grad()  # not on `read`: around a generator it would hold what was yielded while the next is made
     def _forward(
@@ -137,6 +138,7 @@ class Trunk:
         starts: Sequence[int] | None = None,
         before: States | None = None,
         at: Tensor | None = None,
+        room: int = 0,
     ) -> States:
         """Read texts, or what follows the texts `at` (B,) of `before`; padded on the right, with explicit positions."""
         lengths = torch.tensor([len(tokens) for tokens in ids], device=self.device)
@@ -148,7 +150,8 @@ class Trunk:
             positions = positions + before.lengths[at].unsqueeze(1)
         mask = torch.cat([before.mask[at], new], dim=1) if before is not None else new
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
-        cache = FillingCache(self.layers if self.layer is None else self.layer, before, at, stop=self.layer is None)
+        count = self.layers if self.layer is None else self.layer
+        cache = FillingCache(count, before, at, stop=self.layer is None, room=room)
         with ending_before(self.decoder, self.layer, self.layers):
             try:
                 hidden = self.decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state

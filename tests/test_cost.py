@@ -1,7 +1,9 @@
 """The cost study: formulas against counting one by one, peers against the programs they stand for, a fair clock."""
 
 import tempfile
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +172,23 @@ def hold(megabytes: int):
 @pytest.mark.timeout(300)
 def test_peak_counts_what_a_run_takes_at_its_height():
     assert cost.peak_bytes(hold, 40, 4) == pytest.approx(160e6, rel=0.1)
+
+
+def test_a_short_peak_is_seen(monkeypatch):
+    """A block that lives for less than a millisecond: the kernel notes it; looking sees at least what lasts."""
+    for kernel, most in ((True, 0.0), (False, 0.05)):
+        if not kernel:
+            monkeypatch.setattr(Path, "write_text", refused)
+        with cost._Peak() as peak:
+            block = np.ones(8_000_000)
+            time.sleep(most)
+            del block
+        assert peak.most - peak.before == pytest.approx(64e6, rel=0.1)
+        assert (peak.watcher is None) == kernel
+
+
+def refused(*_):
+    raise PermissionError
 
 
 def test_texts_have_exactly_the_asked_lengths(tokenizer, mixed):

@@ -15,6 +15,7 @@ from srmir_lib.encoder_rewards import PairReading
 from srmir_lib.real_pairs import PAIR_SETS, PairData, real_pairs
 from srmir_lib.real_study import (
     Method,
+    classifier_method,
     encoder_method,
     measures,
     run_study,
@@ -22,6 +23,7 @@ from srmir_lib.real_study import (
     token_method,
     words_method,
 )
+from srmir_lib.reward_training import RewardSettings
 from srmir_lib.templates import assistant_message, text_of, user_message
 from srmir_lib.token_reader import Reader
 
@@ -171,3 +173,22 @@ def test_token_rewards_learn_from_texts_that_are_cut(tiny_model, pack, objective
     assert measures(method.fit(data, 0), data)["pair_accuracy"] == 1.0
     with pytest.raises(InputError, match="exceed max_length 64"):
         token_method(reader, TOKENS, prompt_tokens=12, answer_tokens=200).fit(data, 0)
+
+
+@pytest.mark.parametrize("design", ["shared", "separate"])
+def test_classifiers_of_either_design_learn_from_texts_that_are_cut(tiny_model, pack, design):
+    rows = [pair(f"open the door {i} please " * 20, "I can not", "yes, open it " * 20) for i in range(24)]
+    data, settings = PairData(rows[:18], [], rows[18:], []), RewardSettings(20, 8, 1e-2, 4, 8, 64)
+    method = classifier_method(str(tiny_model), design, settings, prompt_tokens=12, answer_tokens=6, device="cpu")
+    assert measures(method.fit(data, 0), data)["pair_accuracy"] == 1.0
+    assert json.dumps(method.about) and method.about["design"] == design
+    with pytest.raises(InputError, match="exceed max_length 64"):
+        classifier_method(str(tiny_model), design, settings, 12, 200, "cpu").fit(data, 0)
+
+
+def test_classifiers_of_other_designs_are_refused(tiny_model):
+    settings = RewardSettings(20, 8, 1e-2, 4, 8, 64)
+    with pytest.raises(InputError, match="design 'pooled' is neither shared nor separate"):
+        classifier_method(str(tiny_model), "pooled", settings, 12, 6, "cpu")
+    with pytest.raises(InputError, match="answer_tokens: 12, 0; both must be at least 1"):
+        classifier_method(str(tiny_model), "shared", settings, 12, 0, "cpu")

@@ -155,6 +155,20 @@ def test_scores_do_not_depend_on_batch_grouping_or_padding(kind, tokenizer):
     assert torch.allclose(scores_of(trunk, probes, IDS, GROUPS, columns), alone[torch.arange(5), columns], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_room_behind_what_the_trunk_reads_changes_no_score(name, tokenizer):
+    """Probes write their keys behind a text's own; several sets, one after the other, into the same room."""
+    _, trunk, probes = make(name, tokenizer)
+    width = len(CATEGORIES) * probes.width
+    wanted, found = scores_of(trunk, probes, IDS, GROUPS), torch.zeros(len(IDS), len(CATEGORIES))
+    with torch.no_grad():
+        for rows, states in trunk.read(IDS, GROUPS, room=width):
+            assert states.keys[0].shape[2] == states.mask.shape[1] + width
+            for _ in range(2):
+                found[rows] = probes(trunk, states)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+
 def test_the_last_layer_stops_early_and_changes_nothing(tokenizer):
     """With `hidden` the last layer runs to its end; the states that probes read are the same."""
     model, trunk, probes = make("qwen2", tokenizer)
@@ -331,6 +345,29 @@ def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
     assert all(torch.allclose(mean, (one + two) / 2, atol=1e-7) for mean, one, two in pairs)
 
 
+def test_a_head_learns_at_its_part_of_the_rate(tiny_model):
+    """Adam's first update is as large as the learning rate, whatever the gradient."""
+    states, after = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu"), {}
+    rows = [list(range(24)), list(range(24, 48))]
+    for ratio in (0.0, 0.25, 1.0):
+        settings = replace(SETTINGS, max_steps=1, head_lr_ratio=ratio)
+        after[ratio], _ = _train(states, CATEGORIES[:2], rows, None, settings, 5, "cpu", None)
+    start = Probes(states.trunk, CATEGORIES[:2], SETTINGS.probe, states.tokenizer, 5)
+    moved = {ratio: (probes.heads - start.heads).abs().mean().item() for ratio, probes in after.items()}
+    assert moved[0.0] == 0 and moved[1.0] == pytest.approx(SETTINGS.learning_rate, rel=0.01)
+    assert moved[0.25] == pytest.approx(moved[1.0] / 4, rel=0.01)
+    for key in start.up:
+        assert torch.equal(after[0.25].up[key], after[1.0].up[key]), "the adapters keep theirs"
+
+
+def test_a_head_alone_learns_at_the_whole_rate(tiny_model):
+    settings = replace(SETTINGS, max_steps=1, head_lr_ratio=0.0, probe=ProbeSettings(kind="head"))
+    states = PairStates(tiny_model, preferences()["train"], settings, "cpu")
+    after, _ = _train(states, ["insult"], [list(range(24))], None, settings, 5, "cpu", None)
+    start = Probes(states.trunk, ["insult"], settings.probe, states.tokenizer, 5)
+    assert (after.heads - start.heads).abs().mean().item() == pytest.approx(settings.learning_rate, rel=0.01)
+
+
 def test_states_read_in_another_way_are_not_trained_on(tiny_model, tmp_path):
     pairs = {"train": preferences()["train"]}
     plain = PairStates(tiny_model, pairs["train"], SETTINGS, "cpu")
@@ -373,7 +410,9 @@ def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkey
     sets, rows = {"b": beside["b"], "a": first, "c": beside["c"]}, (["crimes 1", "insult 2"], ["no", "yes 2"])
     assert beside["c"].scorer.trunk is not first.scorer.trunk, "a head reads a hidden state that probes do not need"
     wanted, passes = {name: models.score(*rows) for name, models in sets.items()}, []
-    monkeypatch.setattr(Trunk, "read", lambda self, *a, read=Trunk.read: passes.append(self) or read(self, *a))
+    monkeypatch.setattr(
+        Trunk, "read", lambda self, *a, read=Trunk.read, **kw: passes.append(self) or read(self, *a, **kw)
+    )
     found = score_sets(sets, *rows)
     assert list(found) == list(sets) and passes == [first.scorer.trunk, beside["c"].scorer.trunk]
     for name, scores in found.items():
