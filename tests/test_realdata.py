@@ -211,3 +211,24 @@ def test_notebook_A8_runs_every_objective_and_goes_on_where_it_stopped(made, tmp
     assert "redacted" in shown
     execute("A8_real_pairs", tmp_path, **given)
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "records").rglob("*.json")}
+
+
+def test_notebook_A8_holds_the_designs_of_reward_models_against_each_other(made, tiny_model, tmp_path):
+    settings = {"max_steps": 16, "batch_size": 8, "learning_rate": 0.01, "lora_rank": 4, "lora_alpha": 8}
+    folder = execute(
+        "A8_real_pairs",
+        tmp_path,
+        base_model=str(tiny_model),
+        data_dir=str(made[0]),
+        design="tokens",
+        seeds=[1, 2],
+        sets=["diasafety"],
+        classifiers={name: {"design": name} for name in ("separate", "shared")},
+        classifier_settings=settings | {"max_length": 320},
+        prompt_tokens=16,
+        answer_tokens=16,
+    )
+    metrics = read_json(folder / "metrics.json")
+    both = [metrics[f"auroc/diasafety/{name}"] for name in ("shared", "separate")]
+    assert min(both) > 0.9, "refusals are easy to tell here"
+    assert metrics["auroc/diasafety/shared_minus_separate"] == pytest.approx(both[0] - both[1])
