@@ -35,7 +35,6 @@ class RewardSettings:
     targets: str = "own"  # whose margin or limit a pair gets: its own; "shuffled", another's; "mean", that of all
     similarity_model: str = ""  # objective pcrm_cosine: a frozen encoder, id or folder; "": the base model
     center_rewards_coefficient: float = 0.0  # pulls the two scores of a pair towards a sum of zero
-    head_lr_ratio: float = 1.0  # learning rate of a head, as a part of its adapter's
     averaged_fits: int = 1  # fits from one start, in different orders of the pairs, whose weights are averaged (WARM)
     question: str = ""  # an introspective question with {prompt}, whose draft is read before judging; "" asks nothing
     draft_tokens: int = 24  # of that draft, at most
@@ -48,8 +47,6 @@ class RewardSettings:
         check_pair_objective(self)
         if self.averaged_fits < 1:
             raise InputError(f"averaged_fits: {self.averaged_fits} must be at least 1")
-        if not 0 <= self.head_lr_ratio < float("inf"):
-            raise InputError(f"head_lr_ratio: {self.head_lr_ratio} must be a finite number of at least 0")
         object.__setattr__(self, "probe", replace(self.probe, rank=self.lora_rank, alpha=self.lora_alpha))
 
 

@@ -138,20 +138,10 @@ def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, ord
             model=classifier, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora
         )
         trainer.remove_callback(PrinterCallback)
-        heads = [weight for name, weight in trainer.model.named_parameters() if ".modules_to_save." in name]
-        give_rate(trainer.create_optimizer(), heads, settings.learning_rate * settings.head_lr_ratio)
         trainer.train()
         trainer.model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     return [row for row in trainer.state.log_history if "loss" in row]
-
-
-def give_rate(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], rate: float) -> None:
-    """Move `parameters` into a group with a learning rate of its own, without weight decay."""
-    moved = set(map(id, parameters))
-    for group in optimiser.param_groups:
-        group["params"] = [weight for weight in group["params"] if id(weight) not in moved]
-    optimiser.add_param_group({"params": list(parameters), "lr": rate, "weight_decay": 0.0})
 
 
 def base_classifier(base_model: str | Path):

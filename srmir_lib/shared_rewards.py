@@ -201,10 +201,7 @@ def train_probes(
     """
     states.keep()
     minimised = loss_of(settings.objective)
-    adapters = [weight for name, weight in probes.named_parameters() if name != "heads"]
-    rate = settings.learning_rate * (settings.head_lr_ratio if adapters else 1.0)
-    groups = [{"params": adapters}, {"params": [probes.heads], "lr": rate}]
-    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
     history: dict[str, list[dict]] = {name: [] for name in probes.categories}
     every, size = max(1, settings.max_steps // 10), settings.batch_size

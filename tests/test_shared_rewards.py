@@ -345,29 +345,6 @@ def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
     assert all(torch.allclose(mean, (one + two) / 2, atol=1e-7) for mean, one, two in pairs)
 
 
-def test_a_head_learns_at_its_part_of_the_rate(tiny_model):
-    """Adam's first update is as large as the learning rate, whatever the gradient."""
-    states, after = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu"), {}
-    rows = [list(range(24)), list(range(24, 48))]
-    for ratio in (0.0, 0.25, 1.0):
-        settings = replace(SETTINGS, max_steps=1, head_lr_ratio=ratio)
-        after[ratio], _ = _train(states, CATEGORIES[:2], rows, None, settings, 5, "cpu", None)
-    start = Probes(states.trunk, CATEGORIES[:2], SETTINGS.probe, states.tokenizer, 5)
-    moved = {ratio: (probes.heads - start.heads).abs().mean().item() for ratio, probes in after.items()}
-    assert moved[0.0] == 0 and moved[1.0] == pytest.approx(SETTINGS.learning_rate, rel=0.01)
-    assert moved[0.25] == pytest.approx(moved[1.0] / 4, rel=0.01)
-    for key in start.up:
-        assert torch.equal(after[0.25].up[key], after[1.0].up[key]), "the adapters keep theirs"
-
-
-def test_a_head_alone_learns_at_the_whole_rate(tiny_model):
-    settings = replace(SETTINGS, max_steps=1, head_lr_ratio=0.0, probe=ProbeSettings(kind="head"))
-    states = PairStates(tiny_model, preferences()["train"], settings, "cpu")
-    after, _ = _train(states, ["insult"], [list(range(24))], None, settings, 5, "cpu", None)
-    start = Probes(states.trunk, ["insult"], settings.probe, states.tokenizer, 5)
-    assert (after.heads - start.heads).abs().mean().item() == pytest.approx(settings.learning_rate, rel=0.01)
-
-
 def test_states_read_in_another_way_are_not_trained_on(tiny_model, tmp_path):
     pairs = {"train": preferences()["train"]}
     plain = PairStates(tiny_model, pairs["train"], SETTINGS, "cpu")
