@@ -250,19 +250,19 @@ def _peak(build: Callable, rows: int, arguments: tuple) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with _Peak() as peak:
+    with _PeakMemory() as peak:
         run()
     return peak.most - peak.before
 
 
-class _Peak:
-    """The most resident memory while this lasts, in bytes: as the kernel notes it (Linux), else looked at a thousand
-    times a second. Looking misses what lasts for less, and the less of it the longer it looks."""
+class _PeakMemory:
+    """The most resident memory while this lasts, in bytes: Linux's own high-water mark (VmHWM); elsewhere the largest
+    of a thousand samples a second, which misses short peaks, and is the more likely to meet one the longer it lasts."""
 
     def __enter__(self):
         self.before, self.watcher = psutil.Process().memory_info().rss, None
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the kernel's mark begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # the mark begins anew
         except OSError:
             self.most, self.done = self.before, threading.Event()
             self.watcher = threading.Thread(target=self._watch)

@@ -1,7 +1,8 @@
 """Objectives on real pairs: every (data set, method, seed) is one fit and one small record, so that hours add up.
 
 A method learns from a `PairData` and gives back a score for answers. Encoders learn the pair objectives of
-`encoder_training`, token rewards on a causal trunk those of `token_training`; a counter of words stands beside both.
+`encoder_training`, token rewards on a causal trunk those of `token_training`, and on the same trunk either design of
+reward model those of `RewardSettings`; a counter of words stands beside all.
 """
 
 import hashlib
@@ -103,14 +104,14 @@ def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, an
     return Method(about, fit)
 
 
-def classifier_method(
+def reward_model_method(
     base: str, design: str, settings: RewardSettings, prompt_tokens: int, answer_tokens: int, device: str = "auto"
 ) -> Method:
     """One reward model on the causal model `base`: a probe on the frozen trunk (`shared`) or a LoRA model (`separate`);
     texts are cut as in `token_method`."""
     fits = {"shared": fit_shared, "separate": fit_separate}
     if design not in fits:
-        raise InputError(f"classifiers: design {design!r} is neither shared nor separate")
+        raise InputError(f"reward_models: design {design!r} is neither shared nor separate")
     _check_lengths(prompt_tokens, answer_tokens)
     tokenizer = load_tokenizer(base)
 
@@ -128,7 +129,9 @@ def classifier_method(
             models = ShadowRewardModels.load(f"{scratch}/set", device)
         return lambda prompts, answers: models.score(*shortened(prompts, answers))[:, 0].numpy()
 
-    about = {"trunk": fingerprint(base), "design": design, "settings": asdict(settings)}
+    idle = {"keep_gb", "batch_tokens"} | ({"probe"} if design == "separate" else set())  # they change no score
+    used = {name: value for name, value in asdict(settings).items() if name not in idle}
+    about = {"trunk": fingerprint(base), "design": design, "settings": used}
     about |= {"device": pick_device(device).type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
     return Method(about, fit)
 

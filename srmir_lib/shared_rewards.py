@@ -83,8 +83,9 @@ def score_ids(
     share their common beginning."""
     count = len(ids)
     scores = [torch.zeros(count, len(probes.categories)) if columns is None else torch.zeros(count) for probes in sets]
-    rooms = {probes.width * (len(probes.categories) if columns is None else 1) for probes in sets}
-    for rows, states in trunk.read(ids, groups, room=rooms.pop() if len(rooms) == 1 else 0):
+    widths = {probes.width * (len(probes.categories) if columns is None else 1) for probes in sets}
+    room = widths.pop() if len(widths) == 1 else 0  # sets of one width write into the same places, in turn
+    for rows, states in trunk.read(ids, groups, room=room):
         at = columns[rows].to(trunk.device) if columns is not None else None
         for own, probes in zip(scores, sets, strict=True):
             own[rows] = probes(trunk, states, at).float().cpu()

@@ -52,7 +52,7 @@ class FillingCache(Cache):
         super().__init__(layers=[DynamicLayer() for _ in range(count)])
         self.count, self.before, self.at, self.stop, self.room = count, before, at, stop, room
         self.start = 0 if before is None else before.mask.shape[1]
-        self.keys = self.values = None  # (layers, B, heads, T, head size)
+        self.keys = self.values = None  # (layers, B, heads, T + room, head size)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.start

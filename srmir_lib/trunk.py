@@ -29,6 +29,10 @@ SHARED_PART = 4
 """Beginnings in memory at a time take at most one in so many of a batch's tokens, or they would set the peak."""
 
 
+ROOM_PART = 4
+"""Room for later tokens is at most one place to so many of a text's own: it lies in all layers at once."""
+
+
 def share_weights(model):
     """A second module tree over the very same parameters and buffers: what is done to one's modules (adapters, hooks,
     modes) leaves the other alone, and the weights are in memory once."""
@@ -98,7 +102,8 @@ class Trunk:
 
         `groups` names what rows may share (their prompt, say): what the rows of a group have in common at their
         beginning is read once. The result does not depend on it, nor on what else is in the batch. `starts`: pool the
-        mean from these tokens on, instead of the last token. `room`: for so many later tokens in the states.
+        mean from these tokens on, instead of the last token. `room`: places behind
+        a text's keys and values for so many later tokens, left where they take little (`ROOM_PART`).
         """
         limit = getattr(self.config, "max_position_embeddings", None)
         for row, tokens in enumerate(ids):
@@ -151,6 +156,7 @@ class Trunk:
         mask = torch.cat([before.mask[at], new], dim=1) if before is not None else new
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
         count = self.layers if self.layer is None else self.layer
+        room = room if ROOM_PART * room <= mask.shape[1] else 0
         cache = FillingCache(count, before, at, stop=self.layer is None, room=room)
         with ending_before(self.decoder, self.layer, self.layers):
             try:

@@ -12,12 +12,13 @@ from tiny_bert import ENCODER, write_tiny_bert
 
 from srmir_lib.artifacts import InputError, read_json
 from srmir_lib.encoder_rewards import PairReading
+from srmir_lib.probes import ProbeSettings
 from srmir_lib.real_pairs import PAIR_SETS, PairData, real_pairs
 from srmir_lib.real_study import (
     Method,
-    classifier_method,
     encoder_method,
     measures,
+    reward_model_method,
     run_study,
     seed_rows,
     token_method,
@@ -176,19 +177,22 @@ def test_token_rewards_learn_from_texts_that_are_cut(tiny_model, pack, objective
 
 
 @pytest.mark.parametrize("design", ["shared", "separate"])
-def test_classifiers_of_either_design_learn_from_texts_that_are_cut(tiny_model, pack, design):
+def test_reward_models_of_either_design_learn_from_texts_that_are_cut(tiny_model, pack, design):
     rows = [pair(f"open the door {i} please " * 20, "I can not", "yes, open it " * 20) for i in range(24)]
     data, settings = PairData(rows[:18], [], rows[18:], []), RewardSettings(20, 8, 1e-2, 4, 8, 64)
-    method = classifier_method(str(tiny_model), design, settings, prompt_tokens=12, answer_tokens=6, device="cpu")
+    method = reward_model_method(str(tiny_model), design, settings, prompt_tokens=12, answer_tokens=6, device="cpu")
     assert measures(method.fit(data, 0), data)["pair_accuracy"] == 1.0
     assert json.dumps(method.about) and method.about["design"] == design
+    other = replace(settings, keep_gb=0.1, probe=ProbeSettings(tokens=2))
+    again = reward_model_method(str(tiny_model), design, other, 12, 6, "cpu")
+    assert (again.about == method.about) == (design == "separate"), "a LoRA model is asked nothing"
     with pytest.raises(InputError, match="exceed max_length 64"):
-        classifier_method(str(tiny_model), design, settings, 12, 200, "cpu").fit(data, 0)
+        reward_model_method(str(tiny_model), design, settings, 12, 200, "cpu").fit(data, 0)
 
 
-def test_classifiers_of_other_designs_are_refused(tiny_model):
+def test_reward_models_of_other_designs_are_refused(tiny_model):
     settings = RewardSettings(20, 8, 1e-2, 4, 8, 64)
     with pytest.raises(InputError, match="design 'pooled' is neither shared nor separate"):
-        classifier_method(str(tiny_model), "pooled", settings, 12, 6, "cpu")
+        reward_model_method(str(tiny_model), "pooled", settings, 12, 6, "cpu")
     with pytest.raises(InputError, match="answer_tokens: 12, 0; both must be at least 1"):
-        classifier_method(str(tiny_model), "shared", settings, 12, 0, "cpu")
+        reward_model_method(str(tiny_model), "shared", settings, 12, 0, "cpu")

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from srmir_lib import shared_rewards
+from srmir_lib import trunk as trunk_module
 from srmir_lib.artifacts import InputError, read_json, write_json
 from srmir_lib.calibration import Calibration
 from srmir_lib.embeddings import conversation_ids
@@ -156,17 +157,38 @@ def test_scores_do_not_depend_on_batch_grouping_or_padding(kind, tokenizer):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_room_behind_what_the_trunk_reads_changes_no_score(name, tokenizer):
-    """Probes write their keys behind a text's own; several sets, one after the other, into the same room."""
+def test_room_behind_what_the_trunk_reads_changes_no_score(name, tokenizer, monkeypatch):
+    """Probes write their keys behind a text's own; several sets, one after the other, into the same places."""
     _, trunk, probes = make(name, tokenizer)
+    other = moved(Probes(trunk, CATEGORIES, probes.settings, tokenizer, seed=1))
     width = len(CATEGORIES) * probes.width
+    monkeypatch.setattr(trunk_module, "ROOM_PART", 0)
     wanted, found = scores_of(trunk, probes, IDS, GROUPS), torch.zeros(len(IDS), len(CATEGORIES))
     with torch.no_grad():
         for rows, states in trunk.read(IDS, GROUPS, room=width):
             assert states.keys[0].shape[2] == states.mask.shape[1] + width
-            for _ in range(2):
-                found[rows] = probes(trunk, states)
+            before = probes(trunk, states)
+            assert not torch.allclose(other(trunk, states), before, atol=0.01)
+            found[rows] = probes(trunk, states)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+
+def test_room_is_left_where_it_takes_little(tokenizer, monkeypatch):
+    _, trunk, probes = make("qwen2", tokenizer)
+    rooms, forward = [], Probes.forward
+
+    def noted(self, trunk, states, columns=None):
+        rooms.append(states.keys[0].shape[2] - states.mask.shape[1])
+        return forward(self, trunk, states, columns)
+
+    monkeypatch.setattr(Probes, "forward", noted)
+    three, long = len(CATEGORIES) * probes.width, list(range(5, 65))
+    other = moved(Probes(trunk, CATEGORIES, replace(probes.settings, tokens=3), tokenizer))
+    shared_rewards.score_ids(trunk, [probes, probes], [long])
+    shared_rewards.score_ids(trunk, [probes], [long], None, torch.tensor([1]))
+    shared_rewards.score_ids(trunk, [probes], [long[: 4 * three - 1]])
+    shared_rewards.score_ids(trunk, [probes, other], [long])
+    assert rooms == [three, three, probes.width, 0, 0, 0]
 
 
 def test_the_last_layer_stops_early_and_changes_nothing(tokenizer):
