@@ -59,6 +59,7 @@ SCORING = {
     "categorized_over_linear": ("watched", "linear"),
     "routed_over_linear": ("routed", "linear"),
     "single_over_one": ("alone", "one"),
+    "linear_over_itself": ("again", "linear"),
 }
 """What is compared with what: metric -> (ours, the peer), by their names in `cost_peers.contestants`."""
 

@@ -118,7 +118,7 @@ def contestants(
 
     `seven` and `tuned`: all classifiers, as TRL runs them and without waste; `one`: the first of them, without waste.
     `linear`: our reward from all models; `routed`: each prompt's own model; `watched`: the same, with a look at the
-    others; `alone`: all models, but no prompt is shared.
+    others; `alone`: all models, but no prompt is shared; `again`: `linear` once more, for the noise of the race.
     """
     order = {str(prompt): at for at, prompt in enumerate({str(prompt): 0 for prompt in prompts})}
     names = [shared.categories[order[str(prompt)] % len(shared.categories)] for prompt in prompts]
@@ -131,6 +131,7 @@ def contestants(
         "linear": partial(shared.reward("linear"), *rows),
         "routed": partial(shared.reward("categorized"), *rows, **columns),
         "watched": partial(watched, *rows, **columns, log_metric=lambda *_: None),
+        "again": partial(shared.reward("linear"), *rows),
         "alone": lambda: score_ids(shared.scorer.trunk, [shared.scorer.probes], conversation_ids(tokenizer, *rows))[0],
     }
 

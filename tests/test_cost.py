@@ -276,12 +276,14 @@ def test_growth_gives_a_ratio_for_every_load(policy, classifiers, tokenizer):
 
 
 def test_scoring_rows_divide_the_slower_by_ours():
-    seconds = {"linear": [1.0], "routed": [0.5], "monitored": [0.6], "watched": [1.02], "alone": [2.2], "one": [2.0]}
+    seconds = {"linear": [1.0], "routed": [0.5], "monitored": [0.6], "watched": [1.02], "one": [2.0]}
+    seconds |= {"alone": [2.2], "again": [0.9]}
     rows = cost.scoring_rows(seconds | {"seven": [8.0], "tuned": [7.0]}, {}, {"linear_vs_seven": 6.0}, "_mixed")
     found = {row["metric"]: row["median"] for row in rows}
     assert found["linear_vs_seven_mixed"] == 8 and found["linear_vs_tuned_mixed"] == 7
     assert found["routed_vs_seven_mixed"] == 16 and found["categorized_over_linear_mixed"] == pytest.approx(1.02)
     assert found["single_over_one_mixed"] == pytest.approx(1.1) and rows[0]["reached"] == "yes"
+    assert found["linear_over_itself_mixed"] == pytest.approx(0.9)
 
 
 @pytest.mark.timeout(300)
