@@ -39,6 +39,11 @@ def bless(runner: Runner) -> Path:
     if wrong := [f"{name} is {states[name]}" for name in needed if states[name] != "done"]:
         raise InputError(f"{', '.join(wrong)}; only a finished run can be a reference: run `srmir run {runner.preset}`")
     target = runner.root / "outputs" / "reference" / runner.preset
+    if not tasks:
+        found = ", ".join(f"{name} is {states[name]}" for name in left)
+        raise InputError(
+            f"{runner.preset}: nothing to bless; {found}: run it (with the same SRMIR_DATA, if it reads that)"
+        )
     with atomic_path(target) as fresh:
         for name in (*left, *RECORDS):
             if (target / name).is_dir():

@@ -103,6 +103,21 @@ def test_a_new_blessing_keeps_the_appendices_that_were_not_run(tmp_path):
     assert (reference / "01_data" / "metrics.json").is_file(), "a refused blessing takes nothing away"
 
 
+def test_where_nothing_is_done_nothing_is_blessed(tmp_path):
+    """A preset of appendices alone."""
+    runner = SimpleNamespace(
+        root=tmp_path,
+        outputs=tmp_path / "outputs" / "real",
+        preset="real",
+        select=lambda everything=False: ["A8_real_pairs"] if everything else [],
+        plan=lambda names, check_inputs: [SimpleNamespace(name=name) for name in names],
+        status=lambda tasks: [SimpleNamespace(name=task.name, state="stale") for task in tasks],
+    )
+    with pytest.raises(InputError, match="real: nothing to bless; A8_real_pairs is stale"):
+        bless(runner)
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_a_missing_reference_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         results_markdown(tmp_path, "lab")
