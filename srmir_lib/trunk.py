@@ -28,7 +28,6 @@ PASS_TOKENS = {"cpu": 128, "cuda": 4096}
 SHARED_PART = 4
 """Beginnings in memory at a time take at most one in so many of a batch's tokens, or they would set the peak."""
 
-
 ROOM_PART = 4
 """Room for later tokens is at most one place to so many of a text's own: it lies in all layers at once."""
 
@@ -102,8 +101,8 @@ class Trunk:
 
         `groups` names what rows may share (their prompt, say): what the rows of a group have in common at their
         beginning is read once. The result does not depend on it, nor on what else is in the batch. `starts`: pool the
-        mean from these tokens on, instead of the last token. `room`: places behind
-        a text's keys and values for so many later tokens, left where they take little (`ROOM_PART`).
+        mean from these tokens on, instead of the last token. `room`: places behind a text's keys
+        and values for so many later tokens, left where they take little (`ROOM_PART`).
         """
         limit = getattr(self.config, "max_position_embeddings", None)
         for row, tokens in enumerate(ids):
