@@ -134,6 +134,7 @@ class Trunk:
             for rows in batches(of, sizes, self.batch_tokens, self.pass_tokens):
                 at = torch.tensor([of[row] for row in rows], device=self.device)
                 yield rows, self._forward(*rest(rows), before, at, room)
+            del before  # else it is in memory while the next is made
 
     @torch.no_grad()  # not on `read`: around a generator it would hold what was yielded while the next is made
     def _forward(

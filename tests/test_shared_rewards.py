@@ -1,7 +1,9 @@
 """The `shared` design: equal to PEFT's Activated LoRA, blind to padding and batch, trained as K separate runs are."""
 
+import gc
 import math
 import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -200,6 +202,25 @@ def test_the_last_layer_stops_early_and_changes_nothing(tokenizer):
     model.model.layers[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
     list(trunk.read(IDS))
     assert not calls, "the last layer's MLP was run for states that nobody reads"
+
+
+def test_beginnings_are_let_go_before_the_next_are_read(tokenizer, monkeypatch):
+    """Else two chunks of prompts are in memory at once where there are many, and one where there are few."""
+    _, trunk, probes = make("qwen2", tokenizer, batch_tokens=40)
+    made, forward = [], Trunk._forward
+
+    def noted(self, ids, starts=None, before=None, at=None, room=0):
+        if before is None:
+            gc.collect()
+            assert not [states for states in made if states() is not None], "the beginnings before are still here"
+        states = forward(self, ids, starts, before, at, room)
+        made.extend([weakref.ref(states)] if before is None else [])
+        return states
+
+    monkeypatch.setattr(Trunk, "_forward", noted)
+    ids = [[*range(start, start + 10), last] for start in (5, 25, 45) for last in (70, 71)]
+    assert len(scores_of(trunk, probes, ids, list("aabbcc"))) == 6
+    assert len(made) == 3, "three prompts, each a chunk of its own"
 
 
 def test_shared_lengths_by_hand():
