@@ -2,10 +2,10 @@
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings
 from srmir_lib.separate_rewards import fit_separate
 from srmir_lib.shared_rewards import fit_shared
+from srmir_lib.trunk import share_weights
 
 
 def training_ladder(
@@ -62,18 +63,33 @@ def _accuracy(models: ShadowRewardModels, pairs) -> float:
 
 
 def step_seconds(
-    policy, tokenizer, rewards: Mapping[str, list], prompts: Sequence, load: Load, rank: int, rounds: int, seed: int
+    policy,
+    tokenizer,
+    rewards: Mapping[str, list],
+    prompts: Sequence,
+    load: Load,
+    rank: int,
+    rounds: int,
+    seed: int,
+    follow: Collection[str] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """GRPO steps that different `rewards` judge, in turns: ({name: seconds of each round}, the same without sampling).
 
-    `rewards`: name -> what TRL's `GRPOTrainer` takes as `reward_funcs`.
+    `rewards`: name -> what TRL's `GRPOTrainer` takes as `reward_funcs`. `follow`: those whose reward models score what
+    the reference has read (`ShadowRewardModels.following`).
     """
+
+    def step(name: str) -> None:
+        trainer = built[name][0]
+        with rewards[name][0].models.following(trainer.model) if name in follow else nullcontext():
+            trainer.train()
+
     with tempfile.TemporaryDirectory() as folder:
         built = {
             name: grpo_trainer(policy, tokenizer, list(functions), prompts, load, rank, folder, seed)
             for name, functions in rewards.items()
         }
-        race({name: trainer.train for name, (trainer, _) in built.items()}, rounds, policy.device.type)
+        race({name: partial(step, name) for name in built}, rounds, policy.device.type)
     clocks = {name: clock for name, (_, clock) in built.items()}
     steps = {name: np.array(clock.steps[1:]) for name, clock in clocks.items()}  # the first round is not counted
     return steps, {name: steps[name] - np.array(clock.sampling[1:]) for name, clock in clocks.items()}
@@ -135,7 +151,7 @@ def grpo_trainer(
     )
     clock = StepClock()
     trainer = GRPOTrainer(
-        model=deepcopy(policy),
+        model=share_weights(policy),
         reward_funcs=rewards,
         reward_processing_classes=[tokenizer] * len(rewards),
         args=config,

@@ -97,7 +97,7 @@ class Probes(nn.Module):
         rows, count, width = len(states), len(self.categories) if columns is None else 1, self.width
         device = states.mask.device
         inputs = self._inputs(trunk, columns, rows, device)
-        positions = states.lengths.unsqueeze(1) + torch.arange(width, device=device).repeat(count)
+        positions = states.ends.unsqueeze(1) + torch.arange(width, device=device).repeat(count)
         with self._active(trunk, columns):
             output = trunk.decoder(
                 inputs_embeds=inputs,

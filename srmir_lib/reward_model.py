@@ -7,6 +7,7 @@ this library to be opened.
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from srmir_lib.artifacts import InputError, read_json
 from srmir_lib.calibration import Calibration
 from srmir_lib.embeddings import fingerprint
+from srmir_lib.reference_states import ReferenceStates
 
 ALL = "all"
 """The category of a single reward model for everything."""
@@ -121,6 +123,35 @@ class ShadowRewardModels:
             if name not in self.categories:
                 raise InputError(f"category: row {row} is {name!r}; there are models for {', '.join(self.categories)}")
         return torch.tensor([self.categories.index(name) for name in categories], dtype=torch.long)
+
+    def can_follow(self, policy) -> bool:
+        """Whether what the reference of `policy`, a PEFT model, reads is what these models read: design shared, on the
+        very same weights, and no draft between prompt and answer."""
+        if self.design != "shared" or (self.asks and self.asks[1]) or self.scorer.trunk.layer is not None:
+            return False
+        base = policy.get_base_model() if hasattr(policy, "get_base_model") else None
+        return base is not None and base.get_input_embeddings().weight is self.scorer.trunk.embedding
+
+    @contextmanager
+    def following(self, policy, keep_gb: float = 1.5):
+        """While this lasts, what GRPO's reference forward has just read is not read again to be scored.
+
+        `policy`: a PEFT model, such as `trainer.model`; its reference is itself with the adapters off. Yields the
+        `ReferenceStates`, which keep at most `keep_gb` gigabytes. Scores are the same up to rounding. An `InputError`
+        where it cannot be (`can_follow`).
+        """
+        if not self.can_follow(policy):
+            raise InputError(
+                f"following: design {self.design}; needs shared models without a draft (question) and a PEFT policy "
+                "on their very weights (trunk.share_weights)"
+            )
+        trunk, probes = self.scorer.trunk, self.scorer.probes
+        trunk.reference = ReferenceStates(policy, trunk.layers, keep_gb, probes.width * len(self.categories))
+        try:
+            yield trunk.reference
+        finally:
+            trunk.reference.remove()
+            trunk.reference = None
 
     def reward(self, strategy: str = "linear", **options):
         """A reward function for TRL's `GRPOTrainer(reward_funcs=[...])`; `options` as in `rewards.RewardFunction`."""

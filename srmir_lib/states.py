@@ -16,19 +16,30 @@ class States:
     values: list[Tensor]
     mask: Tensor  # (B, T) bool: which positions hold a token; padding may lie inside, between prompt and completion
     pooled: Tensor | None = None  # (B, H) hidden state of each text's last token, or a mean, if it was asked for
+    ahead: Tensor | None = None  # (B,) by how much the positions that a text was read at are ahead of its tokens' count
 
     @property
     def lengths(self) -> Tensor:
         """Tokens of each text, (B,)."""
         return self.mask.sum(dim=1)
 
+    @property
+    def ends(self) -> Tensor:
+        """The position of the token after each text, (B,)."""
+        return self.lengths if self.ahead is None else self.lengths + self.ahead
+
     def __len__(self) -> int:
         return len(self.mask)
 
-    def take(self, rows: Tensor) -> "States":
-        """The states of some rows, in the order given; a row may come more than once."""
-        pooled = self.pooled[rows] if self.pooled is not None else None
-        return States([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows], pooled)
+    def take(self, rows: Tensor, room: int | None = None) -> "States":
+        """The states of some rows, in the order given; a row may come more than once. `room`: with so many places
+        behind the text, if there are as many, else none; by default as many as there are."""
+        end = None if room is None else self.mask.shape[1] + room
+        if room is not None and end > self.keys[0].shape[2]:
+            end = self.mask.shape[1]
+        keys, values = ([part[rows, :, :end] for part in parts] for parts in (self.keys, self.values))
+        pooled, ahead = (None if part is None else part[rows] for part in (self.pooled, self.ahead))
+        return States(keys, values, self.mask[rows], pooled, ahead)
 
 
 class Read(Exception):
@@ -65,8 +76,8 @@ class FillingCache(Cache):
             self.keys, self.values = self._block(key_states), self._block(value_states)
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self.before is not None:
-            keys[:, :, : self.start] = self.before.keys[layer_idx][self.at]
-            values[:, :, : self.start] = self.before.values[layer_idx][self.at]
+            keys[:, :, : self.start] = self.before.keys[layer_idx][self.at, :, : self.start]
+            values[:, :, : self.start] = self.before.values[layer_idx][self.at, :, : self.start]
         end = self.start + key_states.shape[2]
         keys[:, :, self.start : end], values[:, :, self.start : end] = key_states, value_states
         if self.stop and layer_idx == self.count - 1:

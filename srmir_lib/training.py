@@ -12,6 +12,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from srmir_lib.checkpoints import MarkComplete, checkpoint_folder, finished_hist
 from srmir_lib.limited_training import both_ways, lower_references
 from srmir_lib.models import load_tokenizer, load_weights, pick_device
 from srmir_lib.monitors import RunCallback, WatchedReward
+from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.training_settings import DPOSettings, GRPOSettings, Settings, SFTSettings
 from srmir_lib.trunk import share_weights
 
@@ -80,7 +82,8 @@ def train_grpo(
     (`monitors.WatchedReward`), and what the reward function logs. `resume`: a finished adapter of the same settings,
     prompts, base model and reward `fingerprint` is not made again, and a killed run goes on from its newest complete
     checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_weights`); the policy shares its
-    weights, which are frozen. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on; it
+    weights, which are frozen, and reward models that can (`ShadowRewardModels.can_follow`) score what the reference
+    has read. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on; it
     is the reference then. Rewards or losses that are not finite are an `InputError`.
     """
     output_dir = Path(output_dir)
@@ -120,8 +123,12 @@ def train_grpo(
     )
     trainer.remove_callback(PrinterCallback)
     reward.model = trainer.model
+    models = getattr(reward_function, "models", None)
+    alike = start is None and settings.beta > 0 and isinstance(models, ShadowRewardModels)
+    follows = alike and models.can_follow(trainer.model)
     try:
-        trainer.train(resume_from_checkpoint=newest_complete(checkpoints))
+        with models.following(trainer.model) if follows else nullcontext():
+            trainer.train(resume_from_checkpoint=newest_complete(checkpoints))
     except RuntimeError as error:
         if "probability tensor" not in str(error):
             raise

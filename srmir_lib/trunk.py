@@ -85,10 +85,16 @@ class Trunk:
         self.linear = linear_layers(self.decoder)
         self.behind_attention = behind_attention(self.decoder)
         self.layer = None if layer is None else layer % (self.layers + 1)
+        self.reference = None  # `ReferenceStates` of texts that need not be read again
 
     @property
     def device(self) -> torch.device:
         return self.decoder.device
+
+    @property
+    def embedding(self) -> Tensor:
+        """The table of token embeddings: which object it is tells whether weights are shared."""
+        return self.decoder.get_input_embeddings().weight
 
     def read(
         self,
@@ -108,6 +114,32 @@ class Trunk:
         for row, tokens in enumerate(ids):
             if not tokens or (limit is not None and len(tokens) > limit):
                 raise InputError(f"{len(tokens)} tokens of row {row}: too many or none; the model reads 1 to {limit}")
+        if self.reference is None or self.layer is not None:
+            yield from self._read(ids, groups, starts, room)
+            return
+        known = self.reference.find(ids)
+        yield from self._read_on(ids, known, room)
+        left = [row for row in range(len(ids)) if row not in known]
+        groups, starts = ([of[row] for row in left] if of is not None else None for of in (groups, starts))
+        for rows, states in self._read([ids[row] for row in left], groups, starts, room):
+            yield [left[row] for row in rows], states
+            del states  # else they are in memory while the next are made
+
+    def _read_on(self, ids, known: dict[int, tuple[int, int, int]], room: int) -> Iterator[tuple[list, States]]:
+        """Texts that the reference has read (`ReferenceStates.find`), and now their last tokens where it has not."""
+        parts: dict[tuple[int, bool], list[int]] = {}
+        for row, (number, _, end) in known.items():
+            parts.setdefault((number, end < len(ids[row])), []).append(row)
+        for (number, goes_on), of in parts.items():
+            for rows in batches(of, [len(tokens) for tokens in ids], self.batch_tokens, self.pass_tokens):
+                before = self.reference.passes[number]
+                at = torch.tensor([known[row][1] for row in rows], device=self.device)
+                if goes_on:
+                    yield rows, self._forward([ids[row][known[row][2] :] for row in rows], None, before, at, room)
+                else:
+                    yield rows, before.take(at, room if ROOM_PART * room <= before.mask.shape[1] else 0)
+
+    def _read(self, ids, groups, starts, room: int) -> Iterator[tuple[list, States]]:
         shared = [0] * len(ids)
         if groups is not None and self.layer != 0:
             shared = shared_lengths(ids, groups, starts)
@@ -152,7 +184,7 @@ class Trunk:
         place, end = torch.arange(width, device=self.device).unsqueeze(0), lengths.unsqueeze(1)
         new, positions = place < end, torch.minimum(place, end - 1)
         if before is not None:
-            positions = positions + before.lengths[at].unsqueeze(1)
+            positions = positions + before.ends[at].unsqueeze(1)
         mask = torch.cat([before.mask[at], new], dim=1) if before is not None else new
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
         count = self.layers if self.layer is None else self.layer
@@ -171,7 +203,8 @@ class Trunk:
                 hidden.float(), new & (place >= torch.tensor(starts, device=self.device).unsqueeze(1)), "mean"
             )
         keys, values = ([] if block is None else list(block) for block in (cache.keys, cache.values))
-        return States(keys, values, mask, pooled)
+        ahead = None if before is None or before.ahead is None else before.ahead[at]
+        return States(keys, values, mask, pooled, ahead)
 
 
 def shared_lengths(

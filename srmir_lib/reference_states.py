@@ -1,0 +1,91 @@
+"""The reference forward that GRPO's KL needs anyway, read by the reward models as well.
+
+With its adapters off the policy is the reference, and the reference is the trunk of the `shared` design: what it has
+read of prompts and answers are the states that the probes ask. torch's hooks around a module's forward hand them over,
+so that the trainer stays as it is. Texts are known by their tokens: an answer that the tokenizer would spell otherwise
+than the policy did is read again.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from srmir_lib.states import FillingCache, States
+
+ENDING = 8
+"""A text is known if at most so many of its last tokens are not: a template ends an answer that was cut off."""
+
+
+class ReferenceStates:
+    """What a policy's base model reads while its adapters are off: kept until the policy itself reads again."""
+
+    def __init__(self, policy, layers: int, keep_gb: float, room: int = 0):
+        """`policy`: a PEFT model of so many `layers`. `keep_gb`: what would take more is not kept. `room`: places for
+        so many tokens of probes, behind the texts. `lent` counts the texts that were found, since the beginning."""
+        self.decoder = policy.get_base_model().base_model
+        self.adapters = [module for module in self.decoder.modules() if isinstance(module, BaseTunerLayer)]
+        self.layers, self.keep_bytes, self.room = layers, keep_gb * 1e9, room
+        self.hooks = (
+            self.decoder.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.decoder.register_forward_hook(self._after, with_kwargs=True),
+        )
+        self.lent = 0
+        self.clear()
+
+    def clear(self) -> None:
+        self.passes: list[States] = []
+        self.places: dict[tuple[int, ...], tuple[int, int]] = {}  # a text's tokens -> its pass, its row there
+
+    def remove(self) -> None:
+        """Listen no longer, and let go what was kept."""
+        for hook in self.hooks:
+            hook.remove()
+        self.clear()
+
+    def find(self, ids: Sequence[Sequence[int]]) -> dict[int, tuple[int, int, int]]:
+        """Rows of `ids` that were read, all but a few last tokens: row -> pass, row there, tokens read."""
+        found = {}
+        for row, tokens in enumerate(map(tuple, ids) if self.places else ()):
+            for end in range(len(tokens), max(0, len(tokens) - ENDING - 1), -1):
+                if (place := self.places.get(tokens[:end])) is not None:
+                    found[row] = (*place, end)
+                    break
+        self.lent += len(found)
+        return found
+
+    def _before(self, module, args, kwargs):
+        """Give the reference's pass over whole texts a cache of ours to fill."""
+        if not all(adapter.disable_adapters for adapter in self.adapters):
+            self.clear()  # the policy reads: what the reference has read before is of another step
+            return None
+        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        plain = not (torch.is_grad_enabled() or kwargs.get("past_key_values") is not None)
+        dropout = module.training and getattr(module.config, "attention_dropout", 0.0)
+        if not plain or dropout or ids is None or not torch.is_tensor(mask) or mask.ndim != 2:
+            return None
+        if self._bytes(*ids.shape) > self.keep_bytes - sum(keys.nbytes * 2 for s in self.passes for keys in s.keys):
+            return None
+        cache = FillingCache(self.layers, None, None, stop=False, room=self.room)
+        return args, kwargs | {"past_key_values": cache, "use_cache": True}
+
+    def _after(self, module, args, kwargs, output) -> None:
+        cache = kwargs.get("past_key_values")
+        if not isinstance(cache, FillingCache) or cache.keys is None:
+            return  # not ours, or not filled (gradient checkpointing)
+        if {cache.keys.dtype, cache.values.dtype} != {module.dtype}:
+            return  # read in another precision (autocast) than the trunk would
+        mask, ids = kwargs["attention_mask"].bool(), kwargs["input_ids"]
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(mask.shape[1], device=mask.device).unsqueeze(0)
+        ends = torch.where(mask, positions, -1).amax(dim=1) + 1
+        self.passes.append(States([*cache.keys], [*cache.values], mask, ahead=ends - mask.sum(dim=1)))
+        for row, (tokens, own) in enumerate(zip(ids, mask, strict=True)):
+            self.places[tuple(tokens[own].tolist())] = len(self.passes) - 1, row
+
+    def _bytes(self, rows: int, width: int) -> int:
+        config = self.decoder.config.get_text_config()
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        numbers = 2 * self.layers * rows * (width + self.room) * config.num_key_value_heads * size
+        return numbers * self.decoder.dtype.itemsize
