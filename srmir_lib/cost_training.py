@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import TrainerCallback
 
+from srmir_lib.artifacts import InputError
 from srmir_lib.cost import Load, race
 from srmir_lib.cost_peers import words
 from srmir_lib.pair_accuracy import correct
@@ -81,8 +82,10 @@ def step_seconds(
 
     def step(name: str) -> None:
         trainer = built[name][0]
-        with rewards[name][0].models.following(trainer.model) if name in follow else nullcontext():
+        with rewards[name][0].models.following(trainer.model) if name in follow else nullcontext() as reference:
             trainer.train()
+        if reference is not None and not reference.lent:
+            raise InputError(f"{name}: nothing that was judged had been read by the reference; nothing to compare")
 
     with tempfile.TemporaryDirectory() as folder:
         built = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from srmir_lib.artifacts import InputError, read_json
 from srmir_lib.calibration import Calibration
 from srmir_lib.embeddings import fingerprint
-from srmir_lib.reference_states import ReferenceStates
+from srmir_lib.reference_states import ReferenceStates, adapters_of
 
 ALL = "all"
 """The category of a single reward model for everything."""
@@ -125,12 +125,14 @@ class ShadowRewardModels:
         return torch.tensor([self.categories.index(name) for name in categories], dtype=torch.long)
 
     def can_follow(self, policy) -> bool:
-        """Whether what the reference of `policy`, a PEFT model, reads is what these models read: design shared, on the
-        very same weights, and no draft between prompt and answer."""
+        """Whether what the reference of `policy` reads is what these models read: design shared, no draft between
+        prompt and answer; a PEFT policy on the trunk's very weights, whose reference is itself, adapters off."""
         if self.design != "shared" or (self.asks and self.asks[1]) or self.scorer.trunk.layer is not None:
             return False
-        base = policy.get_base_model() if hasattr(policy, "get_base_model") else None
-        return base is not None and base.get_input_embeddings().weight is self.scorer.trunk.embedding
+        if not hasattr(policy, "get_base_model") or "ref" in policy.peft_config or not adapters_of(policy):
+            return False
+        base, trunk = policy.get_base_model(), self.scorer.trunk.decoder
+        return base.base_model is not trunk and {*map(id, trunk.parameters())} <= {*map(id, base.parameters())}
 
     @contextmanager
     def following(self, policy, keep_gb: float = 1.5):
@@ -145,8 +147,13 @@ class ShadowRewardModels:
                 f"following: design {self.design}; needs shared models without a draft (question) and a PEFT policy "
                 "on their very weights (trunk.share_weights)"
             )
-        trunk, probes = self.scorer.trunk, self.scorer.probes
-        trunk.reference = ReferenceStates(policy, trunk.layers, keep_gb, probes.width * len(self.categories))
+        trunk, room = self.scorer.trunk, self.scorer.probes.width * len(self.categories)
+        if trunk.reference is not None:  # another set on this trunk listens already
+            if trunk.reference.decoder is not policy.get_base_model().base_model:
+                raise InputError("following: this trunk follows another policy; end that first")
+            yield trunk.reference
+            return
+        trunk.reference = ReferenceStates(policy, trunk.layers, keep_gb, trunk.pass_tokens, room)
         try:
             yield trunk.reference
         finally:

@@ -124,8 +124,8 @@ def train_grpo(
     trainer.remove_callback(PrinterCallback)
     reward.model = trainer.model
     models = getattr(reward_function, "models", None)
-    alike = start is None and settings.beta > 0 and isinstance(models, ShadowRewardModels)
-    follows = alike and models.can_follow(trainer.model)
+    plain = start is None and settings.beta > 0 and isinstance(models, ShadowRewardModels)  # the reference is the base
+    follows = plain and models.can_follow(trainer.model)
     try:
         with models.following(trainer.model) if follows else nullcontext():
             trainer.train(resume_from_checkpoint=newest_complete(checkpoints))

@@ -91,11 +91,6 @@ class Trunk:
     def device(self) -> torch.device:
         return self.decoder.device
 
-    @property
-    def embedding(self) -> Tensor:
-        """The table of token embeddings: which object it is tells whether weights are shared."""
-        return self.decoder.get_input_embeddings().weight
-
     def read(
         self,
         ids: Sequence[Sequence[int]],
@@ -133,11 +128,12 @@ class Trunk:
         for (number, goes_on), of in parts.items():
             for rows in batches(of, [len(tokens) for tokens in ids], self.batch_tokens, self.pass_tokens):
                 before = self.reference.passes[number]
+                self.reference.lent += len(rows)
                 at = torch.tensor([known[row][1] for row in rows], device=self.device)
                 if goes_on:
                     yield rows, self._forward([ids[row][known[row][2] :] for row in rows], None, before, at, room)
                 else:
-                    yield rows, before.take(at, room if ROOM_PART * room <= before.mask.shape[1] else 0)
+                    yield rows, before.take(at, room_behind(before.mask.shape[1], room))
 
     def _read(self, ids, groups, starts, room: int) -> Iterator[tuple[list, States]]:
         shared = [0] * len(ids)
@@ -188,8 +184,7 @@ class Trunk:
         mask = torch.cat([before.mask[at], new], dim=1) if before is not None else new
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
         count = self.layers if self.layer is None else self.layer
-        room = room if ROOM_PART * room <= mask.shape[1] else 0
-        cache = FillingCache(count, before, at, stop=self.layer is None, room=room)
+        cache = FillingCache(count, before, at, stop=self.layer is None, room=room_behind(mask.shape[1], room))
         with ending_before(self.decoder, self.layer, self.layers):
             try:
                 hidden = self.decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
@@ -205,6 +200,11 @@ class Trunk:
         keys, values = ([] if block is None else list(block) for block in (cache.keys, cache.values))
         ahead = None if before is None or before.ahead is None else before.ahead[at]
         return States(keys, values, mask, pooled, ahead)
+
+
+def room_behind(width: int, room: int) -> int:
+    """`room` places behind texts of `width`, where that takes little (`ROOM_PART`), else none."""
+    return room if ROOM_PART * room <= width else 0
 
 
 def shared_lengths(

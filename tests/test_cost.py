@@ -20,7 +20,6 @@ from srmir_lib.cost_training import grpo_trainer, step_seconds, training_ladder
 from srmir_lib.embeddings import conversation_ids
 from srmir_lib.models import load_tokenizer
 from srmir_lib.probes import ProbeSettings
-from srmir_lib.reward_model import ShadowRewardModels
 from srmir_lib.reward_training import RewardSettings
 from srmir_lib.templates import assistant_message, user_message
 
@@ -294,11 +293,17 @@ def test_steps_of_both_trainers_are_timed_with_and_without_sampling(
     prompts, _ = peers.texts(tokenizer, LOAD, prompts=1)
     sides = {"seven": classifiers, "shared": [shared.reward("linear")], "free": [peers.free_reward]}
     sides["following"] = sides["shared"]
-    followed, own = [], ShadowRewardModels.following
-    monkeypatch.setattr(ShadowRewardModels, "following", lambda self, model: followed.append(model) or own(self, model))
+    lent, reads_on = [], shared.scorer.trunk._read_on
+
+    def counted(ids, known, room):
+        lent.append(len(known))
+        return reads_on(ids, known, room)
+
+    monkeypatch.setattr(shared.scorer.trunk, "_read_on", counted)
+    monkeypatch.setattr(shared.scorer.trunk, "pass_tokens", 16)
     steps, work = step_seconds(policy, tokenizer, sides, prompts[:1], LOAD, 2, rounds=2, seed=0, follow=["following"])
     assert {name: len(times) for name, times in steps.items()} == dict.fromkeys(sides, 2)
-    assert len(followed) == 3, "two rounds and one that is not counted, of one of the trainers"
+    assert lent == [3] * 3, "all answers of two rounds and of one that is not counted, of one of the trainers"
     assert all((work[name] > 0).all() and (work[name] < steps[name]).all() for name in sides)
 
 

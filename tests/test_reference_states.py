@@ -23,6 +23,7 @@ SAID = [
     ("please help", "no"),
     ("first get ready, then open the red door", "then check that it is done."),
     ("danger", "harmful"),
+    ("you are right", "first get ready, then open the red door, then check that it is done. " * 2),
 ]
 PROMPTS = [user_message(prompt) for prompt, _ in SAID]
 ANSWERS = [assistant_message(answer) for _, answer in SAID]
@@ -38,9 +39,15 @@ def base(tiny_model):
     return load_weights(tiny_model, "cpu")
 
 
+def _set(base, tokenizer, count: int = 3) -> ShadowRewardModels:
+    models = peers.random_set(base, tokenizer, count, ProbeSettings(tokens=4, rank=2, alpha=4), batch_tokens=64)
+    models.scorer.trunk.pass_tokens = 16  # less than these texts have
+    return models
+
+
 @pytest.fixture
 def models(base, tokenizer) -> ShadowRewardModels:
-    return peers.random_set(base, tokenizer, 3, ProbeSettings(tokens=4, rank=2, alpha=4), batch_tokens=64)
+    return _set(base, tokenizer)
 
 
 @pytest.fixture
@@ -79,18 +86,17 @@ def read(models, monkeypatch) -> list[int]:
 @pytest.mark.parametrize("missing", [0, 1, 3])
 def test_scores_of_what_the_reference_has_read_are_the_same(models, policy, tokenizer, read, missing):
     """`missing`: so many last tokens the reference has not read, as where an answer was cut off."""
-    alone, routed = (
-        models.score(PROMPTS, ANSWERS),
-        models.score(PROMPTS, ANSWERS, categories=models.categories + ["insult"]),
-    )
+    of = [*models.categories, *models.categories[:2]]
+    alone, routed = models.score(PROMPTS, ANSWERS), models.score(PROMPTS, ANSWERS, categories=of)
     ids = conversation_ids(tokenizer, PROMPTS, ANSWERS)
     read.clear()
     with models.following(policy) as reference:
         reference_reads(policy, tokenizer, [row[: len(row) - missing] for row in ids])
         torch.testing.assert_close(models.score(PROMPTS, ANSWERS), alone, atol=1e-5, rtol=0)
-        again = models.score(PROMPTS, ANSWERS, categories=models.categories + ["insult"])
+        again = models.score(PROMPTS, ANSWERS, categories=of)
         torch.testing.assert_close(again, routed, atol=1e-5, rtol=0)
         assert reference.lent == 2 * len(SAID)
+        assert reference.passes[0].keys[0].shape[2] - reference.passes[0].mask.shape[1] == 12, "room for three probes"
     assert read == ([missing] * 2 * len(SAID) if missing else [])
     torch.testing.assert_close(models.score(PROMPTS, ANSWERS), alone, atol=0, rtol=0)
 
@@ -141,12 +147,68 @@ def test_a_pass_in_another_precision_is_not_lent(models, policy, tokenizer):
         assert not reference.find(ids)
 
 
-@pytest.mark.parametrize("case", ["other weights", "no adapter", "draft", "design"])
+def test_a_text_with_a_hole_and_a_pass_of_few_tokens_are_not_lent(models, policy, tokenizer):
+    ids = conversation_ids(tokenizer, PROMPTS, ANSWERS)
+    whole = torch.ones(1, len(ids[4]) + 1)
+    whole[0, 5] = 0
+    with models.following(policy) as reference, torch.no_grad(), policy.disable_adapter():
+        policy(input_ids=torch.tensor([ids[4][:5] + [0] + ids[4][5:]]), attention_mask=whole)
+        assert reference.passes and not reference.places, "its later tokens were read one place too far on"
+        reference.clear()
+        policy(input_ids=torch.tensor([ids[1]]), attention_mask=torch.ones(1, len(ids[1])))
+        assert bool(reference.passes) == (len(ids[1]) >= models.scorer.trunk.pass_tokens)
+        reference.least = len(ids[1]) + 1
+        reference.clear()
+        policy(input_ids=torch.tensor([ids[1]]), attention_mask=torch.ones(1, len(ids[1])))
+        assert not reference.passes
+
+
+def test_where_nothing_read_is_asked_for_nothing_more_is_kept(models, policy, tokenizer):
+    ids, alone = conversation_ids(tokenizer, PROMPTS, ANSWERS), models.score(PROMPTS, ANSWERS)
+    with models.following(policy) as reference:
+        reference_reads(policy, tokenizer, [row[::-1] for row in ids])
+        torch.testing.assert_close(models.score(PROMPTS, ANSWERS), alone, atol=0, rtol=0)
+        reference_reads(policy, tokenizer, ids)
+        assert not reference.passes
+
+
+def test_two_sets_on_one_trunk_follow_together_and_nothing_is_left(models, policy, base, tokenizer):
+    other, ids = _set(base, tokenizer, 5), conversation_ids(tokenizer, PROMPTS, ANSWERS)
+    other.scorer.trunk = models.scorer.trunk
+    alone = [own.score(PROMPTS, ANSWERS) for own in (models, other)]
+    with models.following(policy) as outer:
+        with other.following(policy) as inner:
+            assert inner is outer
+        reference_reads(policy, tokenizer, ids)
+        for own, scores in zip((models, other), alone, strict=True):
+            torch.testing.assert_close(own.score(PROMPTS, ANSWERS), scores, atol=1e-5, rtol=0)
+        assert outer.lent == 2 * len(SAID)
+        second = get_peft_model(share_weights(base), LoraConfig(r=2, target_modules="all-linear"))
+        with pytest.raises(InputError, match="another policy"), other.following(second):
+            pass
+    decoder = policy.get_base_model().base_model
+    assert not decoder._forward_hooks and not decoder._forward_pre_hooks and models.scorer.trunk.reference is None
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["other weights", "one other matrix", "its own modules", "no adapter", "no layer", "reference", "draft", "design"],
+)
 def test_models_that_read_something_else_refuse(models, policy, base, tiny_model, case):
+    lora = {"r": 2, "target_modules": "all-linear"}
     if case == "other weights":
-        policy = get_peft_model(load_weights(tiny_model, "cpu"), LoraConfig(r=2, target_modules="all-linear"))
+        policy = get_peft_model(load_weights(tiny_model, "cpu"), LoraConfig(**lora))
+    elif case == "one other matrix":
+        layer = policy.get_base_model().base_model.layers[1].mlp.up_proj.base_layer
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    elif case == "its own modules":
+        policy = get_peft_model(base, LoraConfig(**lora))
     elif case == "no adapter":
         policy = base
+    elif case == "no layer":
+        policy = get_peft_model(share_weights(base), LoraConfig(r=2, target_modules=["lm_head"]))
+    elif case == "reference":
+        policy.add_adapter("ref", LoraConfig(**lora))
     elif case == "draft":
         models.asks = ("sha", "why would you refuse {prompt} ?", 24)
     else:
