@@ -10,7 +10,7 @@ from srmir_lib.artifacts import InputError, atomic_path, read_json
 from srmir_lib.run import Runner
 
 KEPT = ("manifest.json", "metrics.json", "results.json", "claims.json")
-RECORDS = ("objectives", "token_objectives")
+RECORDS = ("objectives", "token_objectives", "designs")
 """Folders of a reference that no blessing makes: what a notebook recorded there, fit by fit."""
 LARGEST = 1_000_000
 HEADINGS = {
