@@ -190,6 +190,7 @@ def test_two_sets_on_one_trunk_follow_together_and_nothing_is_left(models, polic
     assert not decoder._forward_hooks and not decoder._forward_pre_hooks and models.scorer.trunk.reference is None
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")  # of the adapter on the head alone
 @pytest.mark.parametrize(
     "case",
     ["other weights", "one other matrix", "its own modules", "no adapter", "no layer", "reference", "draft", "design"],
