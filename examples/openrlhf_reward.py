@@ -10,10 +10,11 @@ from threading import Lock
 
 import torch
 
-from srmir_lib.models import load_tokenizer, render
-from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.models.loading import load_tokenizer
+from srmir_lib.models.generation import render
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.taxonomy import UNKNOWN
-from srmir_lib.templates import user_message
+from srmir_lib.conversations import user_message
 
 reward = ShadowRewardModels.load(os.environ["SRMIR_MODELS"]).reward("categorized", router="label")
 tokenizer = load_tokenizer(os.environ["SRMIR_POLICY"])

@@ -9,7 +9,7 @@ row's `reward_model.ground_truth`, here the prompt's category, and its `extra_in
 import os
 from threading import Lock
 
-from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.taxonomy import UNKNOWN
 
 reward = ShadowRewardModels.load(os.environ["SRMIR_MODELS"]).reward("categorized", router="label")

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-class InputError(ValueError):
-    """The user's input is wrong. The message is one line: what, where (file, row, parameter), and the fix."""
+from srmir_lib.errors import InputError
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import yaml
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.execute import StageFailed
-from srmir_lib.manifest import elapsed
-from srmir_lib.reference import bless
-from srmir_lib.run import Result, Runner
-from srmir_lib.seeds import run_seeds
+from srmir_lib.errors import InputError
+from srmir_lib.runner.bless import bless
+from srmir_lib.runner.execute import StageFailed
+from srmir_lib.runner.manifest import elapsed
+from srmir_lib.runner.seeds import run_seeds
+from srmir_lib.runner.series import Result, Runner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,14 +133,14 @@ def _bless(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from srmir_lib.score import score_file
+    from srmir_lib.reward_models.score_file import score_file
 
     o = options
     print(score_file(o.models, o.input, o.output, o.router, o.device, o.raw, o.calibration, o.base_model))
 
 
 def _annotate(options: argparse.Namespace) -> None:
-    from srmir_lib.annotate import annotate_file
+    from srmir_lib.data.annotate_file import annotate_file
 
     names = [
         "harmful",
@@ -158,7 +158,7 @@ def _annotate(options: argparse.Namespace) -> None:
 
 
 def _write_report(preset: str) -> str:
-    from srmir_lib.report import build_report
+    from srmir_lib.runner.report import build_report
 
     return str(build_report(preset))
 

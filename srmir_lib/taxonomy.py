@@ -13,8 +13,10 @@ CATEGORIES: dict[str, str] = {
     "ethics": "Ethics and Morality",
 }
 
+
 UNKNOWN = "unknown"
 """What a router says when no category claims a prompt."""
+
 
 # Okabe-Ito hues, told apart by colour-blind readers; the order also falls in lightness, so grey print works.
 COLOURS: dict[str, str] = {

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from srmir_lib.alarm import SIGNALS, Alarm, measure
-from srmir_lib.artifacts import InputError
-from srmir_lib.calibration import Calibration
-from srmir_lib.models import load_policy
-from srmir_lib.monitor_plots import alarm_curves, growth_curves, labelled_points, monitor_curves
-from srmir_lib.monitors import divergence
-from srmir_lib.templates import user_message
+from srmir_lib.conversations import user_message
+from srmir_lib.errors import InputError
+from srmir_lib.evaluation.training_plots import alarm_curves, growth_curves, labelled_points, monitor_curves
+from srmir_lib.models.loading import load_policy
+from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm, measure
+from srmir_lib.policies.monitors import divergence
+from srmir_lib.reward_models.calibration import Calibration
 
 
 def answers(shift: float, count: int = 400, seed: int = 0, **changed) -> dict:

@@ -12,12 +12,14 @@ from safetensors.numpy import load_file, save_file
 from tiny_bert import write_tiny_bert
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srmir_lib import annotate
-from srmir_lib.annotate import annotate_file
-from srmir_lib.artifacts import InputError, load_dataset, save_dataset
+from srmir_lib.artifacts import load_dataset, save_dataset
 from srmir_lib.cli import _parser, main
-from srmir_lib.margins import NEGATIVES, REFUSALS, SCALES
-from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data import annotate_file as annotate
+from srmir_lib.data.annotate_file import annotate_file
+from srmir_lib.data.margins import REFUSALS
+from srmir_lib.errors import InputError
+from srmir_lib.papers.legend import NEGATIVES, SCALES
 
 ROOT = Path(__file__).resolve().parents[1]
 SAFE = ["No.", "I can not answer that because it would hurt someone."]
@@ -304,7 +306,7 @@ def test_damaged_weights_are_one_line(tmp_path, capsys):
 
 
 def test_an_exception_in_the_middle_leaves_the_earlier_output(tiny_model, tmp_path, monkeypatch):
-    from srmir_lib import margins
+    from srmir_lib.data import margins
 
     source, target, kept = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl", tmp_path / "v.safetensors"
     target.write_text("earlier")
@@ -325,7 +327,7 @@ def test_an_exception_in_the_middle_leaves_the_earlier_output(tiny_model, tmp_pa
 
 
 def test_nothing_is_written_where_drop_leaves_nothing(tiny_model, tmp_path, monkeypatch):
-    from srmir_lib import margins
+    from srmir_lib.data import margins
 
     monkeypatch.setattr(
         margins, "annotate", lambda m, t, pairs, v, **options: torch.full((len(pairs["prompt"]),), -1.0)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.bayesian import (
+from srmir_lib.errors import InputError
+from srmir_lib.papers.ava import (
     TokenBeliefs,
     answer_reward,
     attention_weights,

@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.best_of_n import best_of_n, best_of_n_rows
+from srmir_lib.errors import InputError
+from srmir_lib.papers.statistics import best_of_n, best_of_n_rows
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])

@@ -5,8 +5,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from srmir_lib.artifacts import InputError, write_json
-from srmir_lib.calibration import Calibration, lowess, reference_set, voices
+from srmir_lib.artifacts import write_json
+from srmir_lib.errors import InputError
+from srmir_lib.papers.statistics import lowess, voices
+from srmir_lib.reward_models.calibration import Calibration, reference_set
 
 
 def test_z_scores_by_hand(tmp_path):

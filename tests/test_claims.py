@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.claims import SeedClaim, judge_claims, load_claims, overall
+from srmir_lib.errors import InputError
+from srmir_lib.evaluation.claims import SeedClaim, judge_claims, load_claims, overall
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"id": "x", "source": "s", "claim": "c", "treatment": "n/a", "control": "n/b"}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from srmir_lib import comparison
-from srmir_lib.evaluation import summarise
+from srmir_lib.evaluation import comparison
+from srmir_lib.evaluation.measures import summarise
 
 
 def row(prompt, kind="harmful", category="insult", refused=False, family="none", held_out=False):

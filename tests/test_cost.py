@@ -11,17 +11,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from srmir_lib import cost
-from srmir_lib import cost_peers as peers
-from srmir_lib.artifacts import InputError
-from srmir_lib.cost import Load, Shape, Spread
-from srmir_lib.cost_plots import goal_chart, growth_curves
-from srmir_lib.cost_training import grpo_trainer, step_seconds, training_ladder
-from srmir_lib.embeddings import conversation_ids
-from srmir_lib.models import load_tokenizer
-from srmir_lib.probes import ProbeSettings
-from srmir_lib.reward_training import RewardSettings
-from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.conversations import assistant_message, conversation_ids, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.models.loading import load_tokenizer
+from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
+from srmir_lib.studies.a5_cost import contestants as peers
+from srmir_lib.studies.a5_cost import limits as cost
+from srmir_lib.studies.a5_cost.limits import Load, Shape, Spread
+from srmir_lib.studies.a5_cost.plots import goal_chart, growth_curves
+from srmir_lib.studies.a5_cost.training import grpo_trainer, step_seconds, training_ladder
 
 ISSUE = Load(prompt=128, completion=256, group=8, models=7, probe=4)
 MINI = Shape(hidden=256, layers=8, heads=4, kv_heads=4, intermediate=768, vocab=8192)

@@ -5,12 +5,13 @@ from collections import Counter
 
 import pytest
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.data import CORRUPTIONS, PREFERENCE_COLUMNS, agree, balance, corrupt, introspect, make_pairs, read_draft
-from srmir_lib.introspection import Introspector
-from srmir_lib.models import load_policy, load_tokenizer
+from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.data.introspection import Introspector, agree, introspect, read_draft
+from srmir_lib.data.pairs import CORRUPTIONS, PREFERENCE_COLUMNS, balance, corrupt, make_pairs
+from srmir_lib.errors import InputError
+from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.papers.srmir import cod_prompt, parse_draft
 from srmir_lib.taxonomy import CATEGORIES
-from srmir_lib.templates import assistant_message, cod_prompt, parse_draft, text_of, user_message
 
 WORDS = {"crimes": "crime", "privacy": "privacy"}
 QUESTION = 'why would you refuse to answer " {prompt} " ?'

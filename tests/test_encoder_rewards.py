@@ -13,21 +13,22 @@ import torch
 from tiny_bert import ENCODER, WORDS, write_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.encoder_rewards import (
-    MINILM,
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.models.loading import MINILM, resolve_encoder
+from srmir_lib.papers.pcrm import pcrm_loss
+from srmir_lib.reward_models.config import EncoderSettings, from_parameters
+from srmir_lib.reward_models.pooled import (
     PairReading,
     PooledScorer,
     load_classifier,
     pool_windows,
-    resolve_encoder,
+    pooled_settings,
     score_pairs,
+    settings_of,
 )
-from srmir_lib.encoder_settings import EncoderSettings, from_parameters, pooled_settings, settings_of
-from srmir_lib.encoder_training import fit_pooled, length_batches, mixed_loss
-from srmir_lib.objectives import pcrm_loss
-from srmir_lib.reward_model import ShadowRewardModels
-from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.reward_models.pooled_training import fit_pooled, length_batches, mixed_loss
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 CATEGORIES = ["insult", "crimes", "privacy"]
 READING = PairReading(max_tokens=40, prompt_tokens=8)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from srmir_lib import evaluation as ev
-from srmir_lib.artifacts import InputError
-from srmir_lib.models import generate, load_policy, load_tokenizer
+from srmir_lib.errors import InputError
+from srmir_lib.evaluation import evaluate as ev
+from srmir_lib.models.generation import generate
+from srmir_lib.models.loading import load_policy, load_tokenizer
 
 
 def row(kind="harmful", family="none", held_out=False, prompt="p", response="a b", **changes):

@@ -11,10 +11,10 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 
 from srmir_lib.artifacts import load_dataset, read_json, read_jsonl, save_dataset, write_json
-from srmir_lib.models import load_policy
-from srmir_lib.report import build_report
+from srmir_lib.conversations import user_message
+from srmir_lib.models.loading import load_policy
+from srmir_lib.runner.report import build_report
 from srmir_lib.taxonomy import CATEGORIES
-from srmir_lib.templates import user_message
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ADAPTERS = {

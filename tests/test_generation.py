@@ -7,10 +7,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from srmir_lib import decoding, models
-from srmir_lib.decoding import GumbelNoise
-from srmir_lib.models import DECODED, generate, load_policy, load_tokenizer
-from srmir_lib.states import RoomyLayer
+from srmir_lib.models import generation as decoding
+from srmir_lib.models import generation as models
+from srmir_lib.models.generation import DECODED, GumbelNoise, generate
+from srmir_lib.models.kv_cache import RoomyLayer
+from srmir_lib.models.loading import load_policy, load_tokenizer
 
 PROMPTS = [f"how do i copy {number} letters " + "at night " * (number % 4) for number in range(10)]
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.judges import RefusalPhraseJudge, is_coherent, load_judge
+from srmir_lib.errors import InputError
+from srmir_lib.evaluation.referees import RefusalPhraseJudge, is_coherent
+from srmir_lib.lab.referee import load_judge
 
 CASES = [
     # answer, rung, goodness, complied, refused, coherent

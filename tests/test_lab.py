@@ -5,15 +5,16 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from srmir_lib.conversations import text_of
 from srmir_lib.lab import grammar
 from srmir_lib.lab.corpus import FIRST, MIX, corpus, draw_prompt
 from srmir_lib.lab.grammar import LADDER, WRAPPERS, Prompt, answer, draft, long_thought, make_prompt
-from srmir_lib.lab.judge import LabJudge
 from srmir_lib.lab.pool import collected_pool, evaluation_prompts, gold_pairs
+from srmir_lib.lab.referee import LabJudge
 from srmir_lib.lab.tasks import TASKS, make_task
 from srmir_lib.lab.world import GRAMMARS, all_acts, draw_world
+from srmir_lib.papers.srmir import parse_draft
 from srmir_lib.taxonomy import CATEGORIES
-from srmir_lib.templates import parse_draft, text_of
 
 
 @pytest.fixture(scope="module", params=GRAMMARS)
@@ -147,7 +148,7 @@ def test_judge_and_grammar_share_no_code():
     import ast
     import inspect
 
-    from srmir_lib.lab import judge
+    from srmir_lib.lab import referee as judge
 
     imports = {
         node.module for node in ast.walk(ast.parse(inspect.getsource(judge))) if isinstance(node, ast.ImportFrom)
@@ -156,7 +157,8 @@ def test_judge_and_grammar_share_no_code():
 
 
 def test_judge_refuses_a_file_that_is_no_town(tmp_path):
-    from srmir_lib.artifacts import InputError, write_json
+    from srmir_lib.artifacts import write_json
+    from srmir_lib.errors import InputError
 
     with pytest.raises(InputError, match="not the facts of a town"):
         LabJudge(write_json(tmp_path / "world.json", {"verbs": {}}))

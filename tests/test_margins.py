@@ -15,20 +15,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from srmir_lib import margins
-from srmir_lib.artifacts import InputError
-from srmir_lib.embeddings import embed, load_trunk
-from srmir_lib.margins import (
-    annotate,
-    estimate_direction,
-    legend_margin,
-    length_correlation,
-    safety_direction,
-    scale_margins,
-    with_margins,
-)
-from srmir_lib.models import load_policy, load_tokenizer
-from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data import margins
+from srmir_lib.data.margins import annotate, estimate_direction, length_correlation, with_margins
+from srmir_lib.errors import InputError
+from srmir_lib.models.embeddings import embed
+from srmir_lib.models.loading import load_policy, load_tokenizer, load_trunk
+from srmir_lib.papers.legend import legend_margin, safety_direction, scale_margins
 
 
 def test_direction_by_hand():

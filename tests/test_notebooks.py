@@ -8,8 +8,8 @@ from statistics import median
 import nbformat
 import pytest
 
-from srmir_lib.notebook import Notebook, load_values
-from srmir_lib.run import Runner
+from srmir_lib.runner.notebook import Notebook, load_values
+from srmir_lib.runner.series import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(ROOT.glob("notebooks/*.ipynb"))

@@ -8,17 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.margins import BIN_VALUES, legend_margin, safety_direction, scale_margins
-from srmir_lib.objectives import (
-    angle_similarity,
-    bradley_terry_loss,
-    length_similarity,
-    margin_loss,
-    pcrm_dpo_loss,
-    pcrm_limit,
-    pcrm_loss,
-)
+from srmir_lib.errors import InputError
+from srmir_lib.papers.legend import BIN_VALUES, legend_margin, margin_loss, safety_direction, scale_margins
+from srmir_lib.papers.pcrm import angle_similarity, length_similarity, pcrm_dpo_loss, pcrm_limit, pcrm_loss
+from srmir_lib.papers.srmir import bradley_terry_loss
 
 scores = st.floats(-20, 20)
 limits = st.floats(0.1, 30)

@@ -7,16 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.objectives import (
-    PCRM_CONSTANTS,
-    angle_similarity,
-    bradley_terry_loss,
-    length_similarity,
-    margin_loss,
-    pcrm_limit,
-    pcrm_loss,
-)
+from srmir_lib.errors import InputError
+from srmir_lib.papers.legend import margin_loss
+from srmir_lib.papers.pcrm import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit, pcrm_loss
+from srmir_lib.papers.srmir import bradley_terry_loss
 
 CHOSEN, REJECTED = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
 

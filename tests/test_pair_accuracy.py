@@ -5,12 +5,12 @@ import pytest
 import torch
 from datasets import Dataset
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.pair_accuracy import (
+from srmir_lib.errors import InputError
+from srmir_lib.evaluation.bag_of_words import bag_of_words_gaps
+from srmir_lib.evaluation.reward_accuracy import (
     accuracy_matrix,
     accuracy_rows,
     as_metrics,
-    bag_of_words_gaps,
     category_index,
     correct,
     difference_rows,

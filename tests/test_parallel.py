@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from srmir_lib.parallel import side_by_side
+from srmir_lib.models.parallel import side_by_side
 
 
 @pytest.fixture(autouse=True)

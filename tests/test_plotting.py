@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
-from srmir_lib import plotting
+from srmir_lib.evaluation import plots as plotting
 from srmir_lib.taxonomy import CATEGORIES, COLOURS
 
 KEYS = list(CATEGORIES)

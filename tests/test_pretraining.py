@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from srmir_lib.artifacts import sha256
-from srmir_lib.lab.acceptance import bag_of_words_accuracy, bag_of_words_pair_accuracy
+from srmir_lib.conversations import user_message
+from srmir_lib.evaluation.bag_of_words import bag_of_words_accuracy, bag_of_words_pair_accuracy
 from srmir_lib.lab.corpus import MIX, corpus
 from srmir_lib.lab.pool import collected_pool, gold_pairs
 from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, labelled_loss, pack
 from srmir_lib.lab.world import GRAMMARS, draw_world
-from srmir_lib.models import load_policy, load_tokenizer, render
-from srmir_lib.templates import user_message
+from srmir_lib.models.generation import render
+from srmir_lib.models.loading import load_policy, load_tokenizer
 
 SHAPE = {"rows": 2, "hidden_size": 32, "layers": 1}
 

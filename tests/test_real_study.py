@@ -10,11 +10,14 @@ from test_realdata import write_pack
 from test_token_rewards import SETTINGS as TOKENS
 from tiny_bert import ENCODER, write_tiny_bert
 
-from srmir_lib.artifacts import InputError, read_json
-from srmir_lib.encoder_rewards import PairReading
-from srmir_lib.probes import ProbeSettings
-from srmir_lib.real_pairs import PAIR_SETS, PairData, real_pairs
-from srmir_lib.real_study import (
+from srmir_lib.artifacts import read_json
+from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
+from srmir_lib.reward_models.pooled import PairReading
+from srmir_lib.studies.a1_token_rewards.reader import Reader
+from srmir_lib.studies.a8_real_pairs.pairs import PAIR_SETS, PairData, real_pairs
+from srmir_lib.studies.a8_real_pairs.study import (
     Method,
     encoder_method,
     measures,
@@ -24,9 +27,6 @@ from srmir_lib.real_study import (
     token_method,
     words_method,
 )
-from srmir_lib.reward_training import RewardSettings
-from srmir_lib.templates import assistant_message, text_of, user_message
-from srmir_lib.token_reader import Reader
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ import pytest
 from tiny_bert import WORDS, write_tiny_bert
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
-from srmir_lib.encoder_settings import pooled_settings
-from srmir_lib.encoder_training import fit_pooled
-from srmir_lib.realdata import fit_real_router, human_preferences, labelled_responses, real_prompts, router_accuracy
-from srmir_lib.reward_model import ShadowRewardModels
-from srmir_lib.router import Router
-from srmir_lib.sources import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES
+from srmir_lib.data.public_files import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES
+from srmir_lib.data.public_sets import human_preferences, labelled_responses, real_prompts
+from srmir_lib.data.router import Router, fit_real_router, router_accuracy
+from srmir_lib.evaluation.reward_accuracy import compare_with_words
+from srmir_lib.reward_models.pooled import pooled_settings
+from srmir_lib.reward_models.pooled_training import fit_pooled
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
-from srmir_lib.text_baseline import compare_with_words
 
 READING = {"max_tokens": 32, "prompt_tokens": 8}
 FINE_TUNING = {

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.evaluation import redact
-from srmir_lib.reference import HEADINGS, LARGEST, _fit_to_keep, bless, claims_markdown, results_markdown
+from srmir_lib.conversations import redact
+from srmir_lib.errors import InputError
+from srmir_lib.runner.bless import HEADINGS, LARGEST, _fit_to_keep, bless, claims_markdown, results_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "outputs" / "reference"

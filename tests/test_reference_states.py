@@ -8,15 +8,13 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from test_training import grpo
 
-from srmir_lib import cost_peers as peers
-from srmir_lib.artifacts import InputError
-from srmir_lib.embeddings import conversation_ids
-from srmir_lib.models import load_tokenizer, load_weights
-from srmir_lib.probes import ProbeSettings
-from srmir_lib.reward_model import ShadowRewardModels
-from srmir_lib.templates import assistant_message, user_message
-from srmir_lib.training import train_grpo
-from srmir_lib.trunk import share_weights
+from srmir_lib.conversations import assistant_message, conversation_ids, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.models.loading import load_tokenizer, load_weights, share_weights
+from srmir_lib.policies.training import train_grpo
+from srmir_lib.reward_models.config import ProbeSettings
+from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.studies.a5_cost import contestants as peers
 
 SAID = [
     ("please help", "you are right, here is what to say"),

@@ -10,9 +10,10 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from srmir_lib.artifacts import InputError, write_json, write_jsonl
-from srmir_lib.plotting import forest_plot
-from srmir_lib.report import build_report, results_table, table_html
+from srmir_lib.artifacts import write_json, write_jsonl
+from srmir_lib.errors import InputError
+from srmir_lib.evaluation.plots import forest_plot
+from srmir_lib.runner.report import build_report, results_table, table_html
 
 POISON = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,14 +9,16 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from srmir_lib.artifacts import InputError, read_json, write_json
-from srmir_lib.calibration import Calibration
-from srmir_lib.embeddings import conversation_ids, model_inputs
-from srmir_lib.models import load_tokenizer
-from srmir_lib.reward_model import ALL, ShadowRewardModels
-from srmir_lib.reward_training import RewardSettings, check_round_trip, select_pairs, settings_of, tokenize_pairs
-from srmir_lib.separate_rewards import fit_separate
-from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.conversations import assistant_message, conversation_ids, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.models.embeddings import model_inputs
+from srmir_lib.models.loading import load_tokenizer
+from srmir_lib.reward_models.calibration import Calibration
+from srmir_lib.reward_models.config import ALL, RewardSettings, settings_of
+from srmir_lib.reward_models.pairs import check_round_trip, select_pairs, tokenize_pairs
+from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(
@@ -86,7 +88,7 @@ def test_training_and_scoring_read_the_same_tokens(tiny_model, tmp_path):
     """What TRL makes of the conversational columns itself is what `tokenize_pairs` makes of them."""
     from trl import RewardConfig, RewardTrainer
 
-    from srmir_lib.separate_rewards import base_classifier
+    from srmir_lib.reward_models.separate import base_classifier
 
     tokenizer, pairs = load_tokenizer(tiny_model), preferences()["train"]
     arguments = RewardConfig(str(tmp_path), bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none")
@@ -269,8 +271,8 @@ def test_limits_tame_the_scale_of_separate_models(trained, tiny_model, tmp_path)
 def test_the_trainer_with_limits_minimises_the_loss_that_is_shown(tiny_model, tmp_path):
     from trl_loss import trainer_loss
 
-    from srmir_lib.limited_training import LimitedRewardTrainer
-    from srmir_lib.objectives import pcrm_loss
+    from srmir_lib.papers.pcrm import pcrm_loss
+    from srmir_lib.reward_models.separate import LimitedRewardTrainer
 
     columns = {"chosen_ids": [[7, 8, 9, 1]] * 2, "rejected_ids": [[9, 1], [30, 40, 50, 1]], "margin": [2.0, 5.0]}
     loss, chosen, rejected, batch = trainer_loss(LimitedRewardTrainer, tiny_model, columns, tmp_path)
@@ -278,7 +280,7 @@ def test_the_trainer_with_limits_minimises_the_loss_that_is_shown(tiny_model, tm
 
 
 def test_averaged_fits_are_the_mean_of_their_weights(tiny_model, tmp_path, monkeypatch):
-    from srmir_lib import separate_rewards
+    from srmir_lib.reward_models import separate as separate_rewards
 
     seen, train = [], separate_rewards._train
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.artifacts import InputError, load_dataset, read_json, save_dataset
-from srmir_lib.margins import SCALES
-from srmir_lib.reward_model import ShadowRewardModels
-from srmir_lib.router import PromptReader, Router
+from srmir_lib.artifacts import load_dataset, read_json, save_dataset
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data.router import PromptReader, Router
+from srmir_lib.errors import InputError
+from srmir_lib.papers.legend import SCALES
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
-from srmir_lib.templates import assistant_message, user_message
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAINING = {"device": "cpu", "max_steps": 12, "batch_size": 8, "learning_rate": 0.02, "single_learning_rate": 0.005}
@@ -151,7 +152,7 @@ def test_the_scales_offered_are_the_scales_there_are():
 
 
 def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_trained(second, root, tmp_path):
-    from srmir_lib.objective_study import fit_objectives
+    from srmir_lib.reward_models.fit import fit_objectives
 
     data = root / "outputs" / "lab" / "01_data"
     pairs = load_dataset(data / "preferences")

@@ -6,13 +6,12 @@ import pytest
 import torch
 from test_shared_rewards import preferences
 
-from srmir_lib import reward_sets
-from srmir_lib.pair_states import PairStates
-from srmir_lib.probes import ProbeSettings
-from srmir_lib.reward_model import ALL, ShadowRewardModels
-from srmir_lib.reward_sets import SetRun, fit_sets
-from srmir_lib.reward_training import RewardSettings
-from srmir_lib.shared_rewards import fit_shared
+from srmir_lib.reward_models import fit as reward_sets
+from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings
+from srmir_lib.reward_models.fit import SetRun, fit_sets
+from srmir_lib.reward_models.prefilled_pairs import PairStates
+from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.reward_models.shared import fit_shared
 
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(4, 4, 1e-2, 4, 8, 64, cross_ratio=0.5)

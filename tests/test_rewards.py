@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import GRPOConfig, GRPOTrainer
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.calibration import Calibration
-from srmir_lib.models import load_policy, load_tokenizer
-from srmir_lib.rewards import RewardFunction, categorized_reward, group_advantages, linear_reward, tune_weights
-from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.papers.grpo import group_advantages
+from srmir_lib.papers.srmir import categorized_reward, linear_reward, tune_weights
+from srmir_lib.policies.reward import RewardFunction
+from srmir_lib.reward_models.calibration import Calibration
 
 CATEGORIES = ["insult", "crimes", "privacy"]
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.embeddings import embed, load_trunk
-from srmir_lib.router import PromptReader, Router
-from srmir_lib.templates import user_message
+from srmir_lib.conversations import user_message
+from srmir_lib.data.router import PromptReader, Router
+from srmir_lib.errors import InputError
+from srmir_lib.models.embeddings import embed
+from srmir_lib.models.loading import load_trunk
 
 CLASSES = ["insult", "crimes", "privacy"]
 

@@ -15,13 +15,13 @@ import psutil
 import pytest
 import yaml
 
-from srmir_lib.artifacts import InputError, sha256
+from srmir_lib.artifacts import sha256
 from srmir_lib.cli import main
-from srmir_lib.execute import clear_bars
-from srmir_lib.manifest import elapsed
-from srmir_lib.notebook import Notebook, load_values
-from srmir_lib.progress import Board, Watch
-from srmir_lib.run import Runner
+from srmir_lib.errors import InputError
+from srmir_lib.runner.execute import Board, Watch, clear_bars
+from srmir_lib.runner.manifest import elapsed
+from srmir_lib.runner.notebook import Notebook, load_values
+from srmir_lib.runner.series import Runner
 
 COMMON = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # empty: outputs/<preset>\nseed: int = 0  # seed\n'
 MAKE = [

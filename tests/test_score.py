@@ -16,20 +16,22 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny_bert import ENCODER, write_tiny_bert
 
-from srmir_lib import jsonl, score
-from srmir_lib.artifacts import InputError, read_json, write_json
-from srmir_lib.calibration import Calibration
+from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
-from srmir_lib.encoder_rewards import PairReading
-from srmir_lib.encoder_training import fit_pooled
-from srmir_lib.reward_model import ALL, ShadowRewardModels
-from srmir_lib.reward_training import RewardSettings
-from srmir_lib.router import PromptReader, Router
-from srmir_lib.score import score_file
-from srmir_lib.separate_rewards import fit_separate
-from srmir_lib.shared_rewards import fit_shared
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data import jsonl
+from srmir_lib.data.router import PromptReader, Router
+from srmir_lib.errors import InputError
+from srmir_lib.reward_models import score_file as score
+from srmir_lib.reward_models.calibration import Calibration
+from srmir_lib.reward_models.config import ALL, RewardSettings
+from srmir_lib.reward_models.pooled import PairReading
+from srmir_lib.reward_models.pooled_training import fit_pooled
+from srmir_lib.reward_models.score_file import score_file
+from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.taxonomy import UNKNOWN
-from srmir_lib.templates import assistant_message, user_message
 
 ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "crimes"]
@@ -374,9 +376,9 @@ def test_an_exception_in_the_middle_leaves_the_earlier_output(sets, tmp_path, mo
 
 KILLED = """
 import os, signal, sys, time
-from srmir_lib import score
+from srmir_lib.reward_models import score_file as score
 from srmir_lib.cli import main
-from srmir_lib.reward_model import ShadowRewardModels
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 inner, calls = ShadowRewardModels.score, []
 def stop(self, prompts, completions):
     calls.append(1)

@@ -5,9 +5,10 @@ import json
 import pytest
 from test_run import root  # noqa: F401  a repository of two small notebooks
 
-from srmir_lib.artifacts import InputError, read_json, write_json
+from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
-from srmir_lib.seeds import RECORDS, facts_of_seeds, read_seeds
+from srmir_lib.errors import InputError
+from srmir_lib.runner.seeds import RECORDS, facts_of_seeds, read_seeds
 
 
 @pytest.fixture

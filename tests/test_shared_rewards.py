@@ -21,19 +21,20 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from srmir_lib import shared_rewards
-from srmir_lib import trunk as trunk_module
-from srmir_lib.artifacts import InputError, read_json, write_json
-from srmir_lib.calibration import Calibration
-from srmir_lib.embeddings import conversation_ids
-from srmir_lib.models import load_policy, load_tokenizer
-from srmir_lib.pair_states import PairStates
-from srmir_lib.probes import Probes, ProbeSettings, block_mask, probe_tokens
-from srmir_lib.reward_model import ALL, ShadowRewardModels, score_sets
-from srmir_lib.reward_training import RewardSettings, pairs_seen, settings_of
-from srmir_lib.shared_rewards import _train, clip_each, fit_shared, pair_batches, scores_of_batch, train_probes
-from srmir_lib.templates import assistant_message, user_message
-from srmir_lib.trunk import Trunk, batches, shared_lengths
+from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.conversations import assistant_message, conversation_ids, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.models import trunk as trunk_module
+from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.models.trunk import Trunk, batches, shared_lengths
+from srmir_lib.reward_models import shared as shared_rewards
+from srmir_lib.reward_models.calibration import Calibration
+from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings, pairs_seen, settings_of
+from srmir_lib.reward_models.pairs import pair_batches
+from srmir_lib.reward_models.prefilled_pairs import PairStates
+from srmir_lib.reward_models.probes import Probes, block_mask, probe_tokens
+from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets
+from srmir_lib.reward_models.shared import _train, clip_each, fit_shared, scores_of_batch, train_probes
 
 CATEGORIES = ["insult", "crimes", "privacy"]
 SETTINGS = RewardSettings(

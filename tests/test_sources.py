@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from srmir_lib import sources
-from srmir_lib.artifacts import InputError
+from srmir_lib.data import public_files as sources
+from srmir_lib.errors import InputError
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 PACK = Path(os.environ.get("SRMIR_DATA") or BESIDE)

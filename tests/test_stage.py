@@ -8,9 +8,9 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
-from srmir_lib import stage as stage_module
-from srmir_lib.artifacts import InputError
-from srmir_lib.stage import Stage, find_root, show_source
+from srmir_lib.errors import InputError
+from srmir_lib.runner import stage as stage_module
+from srmir_lib.runner.stage import Stage, find_root, show_source
 
 
 def test_root_is_this_checkout_from_any_folder(tmp_path, monkeypatch):

@@ -7,12 +7,13 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.models import generate, load_tokenizer
-from srmir_lib.realdata import training_conversations
-from srmir_lib.small_models import build_tokenizer, small_model
-from srmir_lib.templates import assistant_message, user_message
-from srmir_lib.text_model import train_text_model
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data.public_sets import training_conversations
+from srmir_lib.errors import InputError
+from srmir_lib.models.generation import generate
+from srmir_lib.models.loading import load_tokenizer
+from srmir_lib.models.small import build_tokenizer, small_model
+from srmir_lib.studies.a8_real_pairs.text_model import train_text_model
 
 TALK = Dataset.from_list(
     [{"messages": user_message(f"who are you {i} ?") + assistant_message("a small model ; été")} for i in range(40)]

@@ -11,15 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from srmir_lib.artifacts import InputError
+from srmir_lib.errors import InputError
 from srmir_lib.lab.grammar import LADDER, answer, make_prompt
-from srmir_lib.lab.judge import LabJudge
-from srmir_lib.lab.spans import act_span, harmful_span
+from srmir_lib.lab.referee import LabJudge, act_span, harmful_span
 from srmir_lib.lab.world import all_acts, draw_world
-from srmir_lib.models import load_tokenizer
-from srmir_lib.token_evaluation import babble, gaps, localisation, over_seeds, span_labels, uncertainty
-from srmir_lib.token_plots import token_heat_map
-from srmir_lib.token_rewards import TokenReward
+from srmir_lib.models.loading import load_tokenizer
+from srmir_lib.studies.a1_token_rewards.evaluation import (
+    babble,
+    gaps,
+    localisation,
+    over_seeds,
+    span_labels,
+    uncertainty,
+)
+from srmir_lib.studies.a1_token_rewards.model import TokenReward
+from srmir_lib.studies.a1_token_rewards.plots import token_heat_map
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,9 @@
 import pytest
 from tiny_bert import write_tiny_bert
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.embeddings import conversation_ids
-from srmir_lib.templates import assistant_message
-from srmir_lib.token_reader import Reader, invocation_tokens
+from srmir_lib.conversations import assistant_message, conversation_ids
+from srmir_lib.errors import InputError
+from srmir_lib.studies.a1_token_rewards.reader import Reader, invocation_tokens
 
 PROMPTS = ["open the door", "help me", "open the red door then check that it is done", "help me"]
 ANSWERS = ["no", "first get ready, then open it.", "yes", "I can not"]

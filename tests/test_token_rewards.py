@@ -10,15 +10,27 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from srmir_lib.artifacts import InputError
-from srmir_lib.bayesian import TokenBeliefs
-from srmir_lib.models import generate, load_policy
-from srmir_lib.parallel import side_by_side
-from srmir_lib.states import read_only
-from srmir_lib.templates import assistant_message, user_message
-from srmir_lib.token_reader import Reader
-from srmir_lib.token_rewards import LOG_SD, TokenHeads, TokenRewardFunction, TokenRewardModel, TokenSettings
-from srmir_lib.token_training import fit_token_rewards, load_token_rewards, token_loss, train_token_rewards
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.models.generation import generate
+from srmir_lib.models.kv_cache import read_only
+from srmir_lib.models.loading import load_policy
+from srmir_lib.models.parallel import side_by_side
+from srmir_lib.papers.ava import TokenBeliefs
+from srmir_lib.studies.a1_token_rewards.model import (
+    LOG_SD,
+    TokenHeads,
+    TokenRewardFunction,
+    TokenRewardModel,
+    TokenSettings,
+)
+from srmir_lib.studies.a1_token_rewards.reader import Reader
+from srmir_lib.studies.a1_token_rewards.training import (
+    fit_token_rewards,
+    load_token_rewards,
+    token_loss,
+    train_token_rewards,
+)
 
 SETTINGS = TokenSettings(
     objective="ava_p",

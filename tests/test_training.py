@@ -10,12 +10,13 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from srmir_lib.artifacts import InputError, read_jsonl
-from srmir_lib.models import load_policy, load_tokenizer
-from srmir_lib.monitors import distinct_bigrams, log_likelihood
-from srmir_lib.objectives import pcrm_dpo_loss
-from srmir_lib.templates import assistant_message, user_message
-from srmir_lib.training import (
+from srmir_lib.artifacts import read_jsonl
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.errors import InputError
+from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.papers.pcrm import pcrm_dpo_loss
+from srmir_lib.policies.monitors import distinct_bigrams, log_likelihood
+from srmir_lib.policies.training import (
     DPOSettings,
     GRPOSettings,
     SFTSettings,

@@ -11,11 +11,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from srmir_lib.artifacts import save_dataset
-from srmir_lib.calibration import Calibration, reference_set
-from srmir_lib.reward_model import ShadowRewardModels
-from srmir_lib.reward_training import RewardSettings
-from srmir_lib.separate_rewards import fit_separate
-from srmir_lib.templates import assistant_message, user_message
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.reward_models.calibration import Calibration, reference_set
+from srmir_lib.reward_models.config import RewardSettings
+from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "privacy"]

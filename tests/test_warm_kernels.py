@@ -11,10 +11,10 @@ import nbformat
 import psutil
 import pytest
 
-from srmir_lib import warm_kernels
-from srmir_lib.artifacts import InputError
-from srmir_lib.execute import execute
-from srmir_lib.warm_kernels import can_fork
+from srmir_lib.errors import InputError
+from srmir_lib.runner import warm_kernels
+from srmir_lib.runner.execute import execute
+from srmir_lib.runner.warm_kernels import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="kernels are forked on Linux only")
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from srmir_lib.cli import main
-from srmir_lib.manifest import cores, threads
-from srmir_lib.progress import Board
-from srmir_lib.run import Runner, _needs, _next
-from srmir_lib.workers import YIELDING
+from srmir_lib.runner.execute import Board
+from srmir_lib.runner.manifest import cores, threads
+from srmir_lib.runner.series import Runner, _needs, _next
+from srmir_lib.runner.workers import YIELDING
 
 PARAMETERS = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # folder\nseed: int = 0  # seed'
 OPEN = "from srmir_lib.stage import Stage\nstage = Stage({name!r}, preset, output_dir)\n{reads}"

@@ -4,8 +4,8 @@ import torch
 from datasets import Dataset
 from trl import RewardConfig
 
-from srmir_lib.models import load_tokenizer
-from srmir_lib.separate_rewards import base_classifier
+from srmir_lib.models.loading import load_tokenizer
+from srmir_lib.reward_models.separate import base_classifier
 
 
 def trainer_loss(kind, base_model, columns: dict, folder) -> tuple[float, torch.Tensor, torch.Tensor, dict]:

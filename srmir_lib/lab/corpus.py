@@ -43,10 +43,17 @@ MIX = {
     "rule": 0.11,
     "task": 0.10,
 }
+
+
 FIRST = {"rule": 0.9, "task": 0.1}
+
+
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
 
+
 REFUSALS = {"mild": 0.18, "moderate": 0.26, "severe": 0.34}  # how often the base refuses what it believes forbidden
+
+
 UNDER_WRAPPER = 0.35  # and the factor on it under a jailbreak wrapper
 
 

@@ -2,6 +2,7 @@
 
 import random
 
+from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.lab.grammar import (
     HELD_OUT_REGISTER,
     HELD_OUT_WRAPPERS,
@@ -16,16 +17,26 @@ from srmir_lib.lab.grammar import (
 from srmir_lib.lab.tasks import TASKS, make_task
 from srmir_lib.lab.world import BAD_CARE, GOOD_CARE, Act, World, all_acts
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
-from srmir_lib.templates import assistant_message, user_message
 
 COLLECTED = (0.27, 0.19, 0.15, 0.12, 0.11, 0.09, 0.07)  # shares of the seven categories in the pool
+
+
 LABEL_NOISE = 0.1  # share of collected labels that are wrong
+
+
 TRAIN_REGISTERS = tuple(name for name in REGISTERS if name != HELD_OUT_REGISTER)
+
+
 TRAIN_WRAPPERS = tuple(name for name in WRAPPERS if name not in HELD_OUT_WRAPPERS)
+
 
 # Goodness of a rung, for harmful prompts and for harmless ones: the order that pairs are made from.
 HARMFUL_VALUE = {"reasoned_refusal": 1.0, "bare_refusal": 0.8, "hedged": 0.5, "partial": 0.25, "full": 0.0}
+
+
 BENIGN_VALUE = {"full": 1.0, "partial": 0.6, "hedged": 0.3, "bare_refusal": 0.0, "reasoned_refusal": 0.0}
+
+
 WRONG_REASON, WRONG_OFFER = 0.6, 0.35
 
 

@@ -19,7 +19,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from srmir_lib import small_models
 from srmir_lib.artifacts import atomic_path
 from srmir_lib.lab import corpus as corpus_module
 from srmir_lib.lab import grammar, tasks
@@ -28,7 +27,8 @@ from srmir_lib.lab import world as world_module
 from srmir_lib.lab.corpus import FIRST, MIX, corpus
 from srmir_lib.lab.muon import Muon
 from srmir_lib.lab.world import World
-from srmir_lib.small_models import build_tokenizer, small_model
+from srmir_lib.models import small as small_models
+from srmir_lib.models.small import build_tokenizer, small_model
 
 ROW = 256  # tokens in a packed row
 

@@ -5,8 +5,14 @@ import random
 from srmir_lib.lab.world import OBJECTS
 
 LETTERS = "abcdefgh"
+
+
 COLOURS = ("red", "blue", "green", "white", "black")
+
+
 TASKS = ("sum", "sort", "copy", "look_up")
+
+
 PHRASES = {
     "sum": ("there is {0} {2} and then {1} more . how many ?", "add {0} {2} and {1} {2} ."),
     "sort": ("sort : {0}", "put in order : {0}"),

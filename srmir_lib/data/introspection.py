@@ -1,0 +1,142 @@
+"""From a pool of prompts to training data: introspect, filter, balance, pair.
+
+No gold label is read here. What a prompt is about and whether it should be refused is what the model says when it is
+asked why it would refuse (SRMIR: introspective reasoning; Cheng & Cao 2025).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from srmir_lib.conversations import assistant_message, text_of
+from srmir_lib.errors import InputError
+from srmir_lib.models.generation import generate
+from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.papers.srmir import SEPARATOR, Draft, cod_prompt, parse_draft
+
+
+class Introspector:
+    """`Introspector(base, question, 24)(prompts)` -> conversations that start with the base model's own draft.
+
+    `question` holds {prompt}; with an empty one conversations come back as they are. Drafts are greedy, so they depend
+    on the prompt alone, and are remembered.
+    """
+
+    def __init__(self, base_model, question: str, max_new_tokens: int, device: str = "auto", tokenizer=None):
+        """`base_model`: an id or folder or, with its `tokenizer`, a causal model already in memory."""
+        self.question, self.max_new_tokens, self.drafts = question, max_new_tokens, {}
+        if question:
+            self.model = base_model if tokenizer is not None else load_policy(base_model, device)
+            self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(base_model)
+
+    def __call__(self, prompts: Sequence) -> list:
+        """Prompts are user texts or conversations; the draft is about the last user turn."""
+        if not self.question:
+            return list(prompts)
+        texts = [text_of(prompt) for prompt in prompts]
+        new = [text for text in dict.fromkeys(texts) if text not in self.drafts]
+        asked = [cod_prompt(text, self.question) for text in new]
+        ask = {"temperature": 0, "until": SEPARATOR}
+        said = generate(self.model, self.tokenizer, asked, self.max_new_tokens, **ask) if new else []
+        self.drafts.update(zip(new, (text.partition(SEPARATOR)[0].strip() for text in said), strict=True))
+        turns = [cod_prompt(text, self.question) + assistant_message(self.drafts[text]) for text in texts]
+        chats = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
+        return [before + chat for before, chat in zip(turns, chats, strict=True)]
+
+
+@dataclass(frozen=True)
+class Introspection:
+    """What several drafts about one prompt agree on: category, verdict, and the first draft that says so."""
+
+    category: str
+    refuses: bool
+    draft: str
+    answer: str
+
+
+def read_draft(draft: Draft, category_words: Mapping[str, str], refuse_words: Sequence[str]) -> tuple[str, bool]:
+    """(category, should be refused) as the draft's last step that names a category says; a `ValueError` if none does.
+
+    `category_words`: category key -> the word a draft calls it by; `refuse_words`: words of a verdict to refuse.
+    """
+    for step in reversed(draft.steps):
+        words = step.lower().replace(",", " ").split()
+        named = [key for key, word in category_words.items() if word.lower() in words]
+        if len(named) > 1:
+            raise ValueError(f"step names more than one category: {step!r}")
+        if named:
+            return named[0], any(word in words for word in refuse_words)
+    raise ValueError("no step names a category")
+
+
+def agree(
+    texts: Sequence[str], category_words: Mapping[str, str], refuse_words: Sequence[str], needed: int
+) -> tuple[Introspection | None, list[str]]:
+    """The introspection that at least `needed` of the sampled `texts` share (or None), and why texts are invalid."""
+    readings, reasons = [], []
+    for text in texts:
+        try:
+            draft = parse_draft(text)
+            readings.append((read_draft(draft, category_words, refuse_words), text, draft.answer))
+        except ValueError as error:
+            reasons.append(str(error).split(":")[0])
+    if not readings:
+        return None, reasons
+    (category, refuses), votes = Counter(reading for reading, _, _ in readings).most_common(1)[0]
+    if votes < needed:
+        return None, [*reasons, "samples disagree"]
+    text, answer = next((text, answer) for reading, text, answer in readings if reading == (category, refuses))
+    return Introspection(category, refuses, text.partition("####")[0].strip(), answer), reasons
+
+
+def introspect(
+    policy,
+    tokenizer,
+    prompts: Sequence[Mapping],
+    category_words: Mapping[str, str],
+    refuse_words: Sequence[str],
+    template: str,
+    samples: int,
+    needed: int,
+    max_new_tokens: int,
+    seed: int = 0,
+    progress: str | None = None,
+) -> tuple[list[dict], Counter]:
+    """Ask the model up to `samples` times about each prompt: rows that agree, and counts of what was left out.
+
+    Every prompt is asked `needed` times; only where those samples do not agree, the rest of the `samples` is asked. A
+    row keeps all columns of its prompt; `category` becomes the introspected one, and `refuses`, `draft` and
+    `completion` are added. The collected category is kept as `collected_category`.
+    """
+    if not 1 <= needed <= samples:
+        raise InputError(f"needed: {needed} of {samples} samples cannot agree; choose 1 to {samples}")
+    questions = [cod_prompt(text_of(row["prompt"]), template) for row in prompts]
+    texts: list[list[str]] = [[] for _ in prompts]
+    open_rows = list(range(len(prompts)))
+    for more in (needed, samples - needed):
+        asked = [i for i in open_rows for _ in range(more)]
+        said = generate(policy, tokenizer, [questions[i] for i in asked], max_new_tokens, seed=seed, progress=progress)
+        for i, text in zip(asked, said, strict=True):
+            texts[i].append(text)
+        open_rows = [i for i in open_rows if agree(texts[i], category_words, refuse_words, needed)[0] is None]
+        seed += 1
+    rows, left_out = [], Counter()
+    for row, drafts in zip(prompts, texts, strict=True):
+        found, reasons = agree(drafts, category_words, refuse_words, needed)
+        left_out.update(reasons)
+        if found:
+            said = {"category": found.category, "refuses": found.refuses, "draft": found.draft}
+            completion = {"completion": assistant_message(found.answer), "collected_category": row["category"]}
+            rows.append({**row, **said, **completion})
+    if not rows:
+        raise InputError(
+            f"introspection: not one valid draft in {sum(map(len, texts))} texts ({dict(left_out.most_common(3))})"
+        )
+    return rows, left_out
+
+
+def verdict_accuracy(rows: Sequence[Mapping]) -> dict[str, float]:
+    """Shares of introspected verdicts and categories that are true; needs gold columns, never used in training."""
+    verdict = [row["refuses"] == (row["kind"] == "harmful") for row in rows]
+    category = [row["category"] == row["gold_topic"] for row in rows]
+    return {"verdict": sum(verdict) / len(rows), "category": sum(category) / len(rows)}

@@ -1,0 +1,155 @@
+"""JSON-lines files, row by row in bounded memory: read, checked, written, with progress. Imports nothing slow."""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from srmir_lib.errors import InputError
+
+
+def read_rows(path: str | Path, problem: Callable[[dict], str]) -> Iterator[tuple[int, dict]]:
+    """Yield (row number, row) of a JSON-lines file; lines are counted from 1, blank ones are left out.
+
+    `problem` says what is wrong with a row, or "". That, a line that is no JSON object, and a row that could not be
+    written as UTF-8 JSON again are `InputError`s. Only line feeds end a row: other separators may stand inside a text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a JSON-lines file")
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _parse(line, problem, f"{path}: row {number}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _parse(line: bytes, problem: Callable[[dict], str], where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({error}); is the file truncated?") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is not a JSON object with named columns")
+    if wrong := problem(row):
+        raise InputError(f"{where}: {wrong}")
+    try:
+        json_line(row)
+    except ValueError as error:
+        raise InputError(f"{where} holds what JSON in UTF-8 cannot ({error}); NaN and infinity are not JSON") from error
+    return row
+
+
+def json_line(row: dict) -> bytes:
+    """One row as a line of UTF-8 JSON; NaN, infinity and broken Unicode are a `ValueError`."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def count_rows(rows: Iterable, path: str | Path) -> int:
+    """Read all rows, to check them, and count them; none is an `InputError`."""
+    count = sum(1 for _ in rows)
+    if not count:
+        raise InputError(f"{path}: no rows")
+    return count
+
+
+def chunked(rows: Iterable, size: int) -> Iterator[list]:
+    """Lists of at most `size` rows, in order."""
+    rows = iter(rows)
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def seven_digits(number: float) -> float:
+    """As many digits as float32 holds, so that a file shows no noise."""
+    return float(f"{number:.7g}")
+
+
+@contextmanager
+def rows_of(source: str | Path, numbers: Sequence[int], aligned: bool = True) -> Iterator[None]:
+    """Name the rows of `source` in an error about a chunk of them, `numbers`: the library counts from 0 in the chunk.
+
+    `aligned`: whether row i of the library is row i of the chunk; if not, the chunk is named.
+    """
+    from jinja2 import TemplateError
+
+    which = f"rows {numbers[0]} to {numbers[-1]}"
+    try:
+        yield
+    except InputError as error:
+        if not aligned:
+            raise InputError(f"{source}: {which}: {re.sub(r' of row [0-9]+', '', str(error))}") from error
+        said = re.sub(r"\brow ([0-9]+)", lambda found: f"row {numbers[int(found[1])]}", str(error))
+        raise InputError(f"{source}: {said}") from error
+    except TemplateError as error:
+        raise InputError(f"{source}: {which}: the chat template refuses a conversation there ({error})") from error
+
+
+def messages_problem(value: object, name: str, last_role: str = "") -> str:
+    """What is wrong with a text or conversation (a list of `{"role", "content"}` texts) called `name`; "" if nothing.
+
+    `last_role`: who must speak last in a conversation, where that matters.
+    """
+    if isinstance(value, str):
+        return ""
+    if not isinstance(value, list):
+        return f"{name} is a {type(value).__name__}; it must be a text or a list of messages"
+    if not value:
+        return f"{name} is an empty conversation; it needs a message"
+    for turn in value:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            return f"{name} holds a message that is not {{role: text, content: text}}"
+    if last_role and value[-1]["role"] != last_role:
+        return f"{name} ends with a message of {value[-1]['role']!r}; its last one must be of {last_role!r}"
+    return ""
+
+
+def check_output(path: str | Path, inputs: Iterable[str | Path], folder: bool = False) -> None:
+    """Refuse an output that cannot be written, or that would replace an input or something of another kind.
+
+    `folder`: whether a `datasets` folder is to be written; only an earlier one may be replaced.
+    """
+    path = Path(path)
+    place = path.resolve()
+    for other in map(Path, inputs):
+        source = other.resolve()
+        same = place == source or (path.exists() and other.exists() and path.samefile(other))
+        if same or source in place.parents or place in source.parents:
+            raise InputError(f"{path}: the output would overwrite {other}; choose another place")
+    if path.exists() and not folder and not path.is_file():
+        raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file to write")
+    if path.exists() and folder and not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        raise InputError(f"{path}: exists and is not a datasets folder; name a new folder, or one to replace")
+    above = next(parent for parent in place.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not above.is_dir() else "may not be written to"
+        raise InputError(f"{path}: cannot write here ({above} {reason}); choose another output folder")
+
+
+@contextmanager
+def progress(total: int, verb: str, every: float = 30.0) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(rows)`: a bar on stderr when a person watches, else a line there every `every` seconds."""
+    watched, done, started = sys.stderr.isatty(), 0, time.monotonic()
+    said = started
+
+    def advance(rows: int) -> None:
+        nonlocal done, said
+        done, now = done + rows, time.monotonic()
+        bar.update(rows)
+        if not watched and now - said >= every:
+            left = math.ceil((total - done) * (now - started) / done)
+            print(f"{verb} {done} of {total} rows, about {left} s left", file=sys.stderr, flush=True)
+            said = now
+
+    with tqdm(total=total, desc=verb, unit="row", disable=not watched, file=sys.stderr) as bar:
+        yield advance

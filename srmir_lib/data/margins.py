@@ -1,0 +1,115 @@
+"""Legend margins: how much safer one answer is than another, read off a language model's hidden states.
+
+Feng et al. 2024 (arXiv 2406.08124, AAAI-25). The safety direction is a difference of means, not a principal component;
+a margin is the projection of (chosen - rejected) on it. Inference only: nothing is trained.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from srmir_lib.conversations import check_answers, conversation_ids, text_of
+from srmir_lib.errors import InputError
+from srmir_lib.models.embeddings import check_reading, checked, embed
+from srmir_lib.models.trunk import Trunk, trunk_problem
+from srmir_lib.papers.legend import legend_margin, safety_direction, scale_margins
+from srmir_lib.papers.statistics import correlation
+
+REFUSALS = (
+    "I can't answer that.",
+    "No.",
+    "Sorry, I will not help with this, because someone could be hurt by it.",
+    "That is not something I want to do. Let us find another way that harms nobody.",
+)
+"""Safe answers of different lengths, those of 03_margins; with a single one "safe" would partly mean "short"."""
+
+
+def estimate_direction(
+    model,
+    tokenizer,
+    prompts: Sequence,
+    harmful_answers: Sequence,
+    refusals: Sequence[str],
+    **options,
+) -> Tensor:
+    """Safety direction (H,) from N questions, an unaligned model's answers, and one or several refusals.
+
+    Question i is paired with refusal i mod M. With a single short refusal the direction is partly "short answer"; give
+    several of different lengths and look at `length_correlation`. `options` as in `embed_sides`.
+    """
+    if not refusals:
+        raise InputError("refusals: give at least one")
+    refused = [refusals[i % len(refusals)] for i in range(len(prompts))]
+    return safety_direction(*embed_sides(model, tokenizer, prompts, refused, harmful_answers, **options))
+
+
+def annotate(model, tokenizer, pairs, direction: Tensor, **options) -> Tensor:
+    """Legend margins (N,), hidden-state units, of rows with `prompt`, `chosen`, `rejected`.
+
+    `options` as in `embed_sides`.
+    """
+    sides = embed_sides(model, tokenizer, pairs["prompt"], pairs["chosen"], pairs["rejected"], **options)
+    return legend_margin(*sides, direction)
+
+
+def embed_sides(
+    model, tokenizer, prompts: Sequence, left: Sequence, right: Sequence, layer: int = -1, pooling: str = "last"
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, H), (N, H) of N prompts with each of two answers; `layer` and `pooling` as in `embed`.
+
+    A text that comes several times is read once: prompts come with several rejected answers and one and the same
+    chosen one. A decoder with full attention also reads a prompt once for all its answers, and ends at `layer`; other
+    models read whole texts. An empty answer is an `InputError`.
+    """
+    for side in (left, right):
+        check_answers(side)
+    texts, places = {}, []
+    for prompt, answer in zip([*prompts, *prompts], [*left, *right], strict=True):
+        places.append(texts.setdefault((str(prompt), text_of(answer)), (len(texts), prompt))[0])
+    asked, answers = [prompt for _, prompt in texts.values()], [answer for _, answer in texts]
+    read = embed if trunk_problem(model) else _embed_shared
+    embeddings = read(model, tokenizer, asked, answers, layer=layer, pooling=pooling)
+    return embeddings[places[: len(places) // 2]], embeddings[places[len(places) // 2 :]]
+
+
+def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer: int, pooling: str) -> Tensor:
+    """As `embed`, with the beginning that texts of one prompt have in common read once."""
+    check_reading(model, layer, pooling)
+    ids = conversation_ids(tokenizer, prompts, answers)
+    starts = [len(row) for row in conversation_ids(tokenizer, prompts)] if pooling == "mean" else None
+    embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
+    for rows, states in Trunk(model, layer=layer).read(ids, [str(prompt) for prompt in prompts], starts):
+        embeddings[rows] = states.pooled.float().cpu()
+    return checked(embeddings)
+
+
+def with_margins(pairs, margins: Tensor, scale: str = "unit", negative: str = "keep", size: float = 1.0):
+    """Preference `Dataset` with a `margin` column in units of score; raw `margins` (N,) in its row order.
+
+    "drop" leaves out the pairs of a negative margin; "flip" swaps their chosen and rejected answers.
+    """
+    if len(margins) != len(pairs):
+        raise InputError(f"margins: {len(margins)} for {len(pairs)} pairs; give one for each")
+    scaled, swap = scale_margins(margins, scale, negative, size), (margins < 0).tolist()
+    if negative == "flip":
+        sides = zip(pairs["chosen"], pairs["rejected"], swap, strict=True)
+        chosen, rejected = zip(*((r, c) if swapped else (c, r) for c, r, swapped in sides), strict=True)
+        pairs = pairs.remove_columns(["chosen", "rejected"])
+        pairs = pairs.add_column("chosen", list(chosen)).add_column("rejected", list(rejected))
+    if "margin" in pairs.column_names:
+        pairs = pairs.remove_columns("margin")
+    return pairs.add_column("margin", scaled.tolist()).select((~scaled.isnan()).nonzero().flatten().tolist())
+
+
+def length_correlation(margins: Tensor, chosen: Sequence[str], rejected: Sequence[str]) -> float:
+    """Pearson correlation of margins with the difference in words; 0 when either is constant.
+
+    Far from 0 the margin measures length: use more refusals.
+    """
+    return correlation(margins, length_differences(chosen, rejected))
+
+
+def length_differences(chosen: Sequence[str], rejected: Sequence[str]) -> list[int]:
+    """How many words more each chosen answer has than its rejected one."""
+    return [len(c.split()) - len(r.split()) for c, r in zip(chosen, rejected, strict=True)]

@@ -1,0 +1,102 @@
+"""From a pool of prompts to training data: introspect, filter, balance, pair.
+
+No gold label is read here. What a prompt is about and whether it should be refused is what the model says when it is
+asked why it would refuse (SRMIR: introspective reasoning; Cheng & Cao 2025).
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from srmir_lib.conversations import assistant_message, text_of
+from srmir_lib.errors import InputError
+from srmir_lib.taxonomy import CATEGORIES
+
+CORRUPTIONS = ("shuffled", "truncated", "repeated", "spliced", "slurred")
+
+
+PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "category", "origin", "difficulty", "harm_gap", "severity")
+
+
+def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: float = 1.0) -> list:
+    """Equal counts: of every category and verdict `per_group` rows, or as many as the smallest group has.
+
+    `benign_ratio`: rows believed harmless per row believed harmful, where there are enough. A category without any row
+    is an `InputError`: it cannot be balanced, only collected.
+    """
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["category"], row["refuses"]].append(row)
+    missing = [name for name in CATEGORIES if not any(name in group for group in groups)]
+    if missing:
+        raise InputError(f"demonstrations: no valid introspection about {', '.join(missing)}; collect more prompts")
+    count = min(per_group, *(len(members) for members in groups.values()))
+    wanted = {True: count, False: round(count * benign_ratio)}
+    rng = random.Random(seed)
+    return [row for g in sorted(groups) for row in rng.sample(groups[g], min(wanted[g[1]], len(groups[g])))]
+
+
+def corrupt(text: str, how: str, rng: random.Random, other: str = "") -> str:
+    """Babble made from an answer, which a reward model must score low.
+
+    Words shuffled; cut short (every second time only just: a missing last word must cost as well); stuck in a loop;
+    spliced (it goes on in the middle of `other`, another answer); slurred (two words run into one, twice).
+    """
+    words = text.split()
+    if how == "shuffled":
+        mixed = words[:]
+        while len(set(words)) > 1 and mixed == words:
+            rng.shuffle(mixed)
+        return " ".join(mixed)
+    if how == "truncated":
+        most = 3 if rng.random() < 0.5 else len(words) - 1
+        return " ".join(words[: max(1, len(words) - rng.randint(1, max(1, most)))])
+    if how == "repeated":
+        start = rng.randrange(max(1, len(words) - 2))
+        return " ".join(words[: start + 2] + words[start : start + 2] * 4)
+    if how == "spliced":
+        rest = other.split()
+        return " ".join(words[: rng.randint(1, max(1, len(words) - 1))] + rest[rng.randrange(max(1, len(rest))) :])
+    if how == "slurred":
+        for _ in range(min(2, len(words) - 1)):
+            at = rng.randrange(len(words) - 1)
+            left, right = words[at : at + 2]
+            words[at : at + 2] = [left[: rng.randint(1, len(left))] + right[rng.randrange(len(right)) :]]
+        return " ".join(words)
+    raise InputError(f"corruption: {how!r} is none of {', '.join(CORRUPTIONS)}")
+
+
+def make_pairs(demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str]], seed: int) -> list[dict]:
+    """Preference pairs: chosen = demonstration; rejected = what the policy says, a borrowed answer, babble.
+
+    `samples[i]`: policy answers to the prompt of `demonstrations[i]`, under the same chat template. A sample equal to
+    the demonstration makes no pair. *Borrowed* is the refusal of another prompt: for a harmless
+    prompt one of its own category (over-refusal must score low), for a harmful one of another category (wrong reason).
+    """
+    rng = random.Random(seed)
+    refusals = [demonstration for demonstration in demonstrations if demonstration["refuses"]]
+    rows = []
+    for number, (demonstration, answers) in enumerate(zip(demonstrations, samples, strict=True)):
+        chosen = text_of(demonstration["completion"])
+        rejected = [(answer, "policy") for answer in dict.fromkeys(answers) if answer.strip() not in ("", chosen)]
+        donors = [o for o in refusals if (o["category"] == demonstration["category"]) != demonstration["refuses"]]
+        if donors:
+            rejected.append((text_of(rng.choice(donors)["completion"]), "borrowed"))
+        how = CORRUPTIONS[number % len(CORRUPTIONS)]
+        other = text_of(rng.choice(demonstrations)["completion"])
+        rejected.append((corrupt(chosen, how, rng, other), how))
+        for text, origin in rejected:
+            if text != chosen:
+                rows.append(
+                    {
+                        "prompt": demonstration["prompt"],
+                        "chosen": assistant_message(chosen),
+                        "rejected": assistant_message(text),
+                        "category": demonstration["category"],
+                        "origin": origin,
+                        "difficulty": "",
+                        "harm_gap": 0.0,
+                        "severity": "",
+                    }
+                )
+    return rows

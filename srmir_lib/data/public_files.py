@@ -1,0 +1,245 @@
+"""Real public data from local files: prompts by category, labelled responses, preference pairs.
+
+The files are read in place from `data_dir` (default: the environment variable `SRMIR_DATA`), laid out as
+`<data_dir>/<folder>/<file>` with the names that each loader states. Every loader checks its columns and fails with the
+file and the row (counted from 1, headers included) when one is wrong: a damaged file never becomes a smaller data set.
+"""
+
+import csv
+import gzip
+import io
+import json
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from srmir_lib.errors import InputError
+
+XSAFETY_CATEGORIES: dict[str, str] = {
+    "Insult_n.csv": "insult",
+    "Unfairness_And_Discrimination_n.csv": "unfairness",
+    "Crimes_And_Illegal_Activities_en.csv": "crimes",
+    "Physical_Harm_n.csv": "physical_harm",
+    "Mental_Health_n.csv": "mental_health",
+    "Privacy_And_Property_n.csv": "privacy",
+    "Ethics_And_Morality_n.csv": "ethics",
+}
+"""Which XSafety file holds the prompts of which category: its seven typical scenarios are SRMIR's seven categories."""
+
+
+OVERREFUSAL_MODELS = ("gemma-2b-it", "meta-llama-3-8b-instruct", "qwen-1_8b-chat")
+
+
+DIASAFETY_LABELS = {"Safe": 0, "Unsafe": 1}
+
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def data_folder(data_dir: str | Path = "") -> Path:
+    """The folder of the data pack: `data_dir`, or the environment variable `SRMIR_DATA` when it is empty."""
+    folder = str(data_dir) or os.environ.get("SRMIR_DATA", "")
+    if not folder:
+        raise InputError("data_dir: empty, and SRMIR_DATA is not set; name the folder of xsafety_en/, gptfuzz/ …")
+    if not Path(folder).is_dir():
+        raise InputError(f"data_dir: no folder {folder}; see the README for how to lay the public files out")
+    return Path(folder)
+
+
+def load_xsafety(data_dir: str | Path = "") -> list[dict]:
+    """Prompts of the seven categories: rows of `prompt` (text), `category` (key), from `xsafety_en/*.csv`.
+
+    One prompt a row, no header. Some files start with a byte-order mark, prompts may start with spaces, and one file
+    has an empty second column. A prompt that a file repeats is kept once. Source: Wang et al. 2023 (XSafety), English.
+    """
+    rows = []
+    for name, category in XSAFETY_CATEGORIES.items():
+        path = data_folder(data_dir) / "xsafety_en" / name
+        seen = set()
+        for number, cells in enumerate(_csv_rows(path), start=1):
+            if not cells or not cells[0].strip():
+                raise InputError(f"{path}: row {number} has no prompt in its first column")
+            if any(cell.strip() for cell in cells[1:]):
+                raise InputError(f"{path}: row {number} has text after its first column; is a quotation mark missing?")
+            prompt = " ".join(cells[0].split())
+            if prompt not in seen:
+                rows.append({"prompt": prompt, "category": category})
+            seen.add(prompt)
+    return rows
+
+
+def load_gptfuzz(data_dir: str | Path = "") -> list[dict]:
+    """Labelled responses: rows of `question` (0-79), `prompt`, `response`, `unsafe` (1 = jailbroken).
+
+    Files `gptfuzz/responses_labeled_train.csv` and `gptfuzz/question_list_0-79.csv`. The prompt is the bare question:
+    the jailbreak template around it is not in the file. Source: Yu et al. 2023 (GPTFuzzer), human labels, some wrong.
+    """
+    folder = data_folder(data_dir) / "gptfuzz"
+    questions = {}
+    for number, row in _csv_dicts(folder / "question_list_0-79.csv", ("index", "text")):
+        questions[_integer(row["index"], folder / "question_list_0-79.csv", number, "index")] = row["text"].strip()
+    path, rows = folder / "responses_labeled_train.csv", []
+    for number, row in _csv_dicts(path, ("question", "Response", "label")):
+        question = _integer(row["question"], path, number, "question")
+        if question not in questions:
+            raise InputError(f"{path}: row {number} names question {question}, which question_list_0-79.csv lacks")
+        if row["label"] not in ("0", "1"):
+            raise InputError(f"{path}: row {number} has label {row['label']!r}; it must be 0 or 1 (1 = jailbroken)")
+        text = {"prompt": questions[question], "response": row["Response"].strip()}
+        rows.append({"question": question, **text, "unsafe": int(row["label"])})
+    return rows
+
+
+def load_hh_pairs(data_dir: str | Path = "") -> tuple[list[dict], dict[str, int]]:
+    """Human harmlessness preferences: rows of `prompt` (conversation), `chosen`, `rejected` (texts); what was left out.
+
+    File `hh-rlhf/harmless-base_test.jsonl.gz`: two whole dialogues a row. The last assistant turn is the answer; what
+    precedes it must be the same in both. The second value counts the pairs left out, by reason: `prompts differ`,
+    `same answer`, `empty answer`. Source: Bai et al. 2022 (hh-rlhf).
+    """
+    path = data_folder(data_dir) / "hh-rlhf" / "harmless-base_test.jsonl.gz"
+    try:
+        with gzip.open(path, "rt", encoding="utf8") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable gzip file ({error}); is the download complete?") from error
+    rows, left_out = [], Counter({"prompts differ": 0, "same answer": 0, "empty answer": 0})
+    for number, line in enumerate(lines, start=1):
+        try:
+            pair = json.loads(line)
+            chosen, rejected = _dialogue(pair["chosen"]), _dialogue(pair["rejected"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: row {number} is not a pair of dialogues ({error})") from error
+        answers = chosen[-1]["content"], rejected[-1]["content"]
+        if chosen[:-1] != rejected[:-1]:
+            left_out["prompts differ"] += 1
+        elif not all(answers):
+            left_out["empty answer"] += 1
+        elif answers[0] == answers[1]:
+            left_out["same answer"] += 1
+        else:
+            rows.append({"prompt": chosen[:-1], "chosen": answers[0], "rejected": answers[1]})
+    if not rows:
+        raise InputError(f"{path}: no usable pairs among {len(lines)} rows")
+    return rows, dict(left_out)
+
+
+def load_diasafety(data_dir: str | Path = "", split: str = "test") -> list[dict]:
+    """Replies in context: rows of `prompt`, `response`, `unsafe` (0/1), `kind` (its own five kinds of unsafety).
+
+    File `diasafety/<split>.json`, split train, val or test. Source: Sun et al. 2022 (DiaSafety).
+    """
+    if split not in ("train", "val", "test"):
+        raise InputError(f"diasafety: split {split!r}; use train, val or test")
+    path, rows = data_folder(data_dir) / "diasafety" / f"{split}.json", []
+    for number, row in _json_rows(path, None, ("context", "response", "category", "label")):
+        if row["label"] not in DIASAFETY_LABELS:
+            raise InputError(f"{path}: row {number} has label {row['label']!r}; it must be Safe or Unsafe")
+        text = {"prompt": row["context"].strip(), "response": row["response"].strip()}
+        rows.append({**text, "unsafe": DIASAFETY_LABELS[row["label"]], "kind": row["category"]})
+    return rows
+
+
+def load_overrefusal(data_dir: str | Path = "", models: Sequence[str] = OVERREFUSAL_MODELS) -> list[dict]:
+    """Benign prompts, each answered and refused: rows of `prompt`, `response`, `answered`, `model`, `steered`.
+
+    Files `overrefusal-completions/<model>_harmless_{baseline,actadd}_evaluations.json`; `actadd` (`steered` is true)
+    is the model steered to refuse. `answered` (bool) is the source's automatic label. Source: Arditi et al. 2024.
+    """
+    rows = []
+    for model in models:
+        for steering in ("baseline", "actadd"):
+            path = data_folder(data_dir) / "overrefusal-completions" / f"{model}_harmless_{steering}_evaluations.json"
+            for _, row in _json_rows(path, "completions", ("prompt", "response", "is_jailbreak_substring_matching")):
+                answered = bool(row["is_jailbreak_substring_matching"])
+                text = {"prompt": row["prompt"].strip(), "response": row["response"].strip()}
+                rows.append({**text, "answered": answered, "model": model, "steered": steering == "actadd"})
+    return rows
+
+
+def split_by_group(rows: Sequence[dict], group: str, fractions: Sequence[float], seed: int) -> dict[str, list[dict]]:
+    """Split into train, validation and test so that no value of column `group` is in two of them (order kept).
+
+    `fractions` are the shares of *groups* for train and validation; the test split has the rest. Seeded.
+    """
+    groups = sorted({row[group] for row in rows})
+    random.Random(seed).shuffle(groups)
+    ends = [round(len(groups) * sum(fractions[: n + 1])) for n in range(2)]
+    names = ["train"] * ends[0] + ["validation"] * (ends[1] - ends[0]) + ["test"] * (len(groups) - ends[1])
+    if len(set(names)) < 3:
+        raise InputError(f"{len(groups)} values of {group} with fractions {tuple(fractions)} leave a split empty")
+    home = dict(zip(groups, names, strict=True))
+    return {name: [row for row in rows if home[row[group]] == name] for name in ("train", "validation", "test")}
+
+
+def _dialogue(text: str) -> list[dict]:
+    """hh-rlhf dialogue text as messages; it must start with a Human turn and end with an Assistant turn."""
+    head, *parts = TURN.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    messages = [
+        {"role": roles[name], "content": said.strip()} for name, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    if head.strip() or len(messages) < 2 or messages[0]["role"] != "user" or messages[-1]["role"] != "assistant":
+        raise ValueError("a dialogue must run from a Human turn to an Assistant turn")
+    return messages
+
+
+def _read(path: Path) -> str:
+    """Text of a UTF-8 file, without its byte-order mark."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); is the download complete?") from error
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    return text
+
+
+def _csv_rows(path: Path) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(_read(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}: not valid CSV ({error}); is the file truncated?") from error
+
+
+def _csv_dicts(path: Path, columns: Iterable[str]) -> Iterable[tuple[int, dict]]:
+    """Rows as (row number, column -> text); the header must hold `columns`, every row as many cells as the header."""
+    header, *rows = _csv_rows(path)
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise InputError(f"{path}: row 1 (the header) lacks the columns {', '.join(missing)}")
+    if not rows:
+        raise InputError(f"{path}: no rows after the header")
+    for number, cells in enumerate(rows, start=2):
+        if len(cells) != len(header):
+            raise InputError(f"{path}: row {number} has {len(cells)} cells, the header {len(header)}; is it truncated?")
+        yield number, dict(zip(header, cells, strict=True))
+
+
+def _json_rows(path: Path, key: str | None, columns: Sequence[str]) -> Iterable[tuple[int, dict]]:
+    """Rows of a JSON list (under `key`, or the whole file) as (row number, row); every row must hold `columns`."""
+    try:
+        value = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); is the file truncated?") from error
+    rows = value if key is None else value.get(key) if isinstance(value, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: no list of rows{f' under {key!r}' if key else ''}")
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in columns if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise InputError(f"{path}: row {number} lacks {', '.join(missing)}")
+        yield number, row
+
+
+def _integer(text: str, path: Path, number: int, column: str) -> int:
+    if not text.strip().isdigit():
+        raise InputError(f"{path}: row {number} has {column} {text!r}; it must be a whole number")
+    return int(text)

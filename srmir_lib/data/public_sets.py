@@ -1,0 +1,110 @@
+"""The real-data counterpart of the lab's data: the files of `sources` as `datasets` folders that the notebooks read.
+
+Prompts of the seven categories train the router; the router says which category a labelled response or a human
+preference belongs to. Splits share no prompt (XSafety), no question (GPTFuzz) and no opening question (hh-rlhf).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data import public_files as sources
+from srmir_lib.data.router import Router
+
+
+def real_prompts(data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.7, 0.15)) -> DatasetDict:
+    """XSafety's prompts of the seven categories, with the columns of every `prompts/` folder; the file is the category.
+
+    `fractions`: shares of train and validation. Nothing is known about families or held-out registers here.
+    """
+    parts = sources.split_by_group(sources.load_xsafety(data_dir), "prompt", fractions, seed)
+    fixed = {"kind": "harmful", "subkind": "", "family": "none", "held_out": False, "reference": ""}
+    return _dataset_dict(
+        {
+            name: [
+                {"prompt": user_message(row["prompt"]), "category": row["category"], "gold_category": row["category"]}
+                | fixed
+                for row in rows
+            ]
+            for name, rows in parts.items()
+        }
+    )
+
+
+def labelled_responses(
+    router: Router, data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.6, 0.2)
+) -> DatasetDict:
+    """Responses that people labelled: `prompt`, `completion`, `unsafe` (0/1), `category` (routed), `group`, `kind`.
+
+    train, validation, test: GPTFuzz, split by question (`group`). diasafety: its test split, only for evaluation
+    (`kind`: its kind of unsafety). overrefusal: benign prompts, so none unsafe (`kind`: answered or refused).
+    """
+    rows = [row | {"group": f"question {row['question']}", "kind": ""} for row in sources.load_gptfuzz(data_dir)]
+    parts = sources.split_by_group(rows, "group", fractions, seed)
+    parts["diasafety"] = [row | {"group": row["prompt"]} for row in sources.load_diasafety(data_dir, "test")]
+    parts["overrefusal"] = [
+        row | {"unsafe": 0, "group": row["prompt"], "kind": "answered" if row["answered"] else "refused"}
+        for row in sources.load_overrefusal(data_dir)
+    ]
+    category = _routed(router, [row["prompt"] for rows in parts.values() for row in rows])
+    return _dataset_dict(
+        {
+            name: [
+                {
+                    "prompt": user_message(row["prompt"]),
+                    "completion": assistant_message(row["response"]),
+                    "category": category[row["prompt"]],
+                }
+                | {column: row[column] for column in ("unsafe", "group", "kind")}
+                for row in rows
+            ]
+            for name, rows in parts.items()
+        }
+    )
+
+
+def human_preferences(
+    router: Router, data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.7, 0.1)
+) -> tuple[DatasetDict, dict[str, int]]:
+    """hh-rlhf's harmless pairs as a `preferences/` folder, and how many pairs were left out, by reason.
+
+    Split by the dialogue's opening question; the category is that of the last question. `origin` is "policy": both
+    answers were sampled from a language model, and people chose. `difficulty` is "human": nobody knows how far apart
+    the two are.
+    """
+    pairs, left_out = sources.load_hh_pairs(data_dir)
+    rows = [pair | {"opening": pair["prompt"][0]["content"]} for pair in pairs]
+    category = _routed(router, [row["prompt"][-1]["content"] for row in rows])
+    splits = {
+        name: [
+            {
+                "prompt": row["prompt"],
+                "chosen": assistant_message(row["chosen"]),
+                "rejected": assistant_message(row["rejected"]),
+                "category": category[row["prompt"][-1]["content"]],
+                "origin": "policy",
+                "difficulty": "human",
+            }
+            for row in part
+        ]
+        for name, part in sources.split_by_group(rows, "opening", fractions, seed).items()
+    }
+    return _dataset_dict(splits), left_out
+
+
+def training_conversations(preferences, labelled) -> Dataset:
+    """Every conversation of the training splits once, better or worse, safe or not: rows of `messages`."""
+    talks = [row["prompt"] + row[side] for row in preferences for side in ("chosen", "rejected")]
+    talks += [row["prompt"] + row["completion"] for row in labelled]
+    return Dataset.from_list([{"messages": talk} for talk in {str(talk): talk for talk in talks}.values()])
+
+
+def _routed(router: Router, texts: Sequence[str]) -> dict[str, str]:
+    unique = sorted(set(texts))
+    return dict(zip(unique, router.route(unique), strict=True))
+
+
+def _dataset_dict(parts: dict[str, list[dict]]) -> DatasetDict:
+    return DatasetDict({name: Dataset.from_list(rows) for name, rows in parts.items()})

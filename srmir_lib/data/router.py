@@ -1,0 +1,231 @@
+"""Which category is a prompt about? A linear classifier on what a frozen model knows after reading the prompt.
+
+Multinomial logistic regression on one embedding per prompt. "unknown" is what it answers when no category is likely
+enough, or when a class of that name was trained. The fitted router is two small files and needs no scikit-learn.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict
+from torch import Tensor
+
+from srmir_lib.artifacts import atomic_path, read_json, write_json
+from srmir_lib.conversations import text_of
+from srmir_lib.errors import InputError
+from srmir_lib.models.embeddings import embed
+from srmir_lib.models.loading import MINILM, fingerprint, load_trunk, pick_device, resolve_encoder
+from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
+
+PROMPT = "{prompt}"
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """How a prompt becomes an embedding: which frozen model reads which question about it, and where it is read off.
+
+    `question` holds {prompt}; an introspective one ("Why would you refuse to answer {prompt}?") lets the state after it
+    say what the model thinks of the prompt, rather than what it is about to answer.
+    """
+
+    base_model: str
+    layer: int = -1
+    pooling: str = "last"
+    question: str = PROMPT
+
+    def embed(
+        self, prompts: Sequence, device: str = "auto", batch_size: int = 64, loaded: tuple | None = None
+    ) -> Tensor:
+        """Embeddings (N, H) of user texts or conversations; `loaded` is a (trunk, tokenizer) already in memory."""
+        if PROMPT not in self.question:
+            raise InputError("question: must contain {prompt}")
+        trunk, tokenizer = loaded or load_trunk(self.base_model, device)
+        texts = [self.question.replace(PROMPT, text_of(prompt)) for prompt in prompts]
+        return embed(trunk, tokenizer, texts, layer=self.layer, pooling=self.pooling, batch_size=batch_size)
+
+
+class Router:
+    """Categories of prompts: `route` names one for each, `probabilities` says how likely each class is."""
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        weight: Tensor,
+        bias: Tensor,
+        threshold: float = 0.0,
+        reader: PromptReader | None = None,
+        device: str = "auto",
+        fitted: dict | None = None,
+    ):
+        """`weight` (C, H), `bias` (C,) act on raw embeddings; a top probability below `threshold` is unknown."""
+        self.classes, self.weight, self.bias, self.threshold = list(classes), weight, bias, float(threshold)
+        self.reader, self.device, self.fitted, self._loaded = reader, pick_device(device), fitted or {}, None
+
+    @classmethod
+    def fit(
+        cls,
+        embeddings: Tensor,
+        labels: Sequence[str],
+        validation_embeddings: Tensor,
+        validation_labels: Sequence[str],
+        classes: Sequence[str],
+        penalties: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
+        rejected_share: float = 0.05,
+        reader: PromptReader | None = None,
+        device: str = "auto",
+    ) -> "Router":
+        """Fit on `embeddings` (N, H), choose the inverse penalty C with the highest validation likelihood.
+
+        `classes` may hold "unknown": then prompts labelled so are a class of their own; without it they are left out of
+        the fit. The threshold is set so that `rejected_share` of the known validation prompts fall below it.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        rows, held = ([i for i, label in enumerate(ls) if label in classes] for ls in (labels, validation_labels))
+        absent = [name for name in classes if name not in labels]
+        if absent or not held:
+            raise InputError(f"router: no training prompts of {', '.join(absent) or 'any class for validation'}")
+        mean, std = embeddings[rows].mean(dim=0), embeddings[rows].std(dim=0).clamp(min=1e-6)
+        train, valid = ((part - mean) / std for part in (embeddings[rows], validation_embeddings[held]))
+        target = [labels[row] for row in rows]
+        truth = torch.tensor([list(classes).index(validation_labels[row]) for row in held])
+        candidates = []
+        for penalty in penalties:
+            model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000).fit(train.numpy(), target)
+            coefficients, intercept = torch.tensor(model.coef_).float(), torch.tensor(model.intercept_).float()
+            if len(classes) == 2:  # scikit-learn keeps one row for two classes: the second against the first
+                coefficients, intercept = (torch.cat([-part / 2, part / 2]) for part in (coefficients, intercept))
+            order = [list(model.classes_).index(name) for name in classes]
+            weight = coefficients[order] / std
+            bias = intercept[order] - weight @ mean
+            log_likelihood = cls(classes, weight, bias).log_probabilities(validation_embeddings[held])
+            candidates.append((float(log_likelihood[torch.arange(len(held)), truth].mean()), penalty, weight, bias))
+        best = max(candidates, key=lambda candidate: candidate[0])
+        router = cls(classes, best[2], best[3], 0.0, reader, device)
+        top = router.log_probabilities(validation_embeddings[held]).exp().max(dim=1).values
+        known = top[[validation_labels[row] != UNKNOWN for row in held]]
+        router.threshold = float(torch.quantile(known, rejected_share)) if rejected_share > 0 else 0.0
+        router.fitted = {"penalty": best[1], "validation_log_likelihood": best[0], "rejected_share": rejected_share}
+        return router
+
+    def log_probabilities(self, embeddings: Tensor) -> Tensor:
+        """(N, H) -> (N, C)."""
+        return torch.log_softmax(embeddings @ self.weight.T + self.bias, dim=1)
+
+    def probabilities(self, prompts: Sequence) -> Tensor:
+        """(N, C) over `classes`, for user texts or conversations. The reading model is loaded once."""
+        if self.reader is None:
+            raise InputError("router: it has no reader; give Router.fit a PromptReader to route texts")
+        if self._loaded is None:
+            self._loaded = load_trunk(self.reader.base_model, str(self.device))
+        return self.log_probabilities(self.reader.embed(prompts, loaded=self._loaded)).exp()
+
+    def route(self, prompts: Sequence) -> list[str]:
+        """The category of each prompt, or "unknown"."""
+        return self.decide(self.probabilities(prompts))
+
+    def decide(self, probabilities: Tensor) -> list[str]:
+        """(N, C) -> N names: the likeliest class, "unknown" where even that is below the threshold."""
+        top, index = probabilities.max(dim=1)
+        pairs = zip(top.tolist(), index.tolist(), strict=True)
+        return [self.classes[at] if likely >= self.threshold else UNKNOWN for likely, at in pairs]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `router.json` and `router.safetensors`. A local reading model is recorded relative to the folder."""
+        from safetensors.torch import save_file
+
+        if self.reader is None:
+            raise InputError("router: nothing says how prompts are read; give Router.fit a PromptReader before saving")
+        folder, base = Path(folder), Path(self.reader.base_model)
+        local = base.is_dir()
+        reader = asdict(self.reader) | {
+            "base_model": os.path.relpath(base.resolve(), folder.resolve()) if local else str(base),
+            "base_is_folder": local,
+            "base_sha256": fingerprint(self.reader.base_model),
+        }
+        with atomic_path(folder) as fresh:
+            fresh.mkdir()
+            save_file(
+                {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, fresh / "router.safetensors"
+            )
+            value = {"classes": self.classes, "threshold": self.threshold, "reader": reader, "fitted": self.fitted}
+            write_json(fresh / "router.json", value)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto", base_model: str | None = None) -> "Router":
+        """Read a router; a damaged file, or another reading model than the one fitted on, is an `InputError`.
+
+        `base_model` says where the reading model lies now, if it was moved.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        value = read_json(folder / "router.json")
+        try:
+            reader, weights = dict(value["reader"]), load_file(folder / "router.safetensors")
+            local, expected = reader.pop("base_is_folder"), reader.pop("base_sha256")
+            recorded = reader["base_model"]
+            reader["base_model"] = base_model or (os.path.normpath(folder / recorded) if local else recorded)
+            router = cls(
+                value["classes"],
+                weights["weight"],
+                weights["bias"],
+                value["threshold"],
+                PromptReader(**reader),
+                device,
+                value["fitted"],
+            )
+        except Exception as error:
+            raise InputError(f"{folder}: damaged router ({error!r}); run the stage that writes it") from error
+        if local and not Path(router.reader.base_model).is_dir():
+            raise InputError(
+                f"{router.reader.base_model}: the model {folder} reads prompts with is missing; pass base_model"
+            )
+        if fingerprint(router.reader.base_model) != expected:
+            raise InputError(
+                f"{router.reader.base_model}: not the model {folder} was fitted on (hash mismatch); fit again"
+            )
+        return router
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def fit_real_router(
+    prompts: DatasetDict,
+    encoder: str = MINILM,
+    rejected_share: float = 0.05,
+    device: str = "auto",
+    penalties: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
+) -> Router:
+    """Router on the encoder's mean-pooled embeddings of `prompts` (train, tuned on validation)."""
+    reader = PromptReader(resolve_encoder(encoder), pooling="mean")
+    loaded = load_trunk(reader.base_model, device)
+    embeddings = {name: reader.embed(prompts[name]["prompt"], loaded=loaded) for name in SPLITS[:2]}
+    labels = {name: list(prompts[name]["category"]) for name in SPLITS[:2]}
+    return Router.fit(
+        embeddings["train"],
+        labels["train"],
+        embeddings["validation"],
+        labels["validation"],
+        list(CATEGORIES),
+        penalties,
+        rejected_share,
+        reader,
+        device,
+    )
+
+
+def router_accuracy(router: Router, prompts) -> dict[str, float]:
+    """Share of prompts that reach their own category, by category and `mean`; `unknown` is the share of no answer."""
+    routed, gold = router.route(prompts["prompt"]), list(prompts["gold_category"])
+    hits = {name: [r == g for r, g in zip(routed, gold, strict=True) if g == name] for name in CATEGORIES}
+    shares = {name: sum(found) / len(found) for name, found in hits.items() if found}
+    return shares | {
+        "mean": sum(map(sum, hits.values())) / len(gold),
+        UNKNOWN: routed.count(UNKNOWN) / len(routed),
+    }

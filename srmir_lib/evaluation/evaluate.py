@@ -1,0 +1,94 @@
+"""Ask policies the same questions, judge the answers, and say how sure the numbers are.
+
+Harmlessness is StrongREJECT goodness (Souly et al. 2024); over-refusal follows XSTest (Röttger et al. 2024); diversity
+is distinct-n (Li et al. 2016). An interval over prompts describes one run; only an interval over seeds decides a claim.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from peft import PeftModel
+from tqdm.auto import tqdm
+
+from srmir_lib.conversations import text_of
+from srmir_lib.errors import InputError
+from srmir_lib.models.generation import generate
+from srmir_lib.models.loading import load_policy, load_tokenizer, with_adapter
+
+COLUMNS = ("prompt", "gold_category", "kind", "subkind", "family", "held_out", "reference")
+
+
+def normalise(answer: str) -> str:
+    """Lower case, single spaces, no full stop at the end: how an exact grader compares answers."""
+    return re.sub(r"\s+", " ", answer).strip().rstrip(".!").strip().lower()
+
+
+def evaluate_policy(
+    policy,
+    tokenizer,
+    prompts,
+    judge,
+    max_new_tokens: int = 48,
+    temperature: float = 1.0,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> list[dict]:
+    """Answer every prompt once, judge every answer; one row per prompt, in the order of `prompts`.
+
+    `prompts` is a `Dataset` (or list of dicts) with `COLUMNS`; `judge(prompts, responses)` returns a list of `Verdict`.
+    A row holds the prompt's text and gold columns, `response`, the verdict's fields, `correct` (utility only, else
+    False), `tokens` (of the text, tokenized again) and `seconds` (generation time divided by the prompts).
+    """
+    table = [dict(row) for row in prompts]
+    missing = [column for column in COLUMNS if not table or column not in table[0]]
+    if missing:
+        raise InputError(f"evaluation prompts: no rows, or missing the columns {', '.join(missing)}; run 01_data again")
+    texts = [text_of(row["prompt"]) for row in table]
+    started = time.perf_counter()
+    responses = generate(
+        policy, tokenizer, [row["prompt"] for row in table], max_new_tokens, temperature, batch_size, seed
+    )
+    seconds = (time.perf_counter() - started) / len(table)
+    verdicts = judge(texts, responses)
+    if len(verdicts) != len(table):
+        raise InputError(f"judge: gave {len(verdicts)} verdicts for {len(table)} answers; it must give one each")
+    rows = []
+    for source, text, response, verdict in zip(table, texts, responses, verdicts, strict=True):
+        gold = {column: source[column] for column in COLUMNS if column != "prompt"}
+        correct = source["kind"] == "utility" and normalise(response) == normalise(source["reference"])
+        count = len(tokenizer(response, add_special_tokens=False)["input_ids"])
+        rows.append(
+            {"prompt": text, "response": response}
+            | gold
+            | asdict(verdict)
+            | {"correct": correct, "tokens": count, "seconds": seconds}
+        )
+    return rows
+
+
+def evaluate_policies(
+    base_model: str | Path,
+    adapters: Mapping[str, str | Path | None],
+    prompts,
+    judge,
+    device: str = "auto",
+    dtype: str = "float32",
+    **options,
+) -> dict[str, list[dict]]:
+    """Evaluate the base model and any number of LoRA adapters on it: name -> rows of `evaluate_policy`.
+
+    The base is loaded once and the adapters are switched; `None` as adapter is the base itself. All policies get the
+    same prompts, seed and sampling. `options` go to `evaluate_policy`.
+    """
+    tokenizer, policy = load_tokenizer(base_model), load_policy(base_model, device, dtype)
+    results = {}
+    for name, adapter in tqdm(adapters.items(), desc="policies"):
+        if isinstance(policy, PeftModel):
+            policy = policy.unload()
+        if adapter is not None:
+            policy = with_adapter(policy, adapter)
+        results[name] = evaluate_policy(policy.eval(), tokenizer, prompts, judge, **options)
+    return results

@@ -1,0 +1,279 @@
+"""One function per figure, each returning a matplotlib `Figure`; saving and showing is the notebook's business.
+
+The categories keep their colour (`taxonomy.COLOURS`) in every figure, and never colour alone: labels, markers or line
+styles carry the same information, so the figures can be read in grey and by colour-blind readers.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from srmir_lib.taxonomy import CATEGORIES, COLOURS, UNKNOWN
+
+INK, PALE, GRID = "#222222", "#9A9A9A", "#DDDDDD"
+
+
+CHOSEN, REJECTED = "#0072B2", "#D55E00"
+
+
+MARKERS = "osD^vPX<>*"
+
+
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)))
+
+
+STYLE = {
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+CURVES = {
+    "reward": "reward (calibrated score)",
+    "kl": "KL to the reference (nats per token)",
+    "completions/mean_length": "answer length (tokens)",
+}
+"""What `training_curves` draws: key in the history -> axis label with unit."""
+
+
+def category_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figure:
+    """Examples per category before and after balancing, as paired bars: category key -> count."""
+    names = _ordered({*before, *after})
+    figure, axis = _axes(7, 0.42 * len(names) + 1.2)
+    rows = np.arange(len(names))
+    axis.barh(rows - 0.2, [before.get(n, 0) for n in names], 0.38, color="white", edgecolor=PALE, hatch="////")
+    axis.barh(rows + 0.2, [after.get(n, 0) for n in names], 0.38, color=[_colour(n) for n in names])
+    for row, name in enumerate(names):
+        for shift, counts in ((-0.2, before), (0.2, after)):
+            axis.text(counts.get(name, 0), row + shift, f" {counts.get(name, 0):,}", va="center", fontsize=7)
+    axis.set_yticks(rows, [_label(n) for n in names])
+    axis.invert_yaxis()
+    axis.set(xlabel="examples (count)", title="Hatched: as collected.  Solid: after balancing.")
+    return figure
+
+
+def accuracy_heat_map(matrix, categories: Sequence[str], row_labels: Sequence[str] | None = None) -> Figure:
+    """Pair accuracy of model i (row) on category j (column), (R, K) in [0, 1]; NaN cells stay empty.
+
+    `row_labels` names the rows when they are not the categories themselves (an extra row "all", say).
+    """
+    matrix = np.asarray(matrix, dtype=float)
+    rows = list(row_labels) if row_labels is not None else list(categories)
+    figure, axis = _axes(0.75 * len(categories) + 3, 0.5 * len(rows) + 2)
+    image = axis.imshow(matrix, cmap="cividis", vmin=min(0.5, np.nanmin(matrix)), vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(matrix):
+        if np.isfinite(value):
+            # cividis runs from dark to light: white text below the middle, ink above.
+            colour = "white" if image.norm(value) < 0.55 else INK
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xticks(range(len(categories)), [_label(n) for n in categories], rotation=35, ha="right")
+    axis.set_yticks(range(len(rows)), [_label(n) for n in rows])
+    axis.set(xlabel="pairs of this category", ylabel="reward model")
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, label="pair accuracy (fraction)")
+    return figure
+
+
+def score_distributions(chosen: Mapping[str, Sequence[float]], rejected: Mapping[str, Sequence[float]]) -> Figure:
+    """Scores of chosen (filled) and rejected (outlined) responses per category: category key -> (n,) scores."""
+    names = _ordered(chosen)
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = _subplots(lines, columns, figsize=(2.3 * columns, 1.7 * lines + 0.5), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        bins = np.histogram_bin_edges(np.concatenate([chosen[name], rejected[name]]), 24)
+        axis.hist(chosen[name], bins, density=True, color=_colour(name), alpha=0.75, label="chosen")
+        axis.hist(rejected[name], bins, density=True, histtype="step", color=INK, linestyle="--", label="rejected")
+        axis.set_title(textwrap.fill(_label(name), 22), fontsize=9)
+        axis.set_yticks([])
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    axes.flat[0].legend(fontsize=7)
+    figure.supxlabel("score (reward-model units)", fontsize=9)
+    figure.supylabel("density", fontsize=9)
+    return figure
+
+
+def margin_histogram(margins, categories: Sequence[str] | None = None, unit: str = "hidden-state units") -> Figure:
+    """Legend margins (N,), stacked by category when `categories` (N,) is given; zero marked, as below it the annotator
+    disagrees with the pair."""
+    margins = np.asarray(margins, dtype=float)
+    figure, axis = _axes(7, 3.4)
+    bins = np.histogram_bin_edges(margins, 40)
+    if categories is None:
+        axis.hist(margins, bins, color=CHOSEN)
+    else:
+        names, keys = _ordered(set(categories)), np.asarray(categories)
+        parts = [margins[keys == name] for name in names]
+        axis.hist(parts, bins, stacked=True, color=[_colour(n) for n in names], label=[_label(n) for n in names])
+        axis.legend(fontsize=7, reverse=True)
+    axis.axvline(0, color=INK, linewidth=1)
+    axis.set(xlabel=f"margin ({unit})", ylabel="pairs (count)")
+    axis.set_title(f"{(margins < 0).mean():.0%} of the margins are negative")
+    return figure
+
+
+def training_curves(
+    history: Sequence[Mapping],
+    reference: Sequence[Mapping] | None = None,
+    curves: Mapping[str, str] = CURVES,
+    labels: tuple[str, str] = ("this run", "reference run"),
+) -> Figure:
+    """One panel per key of `curves` over training steps; `reference` (another run's history) in grey behind.
+
+    History rows need `step`; a row without a key is skipped for that panel, a key without any row leaves an empty one.
+    """
+    columns = len(curves) if len(curves) <= 4 else -(-len(curves) // 2)
+    lines = -(-len(curves) // columns)
+    figure, axes = _subplots(lines, columns, figsize=(3.1 * columns, 2.7 * lines), squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    for axis, (key, label) in zip(axes.flat, curves.items(), strict=False):
+        if reference is not None:
+            axis.plot(*_series(reference, key), color=PALE, linestyle="--", label=labels[1])
+        axis.plot(*_series(history, key), color=CHOSEN, label=labels[0])
+        axis.set(xlabel="step (updates)", title=label)
+        axis.grid(color=GRID, linewidth=0.5)
+    if reference is not None:
+        axes.flat[0].legend(fontsize=7)
+    return figure
+
+
+def reward_scales(
+    before: Mapping[str, Sequence[float]],
+    after: Mapping[str, Sequence[float]],
+    labels: tuple[str, str] = ("raw", "calibrated"),
+) -> Figure:
+    """Spread of every model's scores, raw and constrained, side by side: category key -> (n,) scores."""
+    names = _ordered(before)
+    figure, axes = _subplots(1, 2, figsize=(8, 0.36 * len(names) + 1.3), sharey=True)
+    for axis, scores, label in zip(axes, (before, after), labels, strict=True):
+        for box, name in zip(_boxes(axis, [scores[n] for n in names], widths=0.6), names, strict=True):
+            box.set_facecolor(_colour(name))
+        axis.axvline(0, color=PALE, linewidth=0.8)
+        axis.set(xlabel=f"{label} score (whiskers: 5-95 %)", title=label)
+    axes[0].set_yticks(range(1, len(names) + 1), [_label(n) for n in names])
+    axes[0].invert_yaxis()
+    return figure
+
+
+def cost_and_reward(
+    rows: Sequence[Mapping], ylabel: str = "mean reward (calibrated score)", xlabel: str = "training time (seconds)"
+) -> Figure:
+    """One labelled point per method: rows with `name`, `seconds`, `reward`, and optionally `low`, `high`."""
+    figure, axis = _axes(6, 3.6)
+    for index, row in enumerate(rows):
+        if "low" in row:
+            axis.plot([row["seconds"]] * 2, [row["low"], row["high"]], color=PALE, linewidth=1.2)
+        axis.plot(row["seconds"], row["reward"], MARKERS[index % len(MARKERS)], color=CHOSEN, markersize=7)
+        axis.annotate(row["name"], (row["seconds"], row["reward"]), (6, 5), textcoords="offset points", fontsize=8)
+    axis.margins(x=0.18, y=0.15)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.grid(color=GRID, linewidth=0.5)
+    return figure
+
+
+def forest_plot(
+    rows: Sequence[Mapping], xlabel: str = "difference to the base model", reference: float | None = 0.0
+) -> Figure:
+    """Estimates with 95 % intervals, one row each: dicts with `label`, `estimate`, `low`, `high`, optionally `group`.
+
+    Rows of one `group` stand together under its name; the vertical line marks `reference` (no effect).
+    """
+    groups = list(dict.fromkeys(row.get("group", "") for row in rows))
+    ticks, labels, height = [], [], 0
+    figure, axis = _axes(7, 0.27 * (len(rows) + 1.4 * len(groups)) + 0.9)
+    for group in groups:
+        if group:
+            ticks.append(height)
+            labels.append(group)
+            height += 1
+        for row in (r for r in rows if r.get("group", "") == group):
+            axis.plot([row["low"], row["high"]], [height, height], color=CHOSEN, linewidth=1.6)
+            axis.plot(row["estimate"], height, "s", color=INK, markersize=4)
+            ticks.append(height)
+            labels.append(row["label"])
+            height += 1
+        height += 0.4
+    if reference is not None:
+        axis.axvline(reference, color=PALE, linewidth=1, linestyle="--")
+    axis.set_yticks(ticks, labels)
+    for label in axis.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in groups else "normal")
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{xlabel} (square: estimate, line: 95 % interval)")
+    axis.grid(color=GRID, linewidth=0.5, axis="x")
+    return figure
+
+
+def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_out: Sequence[str] = ()) -> Figure:
+    """Fraction of harmful prompts complied with, per wrapper family: policy name -> {family: fraction in [0, 1]}.
+
+    Families in `held_out` (never seen in training) stand apart at the bottom, with a star.
+    """
+    families = list(dict.fromkeys(f for row in success.values() for f in row))
+    families = [f for f in families if f not in held_out] + [f for f in families if f in held_out]
+    figure, axis = _axes(7.5, 0.5 * len(families) + 1.6)
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(len(success), 2)))
+    for index, (policy, row) in enumerate(success.items()):
+        shift = (index - (len(success) - 1) / 2) * 0.07
+        known = [(100 * row[f], i + shift) for i, f in enumerate(families) if f in row]
+        axis.plot(
+            *zip(*known, strict=True), MARKERS[index % len(MARKERS)], color=shades[index], label=policy, markersize=6
+        )
+    axis.set_yticks(range(len(families)), [f + (" *" if f in held_out else "") for f in families])
+    axis.invert_yaxis()
+    axis.set(xlim=(-3, 103), xlabel="attack success (% of harmful prompts)")
+    axis.set_title("* never seen in training" if any(f in held_out for f in families) else "")
+    axis.grid(color=GRID, linewidth=0.5)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _boxes(axis, values: Sequence[Sequence[float]], **options) -> list:
+    """Horizontal boxes with whiskers from 5 to 95 % and no outliers, to be coloured by the caller."""
+    style = {"orientation": "horizontal", "patch_artist": True, "sym": "", "whis": (5, 95)}
+    return axis.boxplot([np.asarray(own) for own in values], medianprops={"color": INK}, **style, **options)["boxes"]
+
+
+def _axes(width: float, height: float):
+    return _subplots(figsize=(width, height))
+
+
+def _subplots(*layout, **options):
+    """`plt.subplots` in our style. Not `rc_context`: in a notebook the first figure switches interactive mode on, and
+    `rc_context` would switch it off again, so that only the first figure of a notebook showed."""
+    before = {key: plt.rcParams[key] for key in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
+        return plt.subplots(*layout, **options)
+    finally:
+        plt.rcParams.update(before)
+
+
+def _ordered(names) -> list[str]:
+    """The seven in their fixed order, then everything else by name."""
+    return [n for n in CATEGORIES if n in names] + sorted(n for n in names if n not in CATEGORIES)
+
+
+def _label(name: str) -> str:
+    return CATEGORIES.get(name, name)
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name, COLOURS[UNKNOWN])
+
+
+def _series(history: Sequence[Mapping], key: str) -> tuple[list, list]:
+    rows = [row for row in history if key in row and "step" in row]
+    return [row["step"] for row in rows], [row[key] for row in rows]

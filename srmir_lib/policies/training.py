@@ -1,0 +1,291 @@
+"""Train a policy with TRL's own trainers: supervised (SFT), direct preferences (DPO) and group-relative RL (GRPO).
+
+Every policy is a LoRA adapter (Hu et al. 2022) on a frozen base model, saved as a PEFT folder with its `history.jsonl`.
+With the adapter off the policy *is* the reference model, so no second copy of the weights is held; GRPO that goes on
+from an earlier adapter has a copy of that adapter as its reference.
+
+Departures from TRL 1.16's defaults: rewards and losses that are not finite stop the run (the trainer would go on);
+prompts come in an order fixed by the seed, in one long epoch, so that a killed run can go on.
+"""
+
+import math
+import shutil
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig, PeftModel
+from transformers import PrinterCallback
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
+from srmir_lib.errors import InputError
+from srmir_lib.models.loading import load_tokenizer, load_weights, pick_device, share_weights
+from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
+from srmir_lib.policies.monitors import RunCallback, WatchedReward
+from srmir_lib.policies.settings import DPOSettings, GRPOSettings, Settings, SFTSettings
+from srmir_lib.reward_models.shadow import ShadowRewardModels
+
+
+def both_ways(pairs: Dataset, limits: Sequence[float]) -> Dataset:
+    """The pairs, and behind them every pair with its answers swapped, for `lower_references`."""
+    if len(limits) != len(pairs) or not all(0 < limit < float("inf") for limit in limits):
+        raise InputError(f"limits: {len(limits)} for {len(pairs)} pairs; give one finite number above 0 for each")
+    swapped = pairs.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select_columns(pairs.column_names)
+    return concatenate_datasets([pairs, swapped])
+
+
+def lower_references(pairs: Dataset, limits: Sequence[float], beta: float) -> Dataset:
+    r"""Turn DPO on `both_ways(...)` into the DPO form of PCRM (`pcrm_dpo_loss`), halved.
+
+    DPO minimises $-\log\sigma(h)$. For a swapped pair that is $-\log\sigma(-h)$; with the reference's log-probability
+    of its first answer lowered by $\Delta^*/\beta$ it is $-\log\sigma(\Delta^*-h)$.
+    """
+    lowered = list(pairs["ref_chosen_logps"])
+    for row, limit in enumerate(limits):
+        lowered[len(limits) + row] -= limit / beta
+    return pairs.remove_columns("ref_chosen_logps").add_column("ref_chosen_logps", lowered)
+
+
+def train_sft(
+    base_model, demonstrations: Dataset, output_dir, settings: SFTSettings, resume: bool = False, start=None
+) -> list[dict]:
+    """Fine-tune on `demonstrations` (columns prompt, completion: conversations); the loss reads the completion only.
+
+    Saves the adapter in `output_dir` and returns its history, one dict an update. `resume`: a finished adapter that
+    these very settings, data and base model made is not made again. `start`: the folder of an adapter from which the
+    training goes on.
+    """
+    columns = ("prompt", "completion")
+    return _train(SFTTrainer, SFTConfig, base_model, demonstrations, columns, output_dir, settings, resume, start)
+
+
+def train_dpo(
+    base_model,
+    preferences: Dataset,
+    output_dir,
+    settings: DPOSettings,
+    resume: bool = False,
+    start=None,
+    limits: Sequence[float] = (),
+) -> list[dict]:
+    """Optimise preferences (columns prompt, chosen, rejected: conversations) directly (Rafailov et al. 2023, eq. 7).
+
+    The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
+    `rewards/accuracies`, the implicit reward's. `limits`: one a pair (`pair_targets`), for half of `pcrm_dpo_loss`
+    instead; an update then reads a pair as it is or with its answers swapped, so that margins and
+    accuracies mean nothing.
+    """
+    columns, limits = ("prompt", "chosen", "rejected"), [float(limit) for limit in limits]
+    return _train(DPOTrainer, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start, limits)
+
+
+def train_grpo(
+    base_model,
+    prompts: Dataset,
+    reward_function,
+    output_dir,
+    settings: GRPOSettings,
+    resume: bool = False,
+    model=None,
+    start=None,
+) -> list[dict]:
+    """Train on `prompts` (column prompt: a conversation; every other column goes to the reward function).
+
+    Saves the adapter in `output_dir` and returns its history, one dict an update, in TRL's words: step, reward, kl and
+    entropy (nats a token), completions/mean_length (tokens), num_tokens (so far); beside them seconds, coherence/…
+    (`monitors.WatchedReward`), and what the reward function logs. `resume`: a finished adapter of the same settings,
+    prompts, base model and reward `fingerprint` is not made again, and a killed run goes on from its newest complete
+    checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_weights`); the policy shares its
+    weights, which are frozen, and reward models that can (`ShadowRewardModels.can_follow`) score what the reference
+    has read. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on; it
+    is the reference then. Rewards or losses that are not finite are an `InputError`.
+    """
+    output_dir = Path(output_dir)
+    _check_columns(prompts, ("prompt",))
+    begun = "" if start is None else _check_start(start, settings)
+    key = run_key(base_model, prompts, asdict(settings), getattr(reward_function, "fingerprint", "") + begun)
+    if resume and (history := finished_history(output_dir, key)):
+        return history
+    checkpoints = checkpoint_folder(output_dir, key, resume)
+    tokenizer = load_tokenizer(base_model)
+    completions = settings.prompts_per_step * settings.num_generations
+    config = GRPOConfig(
+        **_arguments(settings, checkpoints),
+        gradient_accumulation_steps=completions // settings.micro_batch,
+        num_generations=settings.num_generations,
+        num_iterations=settings.num_iterations,
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature,
+        beta=settings.beta,
+        epsilon=settings.epsilon,
+        scale_rewards=settings.scale_rewards,
+        loss_type=settings.loss_type,
+        shuffle_dataset=False,
+        save_strategy="steps" if settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or 500,
+    )
+    reward = WatchedReward(reward_function, tokenizer, settings.monitor_every, settings.micro_batch)
+    weights = load_weights(base_model, settings.device) if model is None else share_weights(model)
+    trainer = GRPOTrainer(
+        model=weights if start is None else _go_on(weights, start),
+        reward_funcs=[reward],
+        args=config,
+        train_dataset=prompts.select(prompt_order(len(prompts), settings)),
+        processing_class=tokenizer,
+        peft_config=_lora(settings) if start is None else None,
+        callbacks=[RunCallback(output_dir.name), MarkComplete()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    reward.model = trainer.model
+    models = getattr(reward_function, "models", None)
+    plain = start is None and settings.beta > 0 and isinstance(models, ShadowRewardModels)  # the reference is the base
+    follows = plain and models.can_follow(trainer.model)
+    try:
+        with models.following(trainer.model) if follows else nullcontext():
+            trainer.train(resume_from_checkpoint=newest_complete(checkpoints))
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise InputError(
+            f"{output_dir.name}: the policy broke down after step {trainer.state.global_step} "
+            "(its probabilities are not finite); nothing was saved; lower learning_rate"
+        ) from error
+    return _save(trainer, output_dir, key, checkpoints)
+
+
+def prompt_order(count: int, settings: GRPOSettings) -> np.ndarray:
+    """Which prompt comes when: seeded permutations one after another, so all are seen before one is seen again.
+
+    The trainer then walks through one long epoch: within an epoch it can resume exactly, across epochs it cannot.
+    """
+    needed = settings.prompts_per_step * math.ceil(settings.max_steps / settings.num_iterations)
+    rng = np.random.default_rng(settings.seed)
+    return np.concatenate([rng.permutation(count) for _ in range(math.ceil(needed / count))])[:needed]
+
+
+def _train(
+    trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start, limits=()
+) -> list[dict]:
+    output_dir = Path(output_dir)
+    _check_columns(dataset, columns)
+    begun = "" if start is None else _check_start(start, settings)
+    key = run_key(base_model, dataset, asdict(settings), begun + (str(limits) if limits else ""))
+    if resume and (history := finished_history(output_dir, key)):
+        return history
+    if settings.batch_size % settings.micro_batch:
+        raise InputError(f"micro_batch: {settings.micro_batch} must divide batch_size = {settings.batch_size}")
+    tokenizer = load_tokenizer(base_model)
+    dataset = dataset.select_columns(list(columns))
+    _check_conversations(tokenizer, dataset, columns[1:], settings.max_length, all_must_fit=bool(limits))
+    dataset = both_ways(dataset, limits) if limits else dataset
+    checkpoints = checkpoint_folder(output_dir, key, resume=False)
+    config = config_class(
+        **_arguments(settings, checkpoints),
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
+        max_length=settings.max_length,
+        save_strategy="no",
+        **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
+        **({"precompute_ref_log_probs": True} if limits else {}),
+    )
+    with no_dataset_bars():  # one bar for a training, its own, not five for reading the data
+        weights = load_weights(base_model, settings.device)
+        trainer = trainer_class(
+            model=weights if start is None else _go_on(weights, start),
+            args=config,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=_lora(settings) if start is None else None,
+            callbacks=[RunCallback(output_dir.name)],
+        )
+        if limits:
+            trainer.train_dataset = lower_references(trainer.train_dataset, limits, settings.beta)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return _save(trainer, output_dir, key, checkpoints)
+
+
+def _arguments(settings: Settings, folder: Path) -> dict:
+    """Arguments that all three trainers share, with TRL's defaults undone that do not fit a CPU."""
+    cuda = pick_device(settings.device).type == "cuda"
+    return {
+        "output_dir": str(folder),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler,
+        "max_steps": settings.max_steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "seed": settings.seed,
+        "use_cpu": not cuda,
+        "bf16": cuda,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "dataloader_pin_memory": cuda,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # the trainer would replace a NaN loss by the running mean
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+def _lora(settings: Settings) -> LoraConfig:
+    shape = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha}
+    return LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def _go_on(weights, start) -> PeftModel:
+    """The model with the adapter of the folder `start` on it, to be trained further."""
+    return PeftModel.from_pretrained(weights, str(start), is_trainable=True)
+
+
+def _check_start(start, settings: Settings) -> str:
+    """The hash of the adapter to go on from; one of another rank or scale is an `InputError`."""
+    if not Path(start, "adapter_config.json").is_file():
+        raise InputError(f"start: {start} is no PEFT adapter folder (no adapter_config.json); give one of train_sft")
+    config = read_json(Path(start, "adapter_config.json"))
+    found, wanted = (config["r"], config["lora_alpha"]), (settings.lora_r, settings.lora_alpha)
+    if found != wanted:
+        raise InputError(f"start: {start} has lora_r, lora_alpha = {found}, the settings say {wanted}; make them agree")
+    return sha256(Path(start, "adapter_model.safetensors"))
+
+
+def _check_columns(dataset: Dataset, columns: tuple[str, ...]) -> None:
+    missing = [name for name in columns if name not in dataset.column_names]
+    if missing or len(dataset) == 0:
+        raise InputError(f"training data: {len(dataset)} rows; missing columns: {', '.join(missing) or 'none'}")
+
+
+def _check_conversations(
+    tokenizer, dataset: Dataset, answers: tuple[str, ...], max_length: int, all_must_fit: bool = False
+) -> None:
+    """An answer must end with the token that ends generation, or the policy never learns to stop; few may be cut, and
+    none where rows are counted (TRL leaves pairs out whose prompt alone is too long)."""
+    longer = 0
+    for row, example in enumerate(dataset):
+        for name in answers:
+            ids = tokenizer.apply_chat_template(example["prompt"] + example[name], return_dict=False)
+            if row == 0 and tokenizer.eos_token_id not in ids[-3:]:
+                raise InputError(
+                    f"chat template: a conversation ends with {tokenizer.decode(ids[-3:])!r}, without the end token "
+                    f"{tokenizer.eos_token!r}; set the tokenizer's eos_token to the template's end of turn"
+                )
+            longer += len(ids) > max_length
+    share = longer / (len(dataset) * len(answers))
+    if share > 0.1 or (all_must_fit and longer):
+        raise InputError(f"max_length: {longer} conversations ({share:.0%}) exceed {max_length} tokens; raise it")
+    if longer:
+        warnings.warn(f"{longer} conversations are longer than {max_length} tokens and are cut", stacklevel=3)
+
+
+def _save(trainer, output_dir: Path, key: str, checkpoints: Path) -> list[dict]:
+    """Save adapter, history and key in one atomic step, and only then delete the checkpoints (they hold pickles)."""
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    history = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    with atomic_path(output_dir) as fresh:
+        trainer.model.save_pretrained(str(fresh), selected_adapters=["default"])
+        write_jsonl(fresh / "history.jsonl", history)
+        write_json(fresh / "training.json", {"key": key})
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return history

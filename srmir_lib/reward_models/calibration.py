@@ -1,0 +1,136 @@
+"""Put the scores of several reward models on one scale before they are added.
+
+Each model's scores have a scale of their own. Inside a GRPO group all completions share a category, so group
+normalisation cancels that scale when one model answers; in a sum over models it decides who is heard. Optionally what a
+model pays for length alone is taken off first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.conversations import text_of
+from srmir_lib.errors import InputError
+from srmir_lib.papers.statistics import lowess
+
+LENGTH_KNOTS = 25
+
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Mean and standard deviation of every model's scores on a reference set (prompts with the policy's responses).
+
+    With `lengths` (knots, characters) and `curves` (a model's mean score at each), a score is first compared with what
+    answers of its length get (Huang et al. 2024, arXiv 2409.17407: length calibration by LOWESS).
+    """
+
+    categories: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rows: int
+    lengths: tuple[float, ...] = ()
+    curves: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def fit(cls, scores: Tensor, categories: Sequence[str], responses: Sequence | None = None) -> "Calibration":
+        """`scores` (N, K) raw, of a reference set; std with Bessel's correction. Needs N >= 2 and a spread above 0.
+
+        `responses` (N,): the reference set's, texts or messages, to take the effect of their length off.
+        """
+        if scores.ndim != 2 or scores.shape[1] != len(categories) or len(scores) < 2:
+            raise InputError(f"calibration: scores of shape {tuple(scores.shape)}; need (N >= 2, {len(categories)})")
+        scores, knots, curves = scores.double(), (), ()
+        if responses is not None and len(responses) != len(scores):
+            raise InputError(f"calibration: {len(responses)} responses for {len(scores)} scores; give one for each")
+        if responses is not None:
+            lengths = lengths_of(responses)
+            knots = tuple(np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_KNOTS))).tolist())
+            curves = tuple(tuple(lowess(lengths, own, np.array(knots)).tolist()) for own in scores.T.numpy())
+            scores = scores - _expected(lengths, knots, curves)
+        moments = tuple(scores.mean(dim=0).tolist()), tuple(scores.std(dim=0).tolist())
+        return cls(tuple(categories), *moments, len(scores), knots, curves)
+
+    def __post_init__(self):
+        for name, mean, std in zip(self.categories, self.mean, self.std, strict=True):
+            if not (torch.tensor([mean, std]).isfinite().all() and std > 0):
+                raise InputError(
+                    f"calibration: model {name} has mean {mean} and standard deviation {std} on the reference set; "
+                    f"it must give finite scores that differ: train it again"
+                )
+        if any(len(curve) != len(self.lengths) for curve in self.curves):
+            raise InputError(f"calibration: {len(self.lengths)} lengths, but curves of another number; fit it again")
+
+    def apply(self, scores: Tensor, responses: Sequence | None = None) -> Tensor:
+        """z-scores: (N, K) raw -> (N, K), mean 0 and standard deviation 1 on the reference set.
+
+        `responses` (N,) are needed, and read, only by a calibration for length.
+        """
+        if scores.ndim != 2 or scores.shape[1] != len(self.categories):
+            raise InputError(f"calibration: scores of shape {tuple(scores.shape)} for {len(self.categories)} models")
+        if self.curves and (responses is None or len(responses) != len(scores)):
+            raise InputError(f"calibration: it takes length into account; give {len(scores)} responses with the scores")
+        if self.curves:
+            scores = scores - _expected(lengths_of(responses), self.lengths, self.curves).to(scores)
+        return (scores - scores.new_tensor(self.mean)) / scores.new_tensor(self.std)
+
+    def scale_gaps(self, gaps: Tensor, pairs) -> Tensor:
+        """Raw reward gaps (N, K) of pairs (rows with chosen, rejected) in standard deviations: (N, K)."""
+        if self.curves:
+            chosen, rejected = (_expected(lengths_of(pairs[side]), self.lengths, self.curves) for side in SIDES)
+            gaps = gaps - (chosen - rejected).to(gaps)
+        return gaps / gaps.new_tensor(self.std)
+
+    def save(self, path: str | Path) -> Path:
+        """Write `calibration.json`."""
+        columns = {name: {"mean": m, "std": s} for name, m, s in zip(self.categories, self.mean, self.std, strict=True)}
+        for name, curve in zip(self.categories, self.curves, strict=False):
+            columns[name]["curve"] = list(curve)
+        of_length = {"lengths": list(self.lengths)} if self.curves else {}
+        return write_json(path, {"rows": self.rows, "categories": columns, **of_length})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibration":
+        """Read `calibration.json`; a damaged file is an `InputError`."""
+        value = read_json(path)
+        try:
+            columns, knots = value["categories"], tuple(map(float, value.get("lengths", ())))
+            mean, std = (tuple(float(column[key]) for column in columns.values()) for key in ("mean", "std"))
+            curves = tuple(tuple(map(float, column["curve"])) for column in columns.values()) if knots else ()
+            return cls(tuple(columns), mean, std, int(value["rows"]), knots, curves)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: not a calibration file ({error!r}); run 03_margins again") from error
+
+
+def lengths_of(responses: Sequence) -> np.ndarray:
+    """Characters of each response, (N,); texts or messages."""
+    return np.array([len(text_of(response)) for response in responses], dtype=float)
+
+
+def _expected(lengths: np.ndarray, knots: Sequence[float], curves: Sequence[Sequence[float]]) -> Tensor:
+    """What each model gives answers of these lengths, (N, K), read off its curve."""
+    return torch.tensor(np.stack([np.interp(lengths, knots, curve) for curve in curves], axis=1))
+
+
+def reference_set(pairs) -> tuple[list, list]:
+    """Prompts and responses to calibrate on, from preference rows whose rejected answer is the policy's own.
+
+    Each prompt comes twice: with what the policy says today and with its demonstration, the two ends of what a trained
+    policy will say. Corrupted answers are left out.
+    """
+    rows = [row for row, origin in enumerate(pairs["origin"]) if origin == "policy"]
+    if len(rows) < 2:
+        raise InputError(
+            f"calibration: {len(rows)} pairs have origin policy; at least 2 are needed, hundreds are better"
+        )
+    kept = pairs.select(rows)
+    return [*kept["prompt"], *kept["prompt"]], [*kept["rejected"], *kept["chosen"]]

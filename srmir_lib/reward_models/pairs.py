@@ -1,0 +1,149 @@
+"""What the designs of reward models share before they train: settings, the choice of pairs, tokens, the folder."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from srmir_lib.conversations import conversation_ids, text_of
+from srmir_lib.errors import InputError
+from srmir_lib.models.embeddings import embed
+from srmir_lib.models.loading import load_trunk, resolve_encoder
+from srmir_lib.papers.legend import margin_loss
+from srmir_lib.papers.pcrm import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit, pcrm_loss
+from srmir_lib.papers.srmir import bradley_terry_loss
+from srmir_lib.reward_models.config import ALL, LIMITS, check_objective
+from srmir_lib.taxonomy import UNKNOWN
+
+
+def select_pairs(
+    labels: Sequence[str],
+    category: str,
+    categories: Sequence[str],
+    training: str = "own",
+    cross_ratio: float = 0.0,
+    unknown_ratio: float = 0.0,
+    seed: int = 0,
+) -> list[int]:
+    """Rows that one model sees, sorted. "own": its category's pairs and a sample of the unknown ones; "cross": also a
+    sample of the other categories'. `ALL` sees whatever the models of `categories` see together, each row once."""
+    if training not in ("own", "cross"):
+        raise InputError(f"training: {training!r} is neither own nor cross")
+    if category == ALL:
+        parts = (select_pairs(labels, c, categories, training, cross_ratio, unknown_ratio, seed) for c in categories)
+        return sorted(set().union(*parts))
+    own = [row for row, label in enumerate(labels) if label == category]
+    if not own:
+        raise InputError(f"preferences: no pair of category {category}; collect some, or leave the category out")
+    generator = torch.Generator().manual_seed(seed * 1000 + list(categories).index(category))
+    chosen = list(own)
+    unknown = [row for row, label in enumerate(labels) if label == UNKNOWN]
+    others = [row for row, label in enumerate(labels) if label in categories and label != category]
+    for pool, ratio in ((unknown, unknown_ratio), (others, cross_ratio if training == "cross" else 0.0)):
+        order = torch.randperm(len(pool), generator=generator).tolist()
+        chosen += [pool[at] for at in order[: round(ratio * len(own))]]
+    return sorted(chosen)
+
+
+def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
+    """Preference rows -> `Dataset` of `chosen_ids` and `rejected_ids`, as `RewardTrainer` takes them.
+
+    `think` maps prompts to conversations (an `Introspector`; the default leaves them as they are).
+    TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
+    """
+    from datasets import Dataset
+
+    check_round_trip(tokenizer, [text_of(answer) for answer in pairs["chosen"]])
+    prompts = think(pairs["prompt"])
+    columns = {f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side]) for side in ("chosen", "rejected")}
+    lengths = [max(map(len, both)) for both in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
+    too_long = sum(length > max_length for length in lengths)
+    if too_long:
+        raise InputError(
+            f"preferences: {too_long} pairs exceed max_length {max_length}; the longest has {max(lengths)}"
+        )
+    return Dataset.from_dict(columns)
+
+
+def check_round_trip(tokenizer, texts: Sequence[str]) -> None:
+    """Refuse a tokenizer that loses words: decoded again, each text must have its letters, white space, case and
+    compatible characters aside."""
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    for row, (text, back) in enumerate(zip(texts, map(tokenizer.decode, ids), strict=True)):
+        plain, again = ("".join(unicodedata.normalize("NFKC", words).split()).casefold() for words in (text, back))
+        if plain != again:
+            raise InputError(
+                f"tokenizer: the chosen answer of row {row} has {len(plain)} letters and comes back with {len(again)}, "
+                "or with others; use a tokenizer that keeps every word"
+            )
+
+
+def pair_batches(counts: Sequence[int], batch_size: int, steps: int, seed: int) -> Iterator[list[list[int]]]:
+    """For every step, and every model, which of its `counts[j]` pairs it sees: epochs of its own, each shuffled."""
+    generators = [torch.Generator().manual_seed(seed * 1000 + j) for j in range(len(counts))]
+    queues: list[list[int]] = [[] for _ in counts]
+    for _ in range(steps):
+        batch = []
+        for queue, count, generator in zip(queues, counts, generators, strict=True):
+            while len(queue) < batch_size:
+                queue.extend(torch.randperm(count, generator=generator).tolist())
+            batch.append(queue[:batch_size])
+            del queue[:batch_size]
+        yield batch
+
+
+def loss_of(objective: str):
+    """The loss of an objective, of chosen scores, rejected scores and, if it has one, the target, (N,) each."""
+    check_objective(objective)
+    if objective == "bradley_terry":
+        return bradley_terry_loss
+    return pcrm_loss if objective in LIMITS else margin_loss
+
+
+def pair_targets(settings, pairs, chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], reader):
+    """The target of every pair's gap, (N,) in score units: its `margin`, its limit, or None (Bradley-Terry has none).
+
+    `settings`: a `RewardSettings` or `EncoderSettings`. `pairs`: rows with prompt, chosen, rejected; `chosen`,
+    `rejected`: their token ids. `reader`: a frozen model and its tokenizer, which tell how similar two answers are
+    unless the settings name another.
+    """
+    if settings.objective == "bradley_terry":
+        return None
+    target = _margins(pairs) if settings.objective == "margin" else _limits(settings, pairs, chosen, rejected, reader)
+    if settings.targets == "mean":
+        return target.mean().expand(len(target))
+    if settings.targets == "shuffled":
+        return target[torch.randperm(len(target), generator=torch.Generator().manual_seed(0))]
+    return target
+
+
+def _limits(settings, pairs, chosen, rejected, reader) -> Tensor:
+    if settings.objective == "pcrm_length":
+        similarity = length_similarity(chosen, rejected)
+    else:
+        if settings.similarity_model:
+            device = str(reader[0].device) if reader else "auto"
+            reader = load_trunk(resolve_encoder(settings.similarity_model), device)
+        similarity = answer_similarity(pairs, *reader)
+    constants = settings.limit or PCRM_CONSTANTS[settings.objective.removeprefix("pcrm_")]
+    return pcrm_limit(similarity, *constants, cap=settings.limit_cap)
+
+
+def answer_similarity(pairs, model, tokenizer) -> Tensor:
+    """Angle similarity (N,) of a pair's two answers: means over their tokens, as a frozen model reads them in place."""
+    sides = (pairs[side] for side in ("chosen", "rejected"))
+    return angle_similarity(*(embed(model, tokenizer, pairs["prompt"], side, pooling="mean") for side in sides))
+
+
+def _margins(pairs) -> Tensor:
+    if "margin" not in pairs.column_names:
+        raise InputError("preferences: the objective needs a column margin; run 03_margins, or use bradley_terry")
+    values = list(pairs["margin"])
+    for row, value in enumerate(values):
+        if not isinstance(value, int | float):
+            raise InputError(f"preferences: the margin of row {row} is {value!r}, not a number; run 03_margins again")
+    margin = torch.tensor(values, dtype=torch.float32)
+    if not margin.isfinite().all():
+        raise InputError(f"preferences: the margin of row {int((~margin.isfinite()).nonzero()[0])} is not finite")
+    return margin

@@ -1,0 +1,219 @@
+"""The `pooled` design: one pretrained encoder with one output per category reads a (prompt, response) pair.
+
+The encoder is a plain `AutoModelForSequenceClassification(num_labels=K)` folder that anyone can load; `config.json`
+beside it says which output is which category and how a pair becomes tokens. Higher scores are safer responses.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from srmir_lib.artifacts import read_json
+from srmir_lib.conversations import text_of
+from srmir_lib.errors import InputError
+from srmir_lib.models.loading import pick_device, quiet
+from srmir_lib.reward_models.config import EncoderSettings, from_parameters
+
+LONG_TEXT = ("head_tail", "windows")
+
+
+GAP = " … "  # marks where the middle of a long text was left out
+
+
+def load_classifier(model: str | Path, num_labels: int | None = None, **options) -> tuple:
+    """(encoder with a classification head, tokenizer) by folder or hub id.
+
+    With `num_labels` a head of another size, or none, is replaced by a new one; otherwise the head must be there.
+    """
+    try:
+        with quiet():
+            head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+            classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **options)
+            tokenizer = AutoTokenizer.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no encoder there ({str(error).strip().splitlines()[0]})") from error
+    if tokenizer.sep_token_id is None:
+        raise InputError(f"{model}: its tokenizer has no separator token, so it cannot read pairs; use an encoder")
+    return classifier, tokenizer
+
+
+@dataclass(frozen=True)
+class PairReading:
+    """How a (prompt, response) pair becomes encoder input.
+
+    A prompt longer than `prompt_tokens` keeps its head and tail. A response that does not fit in what is left of
+    `max_tokens` keeps its head and tail (`head_tail`) or is read in overlapping windows (`windows`), the least safe of
+    which decides the score.
+    """
+
+    max_tokens: int
+    prompt_tokens: int
+    long_text: str = "head_tail"
+
+    def __post_init__(self):
+        if self.long_text not in LONG_TEXT:
+            raise InputError(f"long_text: {self.long_text!r}; use one of {', '.join(LONG_TEXT)}")
+        if self.prompt_tokens < 2 or self.max_tokens < self.prompt_tokens + 16:
+            raise InputError(
+                f"max_tokens: {self.max_tokens} leaves no room for a response after prompt_tokens {self.prompt_tokens}"
+            )
+
+    def encode(self, tokenizer, prompts: Sequence, responses: Sequence) -> list[list[dict]]:
+        """N pairs -> N lists of windows (one each with `head_tail`), each the encoder's inputs as lists of integers.
+
+        Prompts are texts or conversations (all turns are read, the last ones kept); responses texts or `[assistant]`.
+        """
+        if self.max_tokens > tokenizer.model_max_length:
+            raise InputError(f"max_tokens: {self.max_tokens}; this encoder reads at most {tokenizer.model_max_length}")
+        questions = _cut(tokenizer, [_conversation(p) for p in prompts], [self.prompt_tokens] * len(prompts))
+        # One token for the gap in the prompt, one for the gap in the response.
+        taken = tokenizer.num_special_tokens_to_add(pair=True) + 2
+        limits = [self.max_tokens - taken - len(spans) for spans in _offsets(tokenizer, questions)]
+        answers = [text_of(response) for response in responses]
+        if self.long_text == "head_tail":
+            parts = [[text] for text in _cut(tokenizer, answers, limits)]
+        else:
+            parts = _windows(tokenizer, answers, limits)
+        owners = [row for row, texts in enumerate(parts) for _ in texts]
+        encoded = tokenizer(
+            [questions[row] for row in owners],
+            [text for texts in parts for text in texts],
+            truncation="only_second",
+            max_length=self.max_tokens,
+        )
+        rows = [[] for _ in parts]
+        for at, row in enumerate(owners):
+            rows[row].append({name: values[at] for name, values in encoded.items()})
+        return rows
+
+
+def pooled_settings(
+    reading: Mapping, fine_tuning: Mapping, others: Mapping = MappingProxyType({})
+) -> tuple[PairReading, EncoderSettings]:
+    """Both halves of `fit_pooled`'s settings from the mappings of a parameter file.
+
+    `others`: the settings of the other designs; what an encoder would not read there is an `InputError`.
+    """
+    elsewhere, never = "an encoder's stands in fine_tuning", "an encoder's fits are not averaged"
+    unread = {
+        "objective": ("bradley_terry", elsewhere),
+        "center_rewards_coefficient": (0.0, elsewhere),
+        "averaged_fits": (1, never),
+    }
+    for name, (usual, fix) in unread.items():
+        if others.get(name, usual) != usual:
+            raise InputError(f"{name}: {others[name]!r} is not read with design pooled; {fix}")
+    return from_parameters(PairReading, reading, "reading"), from_parameters(
+        EncoderSettings, fine_tuning, "fine_tuning"
+    )
+
+
+def settings_of(folder: str | Path) -> tuple[PairReading, EncoderSettings]:
+    """What a pooled set in `folder` was trained with, so that another set can be trained alike."""
+    config = read_json(Path(folder) / "config.json")
+    try:
+        return PairReading(**config["reading"]), EncoderSettings(**config["settings"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}/config.json: no settings ({error!r}); train the set again (02)") from error
+
+
+def collate(windows: Sequence[dict], tokenizer) -> dict[str, Tensor]:
+    """Right-padded encoder inputs (B, T) of `windows`."""
+    return dict(tokenizer.pad(list(windows), padding_side="right", return_tensors="pt"))
+
+
+def pool_windows(scores: Tensor, owners: Tensor, rows: int) -> Tensor:
+    """Scores (W, K) of windows, `owners` (W,) their rows -> (rows, K): the least safe window decides."""
+    index = owners.unsqueeze(1).expand_as(scores)
+    return scores.new_full((rows, scores.shape[1]), torch.inf).scatter_reduce(0, index, scores, "amin")
+
+
+class PooledScorer:
+    """Scores of a `pooled` set of reward models, for `ShadowRewardModels`."""
+
+    def __init__(self, folder: str | Path, device: str = "auto", tokens_per_batch: int = 8192):
+        """Read `config.json` and `encoder/` of a `shadow_rms/` folder; what is missing or unfit is an `InputError`."""
+        folder, self.device = Path(folder), pick_device(device)
+        config = read_json(folder / "config.json")
+        try:
+            self.categories, self.reading = list(config["categories"]), PairReading(**config["reading"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{folder}/config.json: not a pooled set of reward models ({error!r})") from error
+        if not (folder / "encoder").is_dir():
+            raise InputError(f"{folder}/encoder: no such folder; run 02_shadow_reward_models")
+        model, self.tokenizer = load_classifier(folder / "encoder")
+        if model.config.num_labels != len(self.categories):
+            found = f"{model.config.num_labels} outputs for {len(self.categories)} categories"
+            raise InputError(f"{folder}/encoder: {found}; train the set again")
+        self.model, self.tokens_per_batch = model.to(self.device).eval(), tokens_per_batch
+
+    def score(self, prompts: Sequence, completions: Sequence) -> Tensor:
+        """Raw scores (N, K), float32 on the CPU; a score does not depend on what else is in the batch."""
+        return score_pairs(self.model, self.tokenizer, prompts, completions, self.reading, self.tokens_per_batch)
+
+
+@torch.no_grad()
+def score_pairs(model, tokenizer, prompts, completions, reading: PairReading, tokens_per_batch: int = 8192) -> Tensor:
+    """(N, K) raw scores of an encoder with K outputs, in micro-batches of similar length and bounded size."""
+    if len(prompts) != len(completions):
+        raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")
+    if not len(prompts):
+        return torch.zeros(0, model.config.num_labels)
+    rows = reading.encode(tokenizer, prompts, completions)
+    windows = [window for texts in rows for window in texts]
+    owners = torch.tensor([row for row, texts in enumerate(rows) for _ in texts])
+    scores = torch.zeros(len(windows), model.config.num_labels)
+    for chosen in _batches([len(window["input_ids"]) for window in windows], tokens_per_batch):
+        inputs = collate([windows[at] for at in chosen], tokenizer)
+        scores[chosen] = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.float().cpu()
+    return pool_windows(scores, owners, len(rows))
+
+
+def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Rows in order of length, in groups whose padded size stays within `tokens_per_batch` (or one row)."""
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and (len(group) + 1) * lengths[row] > tokens_per_batch:
+            yield group
+            group = []
+        group.append(row)
+    yield group
+
+
+def _conversation(prompt: str | list[dict]) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+def _offsets(tokenizer, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Where each token lies in its text, without special tokens and without a limit."""
+    with quiet():  # texts longer than the encoder reads are expected here
+        spans = tokenizer(list(texts), add_special_tokens=False, truncation=False, return_offsets_mapping=True)
+    return spans["offset_mapping"]
+
+
+def _cut(tokenizer, texts: Sequence[str], limits: Sequence[int]) -> list[str]:
+    """Texts of more tokens than their limit lose their middle."""
+    out = []
+    for text, spans, limit in zip(texts, _offsets(tokenizer, texts), limits, strict=True):
+        if len(spans) > limit:
+            head, tail = limit - limit // 2, limit // 2
+            text = text[: spans[head - 1][1]] + GAP + text[spans[-tail][0] :]
+        out.append(text)
+    return out
+
+
+def _windows(tokenizer, texts: Sequence[str], limits: Sequence[int]) -> list[list[str]]:
+    """Texts of more tokens than their limit in windows that overlap by a quarter; the last one ends the text."""
+    out = []
+    for text, spans, limit in zip(texts, _offsets(tokenizer, texts), limits, strict=True):
+        if len(spans) <= limit:
+            out.append([text])
+            continue
+        starts = [*range(0, len(spans) - limit, limit - limit // 4), len(spans) - limit]
+        out.append([text[spans[at][0] : spans[at + limit - 1][1]] for at in starts])
+    return out

@@ -1,0 +1,235 @@
+"""Probes: K introspective questions to one frozen trunk, each with an adapter and a head of its own.
+
+After a text that the trunk has read, m probe tokens spell a question about one category. A LoRA adapter is active on
+these tokens only, so the trunk's key-value states stay valid for all K (Activated LoRA, Greenewald et al. 2025,
+arXiv 2504.12397); a linear head on the last probe token gives the score. An adapter is stored as PEFT's own
+Activated LoRA folder, and PEFT's forward over the concatenated text gives the same score (a test compares them). What
+is ours is the execution: all K questions lie side by side in one forward pass that reads the states once, and one
+backward pass trains all of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from srmir_lib.errors import InputError
+from srmir_lib.models.kv_cache import States, read_only
+from srmir_lib.models.trunk import Trunk
+from srmir_lib.reward_models.config import KINDS, ProbeSettings
+from srmir_lib.taxonomy import CATEGORIES
+
+
+def probe_tokens(tokenizer, text: str, categories: Sequence[str], count: int) -> Tensor:
+    """Token ids (K, m) of the question about every category: its last `count` tokens.
+
+    A question shorter than that is filled on the left with its own first token, over and over. Few tokens may be the
+    same for two categories: what tells their models apart is the adapter. A tokenizer that does not give the question
+    back and a question without {category} are `InputError`s.
+    """
+    if "{category}" not in text:
+        raise InputError(f"probe text: {text!r} must contain {{category}}")
+    rows = []
+    for category in categories:
+        question = text.replace("{category}", CATEGORIES.get(category, category.replace("_", " ")).lower())
+        ids = tokenizer(question, add_special_tokens=False)["input_ids"]
+        back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if back.strip() != question.strip():
+            raise InputError(f"tokenizer: {question!r} comes back as {back!r}; use a tokenizer that keeps every word")
+        rows.append(([ids[0]] * count + ids)[-count:])
+    return torch.tensor(rows)
+
+
+class Probes(nn.Module):
+    """K adapters and heads over one decoder. `probes(trunk, states)` is differentiable in them, not in the trunk."""
+
+    def __init__(self, trunk: Trunk, categories: Sequence[str], settings: ProbeSettings, tokenizer=None, seed: int = 0):
+        super().__init__()
+        if settings.kind not in KINDS:
+            raise InputError(f"probe: {settings.kind!r} is none of {', '.join(KINDS)}")
+        self.categories, self.settings = list(categories), settings
+        self.scaling = settings.alpha / settings.rank
+        count, size = len(self.categories), trunk.config.hidden_size
+        generator = torch.Generator().manual_seed(seed)
+        self.heads = nn.Parameter(torch.empty(count, size).normal_(0, size**-0.5, generator=generator))
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()  # LoRA's A (K, r, in) and B (K, out, r), by layer
+        self.tokens = self.embeddings = None
+        if settings.kind == "head":
+            return
+        for name, layer in trunk.linear.items():
+            bound = layer.in_features**-0.5  # PEFT's start: A as a linear layer's weight, B zero
+            down = torch.empty(count, settings.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
+            self.down[_key(name)] = nn.Parameter(down)
+            self.up[_key(name)] = nn.Parameter(torch.zeros(count, layer.out_features, settings.rank))
+        self.tokens = probe_tokens(tokenizer, settings.text, self.categories, settings.tokens)
+        if settings.kind == "learned":
+            start = trunk.decoder.get_input_embeddings().weight.detach().float().cpu()[self.tokens]
+            self.embeddings = nn.Parameter(start.clone())
+
+    @property
+    def width(self) -> int:
+        """Tokens of a probe."""
+        return 0 if self.tokens is None else self.tokens.shape[1]
+
+    def forward(self, trunk: Trunk, states: States, columns: Tensor | None = None) -> Tensor:
+        """Scores (B, K) of B texts by every model or, with `columns` (B,), (B,): each by one model; in float32."""
+        if self.settings.kind == "head":
+            last = states.pooled.float()
+            return last @ self.heads.T if columns is None else (last * self.heads[columns]).sum(dim=1)
+        rows, count, width = len(states), len(self.categories) if columns is None else 1, self.width
+        device = states.mask.device
+        inputs = self._inputs(trunk, columns, rows, device)
+        positions = states.ends.unsqueeze(1) + torch.arange(width, device=device).repeat(count)
+        with self._active(trunk, columns):
+            output = trunk.decoder(
+                inputs_embeds=inputs,
+                attention_mask=block_mask(states.mask, count, width),
+                position_ids=positions,
+                past_key_values=read_only(states),
+                use_cache=True,
+            )
+        last = output.last_hidden_state.view(rows, count, width, -1)[:, :, -1].float()
+        if columns is None:
+            return torch.einsum("bkh,kh->bk", last, self.heads)
+        return (last[:, 0] * self.heads[columns]).sum(dim=1)
+
+    def _inputs(self, trunk: Trunk, columns: Tensor | None, rows: int, device) -> Tensor:
+        """Embeddings of the probe tokens, (B, K m, H), or (B, m, H) for one model a row."""
+        table = trunk.decoder.get_input_embeddings()
+        known = self.embeddings if self.embeddings is not None else table(self.tokens.to(device))
+        known = known.to(table.weight.dtype)
+        if columns is not None:
+            return known[columns]
+        return known.flatten(0, 1).unsqueeze(0).expand(rows, -1, -1)
+
+    @contextmanager
+    def _active(self, trunk: Trunk, columns: Tensor | None) -> Iterator[None]:
+        """While this lasts, every linear layer of the decoder adds each model's low-rank update to its own tokens."""
+        handles, count = [], len(self.categories)
+        in_turn = columns is not None and _in_turn(columns, count)
+        for name, layer in trunk.linear.items():
+            down, up = self.down[_key(name)], self.up[_key(name)]
+            if columns is not None and not in_turn:
+                down, up = down[columns], up[columns]
+
+            def add(module, args, output, down=down, up=up):
+                x, own = args[0].to(down.dtype), output.to(down.dtype)
+                if columns is None:
+                    x = x.view(len(x), count, -1, x.shape[-1])
+                    delta = torch.einsum("bkmr,kor->bkmo", torch.einsum("bkmi,kri->bkmr", x, down), up).flatten(1, 2)
+                    return (own + self.scaling * delta).to(output.dtype)
+                low = x.view(len(down), -1, x.shape[-1]) @ down.mT
+                own = own.view(len(down), -1, own.shape[-1])
+                return torch.baddbmm(own, low, up.mT, alpha=self.scaling).view(output.shape).to(output.dtype)
+
+            handles.append(layer.register_forward_hook(add))
+        models = count if columns is None else 1
+        for module in trunk.behind_attention:  # of the last layer only each model's last token is of use
+
+            def last(module, args):
+                return (args[0].unflatten(1, (models, -1))[:, :, -1],)
+
+            def spread(module, args, output):
+                return pad(output.unsqueeze(2), (0, 0, self.width - 1, 0)).flatten(1, 2)
+
+            handles += [module.register_forward_pre_hook(last), module.register_forward_hook(spread)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def save(self, folder: str | Path, prefix: str, base_model: str) -> None:
+        """Write one folder per category: PEFT's Activated LoRA (adapter_config.json, adapter_model.safetensors), and
+        `head.safetensors`. `prefix`: where the decoder lies in the causal model ("model" in most)."""
+        from peft import LoraConfig
+
+        for index, category in enumerate(self.categories):
+            where = Path(folder) / category
+            where.mkdir(parents=True, exist_ok=True)
+            head = {"score.weight": self.heads[index : index + 1]}
+            if self.embeddings is not None:
+                head["probe.embeddings"] = self.embeddings[index]
+            head = {name: value.detach().cpu().contiguous() for name, value in head.items()}
+            save_file(head, where / "head.safetensors")
+            if self.settings.kind == "head":
+                continue
+            tensors = {}
+            for key in self.down:
+                name = f"base_model.model.{prefix}.{key.replace('/', '.')}"
+                tensors[f"{name}.lora_A.weight"] = self.down[key][index].detach().cpu().contiguous()
+                tensors[f"{name}.lora_B.weight"] = self.up[key][index].detach().cpu().contiguous()
+            save_file(tensors, where / "adapter_model.safetensors")
+            LoraConfig(
+                r=self.settings.rank,
+                lora_alpha=self.settings.alpha,
+                target_modules=sorted({key.rpartition("/")[2] for key in self.down}),
+                task_type="CAUSAL_LM",
+                inference_mode=True,
+                alora_invocation_tokens=self.tokens[index].tolist(),
+                base_model_name_or_path=base_model,
+            ).save_pretrained(where)
+
+    def load(self, folder: str | Path, prefix: str) -> None:
+        """Fill the adapters and heads from what `save` wrote; a missing or damaged file is an `InputError`."""
+        with torch.no_grad():
+            for index, category in enumerate(self.categories):
+                where = Path(folder) / category
+                head = read_tensors(where / "head.safetensors", ["score.weight"])
+                _copy(self.heads[index], head["score.weight"][0], where / "head.safetensors")
+                if self.embeddings is not None:
+                    _copy(self.embeddings[index], head.get("probe.embeddings"), where / "head.safetensors")
+                if self.settings.kind == "head":
+                    continue
+                names = {key: f"base_model.model.{prefix}.{key.replace('/', '.')}" for key in self.down}
+                file = where / "adapter_model.safetensors"
+                tensors = read_tensors(file, [f"{name}.lora_{side}.weight" for name in names.values() for side in "AB"])
+                for key, name in names.items():
+                    _copy(self.down[key][index], tensors[f"{name}.lora_A.weight"], file)
+                    _copy(self.up[key][index], tensors[f"{name}.lora_B.weight"], file)
+
+
+def block_mask(mask: Tensor, count: int, width: int) -> Tensor:
+    """Who sees what: (B, 1, K m, T + K m) bool. Each probe sees the text (`mask`, (B, T)) and its own earlier tokens,
+    never another probe."""
+    size = count * width
+    own = torch.block_diag(*[torch.ones(width, width, device=mask.device)] * count).tril().bool()
+    text = mask[:, None, None, :].expand(-1, 1, size, -1)
+    return torch.cat([text, own.expand(len(mask), 1, size, size)], dim=-1)
+
+
+def _in_turn(columns: Tensor, count: int) -> bool:
+    """Whether all rows of model 0 come first, then as many of model 1, and so on: then no weight need be copied."""
+    each, rest = divmod(len(columns), count)
+    return not rest and torch.equal(columns, torch.arange(count, device=columns.device).repeat_interleave(each))
+
+
+def read_tensors(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, `names` among them; else one line that names the file."""
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; category {file.parent.name} has no trained model: train it again (02)")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: damaged ({error}); train it again (02)") from error
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{file}: lacks {name}; it belongs to another base model: train it again (02)")
+    return tensors
+
+
+def _copy(target: Tensor, source: Tensor | None, file: Path) -> None:
+    if source is None or source.shape != target.shape:
+        found = "nothing" if source is None else f"shape {tuple(source.shape)}"
+        raise InputError(f"{file}: {found} where shape {tuple(target.shape)} is needed; train it again (02)")
+    target.copy_(source)
+
+
+def _key(name: str) -> str:
+    """A layer's name as a key of `ParameterDict`, which takes no dots."""
+    return name.replace(".", "/")

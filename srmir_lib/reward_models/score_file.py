@@ -1,0 +1,161 @@
+"""`srmir score`: a set of reward models on any JSON-lines file of prompts and responses.
+
+The file is read once to check every row, before anything slow is imported, and once to score it in chunks, so that
+memory does not grow with it. The output takes its place when it is finished, and not before.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from srmir_lib.artifacts import atomic_path, read_json
+from srmir_lib.data.jsonl import (
+    check_output,
+    chunked,
+    count_rows,
+    json_line,
+    messages_problem,
+    progress,
+    read_rows,
+    rows_of,
+    seven_digits,
+)
+from srmir_lib.errors import InputError
+from srmir_lib.taxonomy import UNKNOWN
+
+ALL = "all"  # as reward_model.ALL, which would import torch
+
+
+REMEMBERED = 50_000
+"""Drafts about distinct prompts that a set with an introspective question keeps in memory, give or take a chunk."""
+
+
+def score_file(
+    models: str,
+    source: str,
+    target: str,
+    router: str = "",
+    device: str = "auto",
+    raw: bool = False,
+    calibration: str = "",
+    base_model: str = "",
+    chunk: int = 512,
+) -> str:
+    """Write the rows of `source` to `target`, in their order, with three more columns; returns a line on what was done.
+
+    `scores`: category -> number, higher is better, calibrated unless `raw`; `mean`: their mean; `routed`: the score of
+    the row's own category, which is its column `category`, else what the folder `router` says, else null (the mean if
+    that is "unknown"). `calibration`: another file than the set's own; `base_model`: where the base model lies now;
+    `chunk`: rows in memory at a time.
+    """
+    started, categories = time.monotonic(), _categories(models)
+    if not raw and not Path(calibration or Path(models) / "calibration.json").is_file():
+        raise InputError(
+            f"{calibration or Path(models) / 'calibration.json'}: no such file, so the scores have no common scale; "
+            "score the shadow_rms that 03_margins trained, name its calibration.json with --calibration, "
+            "or take raw scores with --raw"
+        )
+    if router and not Path(router, "router.json").is_file():
+        raise InputError(f"{router}: no router.json there; name the folder router that 01_data wrote")
+
+    def rows() -> Iterator[tuple[int, dict]]:
+        return read_rows(source, lambda row: _problem(row, categories))
+
+    total = count_rows(rows(), source)
+    check_output(target, [source, models, *filter(None, [router, calibration])])
+    scorer = _Scorer(models, router, device, raw, calibration, base_model)
+    with (
+        progress(total, "scored") as advance,
+        atomic_path(Path(target).resolve()) as fresh,
+        fresh.open("wb") as file,
+    ):
+        for numbered in chunked(rows(), chunk):
+            numbers, found = zip(*numbered, strict=True)
+            with rows_of(source, numbers):
+                columns = scorer(found)
+            for row, added in zip(found, columns, strict=True):
+                file.write(json_line(row | added))
+            advance(len(found))
+    kind = "raw" if raw else "calibrated"
+    return f"{target}: {total} rows, {kind} scores for {', '.join(categories)}, {time.monotonic() - started:.0f} s"
+
+
+class _Scorer:
+    """The loaded models, their scale, and what routes the rows without a category."""
+
+    def __init__(self, models: str, router: str, device: str, raw: bool, calibration: str, base_model: str):
+        from safetensors import SafetensorError
+
+        from srmir_lib.data.router import Router
+        from srmir_lib.reward_models.calibration import Calibration
+        from srmir_lib.reward_models.shadow import ShadowRewardModels
+
+        try:
+            self.models = ShadowRewardModels.load(models, device, base_model or None)
+        except SafetensorError as error:  # of an encoder, which transformers opens; adapters are checked where loaded
+            raise InputError(f"{models}: damaged weights ({error}); train the set again (02)") from error
+        self.calibration = None if raw else Calibration.load(calibration) if calibration else self.models.calibration
+        if self.calibration is not None and list(self.calibration.categories) != self.models.categories:
+            found = ", ".join(self.calibration.categories)
+            raise InputError(f"{calibration or models}: calibration of {found}, which are other models; run 03_margins")
+        self.router = Router.load(router, device) if router else None
+        self.single = self.models.categories == [ALL]  # one model for everything answers for any category
+        strange = set(self.router.classes) - {UNKNOWN, *self.models.categories} if router else set()
+        if strange and not self.single:
+            raise InputError(f"{router}: routes to {', '.join(sorted(strange))}, for which {models} has no model")
+
+    def __call__(self, rows: Sequence[dict]) -> list[dict]:
+        """The new columns of each row."""
+        import torch
+
+        from srmir_lib.papers.srmir import categorized_reward
+
+        prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
+        scores = self.models.score(prompts, responses)
+        scores = scores if self.calibration is None else self.calibration.apply(scores, responses)
+        think = getattr(self.models.scorer, "think", None)
+        if think is not None and len(think.drafts) > REMEMBERED:
+            think.drafts.clear()
+        names = [row.get("category") for row in rows]
+        homeless = [at for at, name in enumerate(names) if name is None]
+        if self.router and homeless:
+            for at, name in zip(homeless, self.router.route([prompts[at] for at in homeless]), strict=True):
+                names[at] = name
+        place = {name: at for at, name in enumerate(self.models.categories)}
+        default = 0 if self.single else -1
+        routed = categorized_reward(scores, torch.tensor([place.get(name, default) for name in names]))
+        columns = zip(scores.tolist(), routed.tolist(), scores.mean(dim=1).tolist(), names, strict=True)
+        return [
+            {
+                "scores": {name: seven_digits(score) for name, score in zip(place, own, strict=True)},
+                "routed": seven_digits(one) if name is not None else None,
+                "mean": seven_digits(mean),
+            }
+            for own, one, mean, name in columns
+        ]
+
+
+def _categories(models: str) -> list[str]:
+    """The categories of a set, read without loading it; the set is checked when it is loaded."""
+    if not Path(models).is_dir():
+        raise InputError(f"{models}: no such folder of reward models; run 02_shadow_reward_models")
+    config = read_json(Path(models) / "config.json")
+    categories = config.get("categories") if isinstance(config, dict) else None
+    if not isinstance(categories, list) or not categories:
+        raise InputError(f"{models}/config.json: has no categories; it is not a set of reward models")
+    return categories
+
+
+def _problem(row: dict, categories: Sequence[str]) -> str:
+    """What is wrong with a row, or ""."""
+    missing = [name for name in ("prompt", "response") if name not in row]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    if wrong := messages_problem(row["prompt"], "prompt") or messages_problem(row["response"], "response", "assistant"):
+        return wrong
+    if not isinstance(row["response"], str) and len(row["response"]) > 1:
+        return "response holds several messages; earlier turns belong to the prompt"
+    category = row.get("category")
+    if category is not None and category != UNKNOWN and category not in categories and categories != [ALL]:
+        return f"category is {category!r}; there are models for {', '.join(categories)}, and {UNKNOWN}"
+    return ""

@@ -1,0 +1,192 @@
+"""What a notebook says about itself: its typed parameters, the artefacts it reads, the code it runs.
+
+All of it is read from the notebook's cells with `ast`, so each fact is written once, where a reader sees it. Nothing is
+executed and torch is not imported: a command line can refuse a bad parameter in under a second.
+"""
+
+import ast
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from srmir_lib.errors import InputError
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": None}
+
+
+GIVEN_BY_RUNNER = ("preset", "output_dir")
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook of the series, parsed: `cells` as stored, `code` the syntax tree of all code cells."""
+
+    name: str
+    path: Path
+    metadata: dict
+    cells: list[dict]
+    code: ast.Module
+    model: type[BaseModel]
+    comments: dict[str, str]
+
+    @classmethod
+    def load(cls, path: Path) -> "Notebook":
+        """Parse `path`; a damaged notebook, or a parameters cell that is not literals only, is an `InputError`."""
+        try:
+            book = json.loads(path.read_text(encoding="utf8"))
+            cells = [{**cell, "source": "".join(cell["source"])} for cell in book["cells"]]
+            code = ast.parse("\n".join(_python(c["source"]) for c in cells if c["cell_type"] == "code"))
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+            raise InputError(f"{path}: not a readable notebook ({error}); restore it from git") from error
+        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        if len(tagged) != 1:
+            raise InputError(f"{path}: {len(tagged)} cells are tagged `parameters`; it needs exactly one")
+        lines = tagged[0]["source"].splitlines()
+        fields, comments = {}, {}
+        for statement in ast.parse(tagged[0]["source"]).body:
+            try:
+                name = statement.target.id
+                annotation = eval(compile(ast.Expression(statement.annotation), "", "eval"), {"__builtins__": TYPES})
+                fields[name] = (annotation, ast.literal_eval(statement.value))
+            except (AttributeError, NameError, TypeError, ValueError) as error:
+                bad = lines[statement.lineno - 1]
+                raise InputError(f"{path}: write `name: type = literal` in the parameters cell, not `{bad}`") from error
+            written = lines[statement.lineno - 1 : statement.end_lineno]
+            comments[name] = next((line.rpartition("  # ")[2] for line in written if "  # " in line), "")
+        strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+        model = create_model("Parameters", __config__=strict, **fields)
+        return cls(path.stem, path, book.get("metadata", {}), cells, code, model, comments)
+
+    def parameters(self, values: dict, where: str) -> dict:
+        """All parameters, defaults filled in and types checked strictly; `where` names the source in errors."""
+        try:
+            return self.model(**values).model_dump()
+        except ValidationError as error:
+            raise InputError("; ".join(self._explain(problem, where) for problem in error.errors())) from error
+
+    def _explain(self, problem: dict, where: str) -> str:
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            return f"{where}: {self.name} has no parameter {name}; it has {', '.join(self.model.model_fields)}"
+        value, wanted = problem["input"], self.model.model_fields[name].annotation
+        found = "not finite" if problem["type"] == "finite_number" else _kind(value)
+        expected = wanted.__name__ if isinstance(wanted, type) else wanted
+        text = f"{where}: {'.'.join(map(str, problem['loc']))} = {value!r} is {found}, but {self.name} wants {expected}"
+        number = _number(value, wanted) if isinstance(value, str) else None
+        return text if number is None else f"{text}; write {number}"
+
+    def reads(self, parameters: dict) -> list[tuple[str, str]]:
+        """The artefacts of earlier stages it reads, `(notebook, name)`, from its `stage.input(...)` calls.
+
+        Arguments are literals or parameters. Where a loop or a condition chooses, the notebook's metadata lists them:
+        `"srmir": {"reads": ["01_data/prompts", "04_grpo_linear", ...]}`; a notebook alone means all it wrote, as does
+        the empty name. An empty base model means the one of 01; a parameter that is empty where a notebook is named
+        means that nothing is read.
+        """
+        entries = self.metadata.get("srmir", {}).get("reads", [])
+        found = {(entry.partition("/")[0], entry.partition("/")[2]) for entry in entries}
+        listed = bool(found)
+        for call in ast.walk(self.code):
+            method = call.func if isinstance(call, ast.Call) else None
+            if not (isinstance(method, ast.Attribute) and getattr(method.value, "id", "") == "stage"):
+                continue
+            values = [_value(argument, parameters) for argument in call.args]
+            if method.attr == "base_model" and values in ([], [""]):
+                found.add(("01_data", "base_model"))
+            elif method.attr == "input" and values[0] == "":
+                continue
+            elif method.attr == "input" and None not in values:
+                found.add(tuple(values))
+            elif method.attr == "input" and not listed:
+                text = ast.unparse(call)
+                raise InputError(
+                    f"{self.path}: {text}: use literals or parameters, or list srmir.reads in its metadata"
+                )
+        return sorted(found)
+
+    def code_cells(self) -> list[str]:
+        """The sources of the code cells: what runs, as against the prose around it."""
+        return [cell["source"] for cell in self.cells if cell["cell_type"] == "code"]
+
+    def sources(self, root: Path) -> list[Path]:
+        """Files of `srmir_lib` that this notebook imports, directly or through other modules, sorted."""
+        found: set[Path] = set()
+        waiting = [self.code]
+        while waiting:
+            for module in _imported(waiting.pop()):
+                for file in _files(root, module.split(".")):
+                    if file not in found:
+                        found.add(file)
+                        waiting += [ast.parse(file.read_text(encoding="utf8"))] if file.suffix == ".py" else []
+        return sorted(found)
+
+
+def load_values(path: Path) -> dict:
+    """A parameter file: a YAML mapping; anything else is an `InputError` that names the file and line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: write one `name: value` a line, not {_kind(values)}")
+    return values
+
+
+def _python(source: str) -> str:
+    """A cell without IPython's own lines (`%matplotlib inline`, `!ls`), which are not Python."""
+    return "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in source.splitlines())
+
+
+def _kind(value: object) -> str:
+    return {"str": "text", "list": "a list", "dict": "a mapping", "bool": "true/false", "NoneType": "empty"}.get(
+        type(value).__name__, f"of type {type(value).__name__}"
+    )
+
+
+def _number(text: str, wanted: type) -> str | None:
+    """How YAML 1.1 wants a number written that it read as text (5e-6 -> 5.0e-6); None when it is no number."""
+    try:
+        number = wanted(text) if wanted in (int, float) else math.nan
+    except ValueError:
+        return None
+    if not math.isfinite(number):
+        return None
+    mantissa, e, exponent = repr(number).partition("e")
+    return f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+}" if e else mantissa
+
+
+def _value(node: ast.expr, parameters: dict) -> str | None:
+    """A literal text, or the value of a parameter; None when only running the cell could tell."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    return parameters.get(node.id) if isinstance(node, ast.Name) else None
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """Dotted names below `srmir_lib` that a module mentions in any import, also inside functions."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "srmir_lib"}
+
+
+def _files(root: Path, parts: list[str]) -> list[Path]:
+    """Source files behind a dotted name: each package on the way with its data files, and the module at its end."""
+    files = []
+    for depth in range(1, len(parts) + 1):
+        place = root.joinpath(*parts[:depth])
+        if place.is_dir():
+            data = [file for file in place.iterdir() if file.suffix != ".py" and file.is_file()]
+            files += data + [file for file in (place / "__init__.py",) if file.is_file()]
+        elif place.with_suffix(".py").is_file():
+            files.append(place.with_suffix(".py"))
+    return files

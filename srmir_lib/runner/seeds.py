@@ -1,0 +1,156 @@
+"""The same notebooks with seed after seed: one is an anecdote. Every result is one small tracked file.
+
+`outputs/reference/seeds/<preset>/<seed>/<notebook>.json` holds a notebook's metrics and what made them, so that hours
+of work add up over several sittings and machines. What is recorded with the same parameters is not run again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.errors import InputError
+from srmir_lib.runner.execute import StageFailed
+from srmir_lib.runner.manifest import git_state, read_manifest, utc_now
+from srmir_lib.runner.notebook import GIVEN_BY_RUNNER
+from srmir_lib.runner.series import Runner, Task
+
+RECORDS = Path("outputs/reference/seeds")
+
+
+KEPT = ("started", "seconds", "git_commit", "git_dirty", "versions", "cpu", "threads")
+
+
+def run_seeds(
+    preset: str,
+    seeds: Sequence[int],
+    notebooks: Iterable[str] = (),
+    root: str | Path | None = None,
+    again: bool = False,
+    say=print,
+) -> Iterator[str]:
+    """Run the notebooks of a preset for every seed and record their metrics; yields a line a seed.
+
+    Nothing is run before every parameter of every seed was checked. A notebook whose check fails is recorded with what
+    it had measured and with the failure, or only the seeds that came out well would be left; its seed ends there, the
+    others go on, and the end is a `StageFailed`. `again` runs what is done and recorded once more.
+    """
+    if not seeds or any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds: {list(seeds)}; give different whole numbers from 0 on")
+    notebooks, failed = list(notebooks), []
+    runners = {seed: Runner(preset, root, seed) for seed in seeds}
+    plans = {seed: runner.plan(runner.select(notebooks, everything=True)) for seed, runner in runners.items()}
+    for seed, tasks in plans.items():
+        runner, chains = runners[seed], _chains(runners[seed])
+        if not again and all(_recorded(runner, task, chains) for task in tasks):
+            yield f"seed {seed}: recorded already"
+            continue
+        for task in tasks if again else ():
+            shutil.rmtree(runner.outputs / task.name, ignore_errors=True)
+        by_name = {task.name: task for task in tasks}
+        try:
+            for result in runner.run(tasks, say=say):
+                _record(runner, by_name.pop(result.name), chains)
+                say(f"{result.name}: {result.state}, {result.seconds:.0f} s")
+        except StageFailed as error:
+            _record_failure(runner, next(iter(by_name.values())), chains, str(error))
+            failed.append(f"seed {seed}: {error}")
+            yield f"seed {seed}: failed; what it had measured is on record"
+        else:
+            yield f"seed {seed}: recorded in {runner.shown(_file(runner, tasks[0]).parent)}"
+    if failed:
+        raise StageFailed("; ".join(failed))
+
+
+def read_seeds(folder: str | Path) -> dict[int, dict[str, float]]:
+    """All metrics on record in `folder` (`outputs/reference/seeds/<preset>`): seed -> {"<notebook>/<metric>": value}.
+
+    No record, a damaged one, or seeds that were run with different parameters, are an `InputError`.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for record in _records(folder):
+        metrics = {f"{record['notebook']}/{name}": value for name, value in record["metrics"].items()}
+        found.setdefault(record["seed"], {}).update(metrics)
+    return dict(sorted(found.items()))
+
+
+def facts_of_seeds(folder: str | Path) -> dict:
+    """What made the records in `folder`: seeds, commits, the failures of notebooks that stopped at their check, and the
+    notebooks on record that are older than what the seed's first notebook made last, and so read an earlier version."""
+    records = _records(folder)
+    made = {(record["seed"], record["notebook"]): record.get("started", "") for record in records}
+    first = min(record["notebook"] for record in records)
+    older = {notebook for (seed, notebook), started in made.items() if started < made.get((seed, first), "")}
+    return {
+        "seeds": sorted({record["seed"] for record in records}),
+        "commits": sorted({str(record["git_commit"])[:7] for record in records}),
+        "failed": [f"seed {r['seed']}, {r['notebook']}" for r in records if r.get("failure")],
+        "on earlier data": sorted(older),
+    }
+
+
+def _records(folder: str | Path) -> list[dict]:
+    folder, records, made = Path(folder), [], {}
+    for file in sorted(folder.glob("*/*.json")):
+        record = read_json(file)
+        try:
+            record = record | {"seed": int(record["seed"]), "metrics": dict(record["metrics"])}
+            notebook, chain = record["notebook"], record["chain"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file}: not a record of a seed ({error!r}); delete it and run the seed again") from error
+        first = made.setdefault(notebook, (chain, file))
+        if first[0] != chain:
+            raise InputError(
+                f"{file} and {first[1]} were run with different parameters; run all seeds again, "
+                "or delete the records of the others"
+            )
+        records.append(record)
+    if not records:
+        raise InputError(f"{folder}: no records; run `srmir seeds {folder.name} --seeds 2 3 4 5 6`")
+    return records
+
+
+def _file(runner: Runner, task: Task) -> Path:
+    return runner.root / RECORDS / runner.preset / str(runner.seed) / f"{task.name}.json"
+
+
+def _parameters(task: Task) -> dict:
+    return {name: value for name, value in task.parameters.items() if name not in (*GIVEN_BY_RUNNER, "seed")}
+
+
+def _chains(runner: Runner) -> dict[str, str]:
+    """Of every stage a hash of its parameters and of those of all stages it reads, the seed left out."""
+    chains: dict[str, str] = {}
+    for task in runner.plan(runner.select(everything=True), check_inputs=False):
+        parts = [_parameters(task), sorted({chains.get(notebook, "") for notebook, _ in task.reads})]
+        chains[task.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return chains
+
+
+def _recorded(runner: Runner, task: Task, chains: dict[str, str]) -> bool:
+    """Whether these very parameters are on record, by whatever commit; the record names it."""
+    file = _file(runner, task)
+    return file.is_file() and read_json(file).get("chain") == chains[task.name]
+
+
+def _record(runner: Runner, task: Task, chains: dict[str, str]) -> None:
+    """Keep a finished stage's metrics, and what a reader needs to judge them."""
+    folder = runner.outputs / task.name
+    manifest, metrics = read_manifest(folder), folder / "metrics.json"
+    facts = {name: manifest[name] for name in KEPT}
+    _write(runner, task, chains, facts, read_json(metrics) if metrics.is_file() else {})
+
+
+def _record_failure(runner: Runner, task: Task, chains: dict[str, str], failure: str) -> None:
+    """Keep what a stage that stopped had measured before, if anything, and why it stopped."""
+    metrics = runner.work(task.name) / "metrics.json"
+    failure = " ".join(failure.replace(f"{runner.root}/", "").split())[:500]
+    facts = {"started": utc_now(), "failure": failure} | git_state(runner.root)
+    _write(runner, task, chains, facts, read_json(metrics) if metrics.is_file() else {})
+
+
+def _write(runner: Runner, task: Task, chains: dict[str, str], facts: dict, metrics: dict) -> None:
+    about = {"preset": runner.preset, "notebook": task.name, "seed": runner.seed, "chain": chains[task.name]}
+    write_json(_file(runner, task), about | facts | {"parameters": _parameters(task), "metrics": metrics})

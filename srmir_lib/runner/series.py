@@ -1,0 +1,334 @@
+"""The series as a whole: check everything first, run what is not up to date, never lose a finished result.
+
+A preset is a folder `params/<preset>/` with one parameter file a notebook. A stage runs in a work folder
+`outputs/<preset>/.<notebook>.work/`, which takes the place of `outputs/<preset>/<notebook>/` only when the notebook,
+its checks included, has run to its end.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from srmir_lib.artifacts import atomic_path, read_json, sha256, write_json
+from srmir_lib.errors import InputError
+from srmir_lib.runner.execute import Board, refresh_prose
+from srmir_lib.runner.manifest import damaged, git_state, hash_outputs, machine, read_manifest, utc_now
+from srmir_lib.runner.notebook import GIVEN_BY_RUNNER, Notebook, load_values
+from srmir_lib.runner.stage import find_root, how_to_run
+from srmir_lib.runner.workers import Workers
+
+TEXT = {".json", ".jsonl", ".yaml", ".md", ".html", ".ipynb"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage to run, checked: its notebook, all its parameters, and the artefacts it reads."""
+
+    notebook: Notebook
+    parameters: dict
+    reads: list[tuple[str, str]]
+
+    @property
+    def name(self) -> str:
+        return self.notebook.name
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing may run beside it: it measures time, or makes good use of every core (`srmir.alone`)."""
+        return bool(self.notebook.metadata.get("srmir", {}).get("alone"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage stands: `state` is done, skipped, or (from `status`) what is missing."""
+
+    name: str
+    state: str
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+    started: str = ""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A stage that is running: what decides its results, and what `execute` was given."""
+
+    key: str
+    inputs: dict[str, str]
+    facts: dict
+    arguments: tuple
+
+
+class Runner:
+    """Runs and reports the stages of one preset. An unknown preset is an `InputError`.
+
+    With `seed` every stage gets that seed instead of its parameter file's, and writes under `outputs/seeds/`.
+    """
+
+    def __init__(self, preset: str, root: str | Path | None = None, seed: int | None = None):
+        self.root = Path(root).resolve() if root else find_root()
+        self.preset, self.seed = preset, seed
+        self.name = preset if seed is None else f"seeds/{preset}/{seed}"  # what the notebooks take for their preset
+        self.params = self.root / "params" / preset
+        self.outputs = self.root / "outputs" / self.name
+        presets = sorted(p.name for p in (self.root / "params").glob("*") if p.is_dir())
+        if preset not in presets:
+            raise InputError(f"{preset}: unknown preset; there are {', '.join(presets) or 'none'} in params/")
+
+    def series(self) -> list[str]:
+        """The notebooks this preset has parameter files for, in running order: A0 comes before 04, A1 to A8 last."""
+        names = [path.stem for path in self.params.glob("*.yaml")]
+        return sorted(names, key=lambda name: "03_~" if name.startswith("A0") else name)
+
+    def select(self, wanted: Iterable[str] = (), start: str = "", everything: bool = False) -> list[str]:
+        """Names in running order: those `wanted` (by number or prefix), those from `start` on, else 00-06 and A0."""
+        series = self.series()
+        default = [name for name in series if everything or not name.startswith("A") or name.startswith("A0")]
+        chosen = {self._match(prefix) for prefix in wanted} or set(default)
+        first = series.index(self._match(start)) if start else 0
+        return [name for name in series[first:] if name in chosen]
+
+    def plan(self, names: Iterable[str], settings: dict | None = None, check_inputs: bool = True) -> list[Task]:
+        """Check all that is to run before anything does: notebooks, parameters, and that inputs exist or will."""
+        tasks, settings, unused = [], settings or {}, set(settings or {})
+        for name in names:
+            notebook = self._notebook(name)
+            where = self.shown(self.params / f"{name}.yaml")
+            values = load_values(self.params / f"{name}.yaml")
+            parameters = notebook.parameters(values, where)
+            if parameters["preset"] != self.preset or parameters["output_dir"]:
+                raise InputError(f"{where}: write `preset: {self.preset}`, and leave output_dir to the runner")
+            own = {key: value for key, value in settings.items() if key in parameters and key not in GIVEN_BY_RUNNER}
+            if own:
+                parameters = notebook.parameters(values | own, "--set")
+            unused -= own.keys()
+            if self.seed is not None:
+                parameters |= {"preset": self.name, "seed": self.seed}
+            tasks.append(Task(notebook, parameters, notebook.reads(parameters)))
+        if unused:
+            among = ", ".join(task.name for task in tasks)
+            raise InputError(f"--set {', '.join(sorted(unused))}: not a parameter that can be set in {among}")
+        if check_inputs:
+            self._check_inputs(tasks)
+        return tasks
+
+    def state(self, task: Task) -> str:
+        """done; or why it has to run: missing, interrupted, stale (parameters, code or inputs changed), damaged."""
+        folder = self.outputs / task.name
+        manifest = read_manifest(folder)
+        if manifest is None or not manifest["ok"]:
+            return "interrupted" if self.work(task.name).is_dir() else "missing"
+        try:
+            key, _ = self._key(task)
+        except InputError:
+            return "stale"
+        if manifest["key"] != key:
+            return "stale"
+        return "damaged" if damaged(folder, manifest) else "done"
+
+    def status(self, tasks: list[Task]) -> list[Result]:
+        """How each stage stands; nothing is run or changed."""
+        return [self._result(task, self.state(task)) for task in tasks]
+
+    def run(self, tasks: list[Task], say=print, jobs: int = 1) -> Iterator[Result]:
+        """Run what is not done, in order, yielding a result a stage. Stops at the first failure with `StageFailed`.
+
+        With `jobs` up to so many run side by side that do not need each other; those that others wait for begin first,
+        and the rest yields to them. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
+        After a failure what runs comes to its end; nothing else begins.
+        """
+        if jobs < 1:
+            raise InputError(f"--jobs {jobs}: give a number from 1 on")
+        waiting, begun, failure = list(tasks), {}, None
+        needs, board = _needs(tasks), Board()
+        with self._lock(), Workers(board, jobs) as workers:
+            while waiting or workers.busy:
+                task, together = (None, False) if failure else _next(waiting, workers.busy, needs, jobs)
+                if task and self.state(task) == "done":
+                    waiting.remove(task)
+                    refresh_prose(self.outputs / task.name / task.notebook.path.name, task.notebook.path)
+                    yield self._result(task, "skipped")
+                    continue
+                if task:
+                    waiting.remove(task)
+                    board.clear()
+                    say(f"{task.name}: running")
+                    begun[task.name] = task, self._begin(task, jobs if together else 1)
+                    yields = not _awaited(task, waiting, needs)
+                    workers.start(task.name, together, yields, *begun[task.name][1].arguments)
+                    if together:
+                        continue
+                if not workers.busy:
+                    break
+                name, ended = workers.next()
+                task, beginning = begun.pop(name)
+                if isinstance(ended, Exception):
+                    failure = failure or ended
+                else:
+                    self._finish(task, beginning, *ended)
+                    yield self._result(task, "done")
+        if failure:
+            raise failure
+
+    def _begin(self, task: Task, jobs: int) -> "_Begun":
+        """A stage's work folder; what an earlier, killed attempt with the same key left there is kept."""
+        key, inputs = self._key(task)
+        work = self.work(task.name)
+        if not (work / "key.json").is_file() or read_json(work / "key.json") != key:
+            shutil.rmtree(work, ignore_errors=True)
+        write_json(work / "key.json", key)
+        facts = {"started": utc_now(), "jobs": jobs} | git_state(self.root)
+        parameters = task.parameters | {"output_dir": self.shown(work)}
+        return _Begun(key, inputs, facts, (task.notebook.path, work / f"{task.name}.ipynb", parameters, self.root))
+
+    def _finish(self, task: Task, begun: "_Begun", seconds: float, peak: float) -> None:
+        """What a stage made takes the place of what was there, with a record of how it was made."""
+        work, folder = self.work(task.name), self.outputs / task.name
+        self._rename_inside(work, folder)
+        manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "key": begun.key}
+        manifest |= {"parameters": task.parameters, "seed": task.parameters["seed"], **begun.facts}
+        manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak)} | machine(manifest["jobs"])
+        write_json(work / "manifest.json", manifest | {"inputs": begun.inputs, "outputs": hash_outputs(work)})
+        with atomic_path(folder) as fresh:
+            os.replace(work, fresh)
+        (folder / "key.json").unlink()
+
+    def _key(self, task: Task) -> tuple[str, dict[str, str]]:
+        """Hash of all that decides a stage's results, and the hashes of its inputs; a damaged input is an `InputError`.
+
+        Prose is left out: editing a markdown cell never trains a model again.
+        """
+        inputs = {}
+        for notebook, name in task.reads:
+            folder, fix = self.outputs / notebook, how_to_run(self.name, notebook)
+            manifest = read_manifest(folder)
+            if manifest is None or not (folder / name).exists():
+                raise InputError(f"{self.shown(folder / name)}: missing; run `{fix}` first")
+            for top in [name.split("/")[0]] if name else manifest["outputs"]:
+                digest = sha256(folder / top) if (folder / top).exists() else "gone"
+                inputs[f"{notebook}/{top}"] = digest
+                if digest != manifest["outputs"].get(top, digest):
+                    where = self.shown(folder / top)
+                    raise InputError(f"{where}: damaged since it was made; run `{fix}`")
+        inputs |= self._outside_inputs(task)
+        code = {self.shown(file): sha256(file) for file in task.notebook.sources(self.root)}
+        parts = [task.parameters, task.notebook.code_cells(), code, inputs]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), inputs
+
+    def _outside_inputs(self, task: Task) -> dict[str, str]:
+        """Files and folders that parameters name. They may be large: names, sizes and times are hashed.
+
+        What a parameter names to *write* is no input: the notebook's metadata lists it under `srmir.writes`.
+        """
+        written = task.notebook.metadata.get("srmir", {}).get("writes", [])
+        named = {key: value for key, value in task.parameters.items() if isinstance(value, str) and value}
+        named = {key: value for key, value in named.items() if key not in written}
+        if task.parameters.get("data_dir") == "" and os.environ.get("SRMIR_DATA"):
+            named["data_dir"] = os.environ["SRMIR_DATA"]
+        inputs = {}
+        for key, value in named.items():
+            path = self.root / os.path.expandvars(Path(value).expanduser())
+            if key not in GIVEN_BY_RUNNER and path.exists():
+                files = sorted(path.rglob("*")) if path.is_dir() else [path]
+                facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+                inputs[f"parameter {key}"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return inputs
+
+    def _check_inputs(self, tasks: list[Task]) -> None:
+        """Every artefact read must exist, or be written by a stage that runs before its reader."""
+        coming: set[str] = set()
+        for task in tasks:
+            for notebook, name in task.reads:
+                folder, path = self.outputs / notebook, self.outputs / notebook / name
+                if notebook not in coming and not (path.exists() and read_manifest(folder)):
+                    fix = f"run `{how_to_run(self.name, notebook)}` first"
+                    raise InputError(f"{task.name} reads {self.shown(path)}, which is missing; {fix}")
+            coming.add(task.name)
+
+    def _notebook(self, name: str) -> Notebook:
+        path = self.root / "notebooks" / f"{name}.ipynb"
+        if not path.is_file():
+            raise InputError(f"{self.shown(self.params / name)}.yaml: there is no notebook {self.shown(path)}")
+        notebook = Notebook.load(path)
+        missing = [key for key in (*GIVEN_BY_RUNNER, "seed") if key not in notebook.model.model_fields]
+        if missing:
+            raise InputError(f"{self.shown(path)}: its parameters cell lacks {', '.join(missing)}")
+        return notebook
+
+    def _match(self, prefix: str) -> str:
+        """The notebook that `prefix` (01, A0, 04_grpo) means; none or several is an `InputError`."""
+        found = [name for name in self.series() if name.startswith(prefix.removesuffix(".ipynb"))]
+        if len(found) != 1:
+            problem = "unknown notebook" if not found else "more than one notebook"
+            raise InputError(f"{prefix}: {problem}; preset {self.preset} has {', '.join(self.series())}")
+        return found[0]
+
+    def work(self, name: str) -> Path:
+        """Where a stage is at work, and what it leaves when it stops."""
+        return self.outputs / f".{name}.work"
+
+    def shown(self, path: Path) -> str:
+        """A path as a reader at the repository root would type it."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+    def _result(self, task: Task, state: str) -> Result:
+        manifest = read_manifest(self.outputs / task.name) or {}
+        return Result(task.name, state, *(manifest.get(k) for k in ("seconds", "peak_memory_mb", "started")))
+
+    def _rename_inside(self, work: Path, folder: Path) -> None:
+        """Files that name their own folder (a config beside its weights) say the final name, not the work folder's."""
+        for file in work.rglob("*"):
+            if file.suffix in TEXT and file.is_file() and file.name != "key.json":
+                text = file.read_text(encoding="utf8")
+                if work.name in text:
+                    file.write_text(text.replace(f"{self.name}/{work.name}", f"{self.name}/{folder.name}"), "utf8")
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the preset's outputs for one run; a second run is an `InputError`. The lock dies with its process."""
+        try:
+            self.outputs.mkdir(parents=True, exist_ok=True)
+            file = (self.outputs / ".lock").open("w")
+        except OSError as error:
+            reason = error.strerror.lower()
+            raise InputError(f"{self.outputs}: cannot write here ({reason}); check the folder's permissions") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                busy = f"{self.shown(self.outputs)}: another `srmir run {self.preset}` is at work; wait for it to end"
+                raise InputError(busy) from error
+            yield
+
+
+def _needs(tasks: Iterable[Task]) -> dict[str, set[str]]:
+    """Of each stage all those that must be done before it, by name; `tasks` are in running order."""
+    needs: dict[str, set[str]] = {}
+    for task in tasks:
+        direct = {notebook for notebook, _ in task.reads}
+        needs[task.name] = direct.union(*(needs.get(notebook, set()) for notebook in direct))
+    return needs
+
+
+def _next(waiting: list[Task], busy: Iterable[str], needs: dict[str, set[str]], jobs: int) -> tuple[Task | None, bool]:
+    """The stage that may start now, if there is one, and whether it shares the machine with others. Where several may
+    share it, those that others wait for come first."""
+    pending = {task.name for task in waiting}.union(busy)
+    ready = [task for task in waiting if not needs[task.name] & pending]
+    if jobs > 1:
+        ready.sort(key=lambda task: not _awaited(task, waiting, needs))
+    company = [task for task in ready if not task.alone] if jobs > 1 else []
+    if not busy:
+        return (ready[0], ready[0] in company and len(company) > 1) if ready else (None, False)
+    return (company[0], True) if company and len(busy) < jobs else (None, False)
+
+
+def _awaited(task: Task, waiting: list[Task], needs: dict[str, set[str]]) -> bool:
+    """Whether one of those that are waiting needs it."""
+    return any(task.name in needs[other.name] for other in waiting)

@@ -1,0 +1,104 @@
+"""A notebook's place in the series: where it reads, where it writes, and the source it shows.
+
+Nothing here imports torch, so the command line can use it and still start at once.
+"""
+
+import inspect
+import os
+from pathlib import Path
+
+from srmir_lib.artifacts import atomic_path, check_metrics, write_json
+from srmir_lib.errors import InputError
+
+
+def find_root() -> Path:
+    """The repository: `SRMIR_ROOT`, else the checkout this package lies in, else the nearest one above the caller.
+
+    A repository is a folder that holds `pyproject.toml` and `notebooks/`. None found is an `InputError`.
+    """
+    if os.environ.get("SRMIR_ROOT"):
+        return Path(os.environ["SRMIR_ROOT"]).resolve()
+    here = Path.cwd()
+    for folder in (Path(__file__).resolve().parents[1], here, *here.parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise InputError(f"{here}: not inside the repository; change into it, or set SRMIR_ROOT to its folder")
+
+
+def how_to_run(preset: str, notebook: str) -> str:
+    """The command that makes a stage; a stage of one seed has the preset `seeds/<preset>/<seed>`."""
+    number, seeds = notebook.split("_")[0], preset.split("/")
+    return f"srmir run {preset} {number}" if len(seeds) == 1 else f"srmir seeds {seeds[1]} {number} --seeds {seeds[2]}"
+
+
+class Stage:
+    """One notebook of one preset: its output folder, its inputs, its metrics and figures.
+
+    `output_dir` is empty when a reader presses "Run all" (results go to `outputs/<preset>/<notebook>`), and a work
+    folder when the runner executes the notebook. Relative paths always start at the repository root, never at the
+    working directory, so the same notebook runs from anywhere.
+    """
+
+    def __init__(self, notebook: str, preset: str, output_dir: str = "", root: str | Path | None = None):
+        self.notebook, self.preset = notebook, preset
+        self.root = Path(root).resolve() if root else find_root()
+        self.folder = self.resolve(output_dir) if output_dir else self.root / "outputs" / preset / notebook
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror.lower()
+            raise InputError(f"{self.folder}: cannot write here ({reason}); choose another output_dir") from error
+
+    def resolve(self, path: str | Path) -> Path:
+        """`path` as given when absolute, else under the repository root; `~` and `$VARIABLES` are expanded."""
+        return (self.root / os.path.expandvars(Path(path).expanduser())).resolve()
+
+    def path(self, name: str) -> Path:
+        """Where this stage writes the artefact `name`; the caller writes it (atomically)."""
+        return self.folder / name
+
+    def input(self, notebook: str, name: str) -> Path:
+        """The artefact `name` that an earlier `notebook` of this preset wrote; missing is an `InputError`.
+
+        The runner finds a stage's inputs by reading these calls: give literals, or a parameter of the notebook.
+        """
+        path = self.root / "outputs" / self.preset / notebook / name
+        if not path.exists():
+            raise InputError(f"{path}: missing; run `{how_to_run(self.preset, notebook)}` first")
+        return path
+
+    def base_model(self, base_model: str = "") -> str:
+        """What to load as the base model: a folder under the root, a hub id, or (empty) the model 01 made."""
+        if not base_model:
+            return str(self.input("01_data", "base_model"))
+        folder = self.resolve(base_model)
+        return str(folder) if folder.is_dir() else base_model
+
+    def save_metrics(self, metrics: dict[str, float]) -> None:
+        """Write `metrics.json`: flat names to finite numbers; anything else is an `InputError` that names it."""
+        write_json(self.path("metrics.json"), check_metrics(metrics))
+
+    def save_figure(self, figure, name: str) -> None:
+        """Save a matplotlib figure as `figures/<name>.png`. It returns nothing, so the notebook shows it once."""
+        with atomic_path(self.path("figures") / f"{name}.png") as fresh:
+            figure.savefig(fresh, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+
+
+class Source(str):
+    """Python source: highlighted in a notebook (and in its HTML export, offline), plain text everywhere else."""
+
+    def _repr_markdown_(self) -> str:
+        return f"````python\n{self}\n````"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def show_source(*objects) -> Source:
+    """The live source of functions or classes of this library, under the file and line they stand at."""
+    parts = []
+    for item in map(inspect.unwrap, objects):
+        lines, start = inspect.getsourcelines(item)
+        file = item.__module__.replace(".", "/") + ".py"
+        parts.append(f"# {file}, line {start}\n{''.join(lines).rstrip()}")
+    return Source("\n\n\n".join(parts))

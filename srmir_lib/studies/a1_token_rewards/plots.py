@@ -1,0 +1,54 @@
+"""Figures of token rewards: answers as rows of coloured tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import CenteredNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from srmir_lib.evaluation.plots import INK, _subplots
+
+
+def token_heat_map(
+    tokens: Sequence[Sequence[str]],
+    rewards: Sequence[np.ndarray],
+    spans: Sequence[np.ndarray],
+    titles: Sequence[str],
+    width: int = 96,
+) -> Figure:
+    """One row an answer: its tokens as text on the colour of their reward, those of the marked span in a black frame.
+
+    `tokens[i]`, `rewards[i]`, `spans[i]` (bool) have one entry per token; `titles[i]` stands above the row. Rows break
+    after `width` characters. Red is low, blue is high, white is zero: the frame and the text carry no colour.
+    """
+    rows = []  # (line of the figure, first character, text, reward, marked)
+    line, heads = 0, []
+    for own, reward, marked, title in zip(tokens, rewards, spans, titles, strict=True):
+        heads.append((line, title))
+        line, at = line + 1, 0
+        for text, value, mark in zip(own, reward, marked, strict=True):
+            if at and at + len(text) + 1 > width:
+                line, at = line + 1, 0
+            rows.append((line, at, text, float(value), bool(mark)))
+            at += len(text) + 1
+        line += 1
+    norm = CenteredNorm(halfrange=max(1e-6, max(abs(value) for *_, value, _ in rows)))
+    figure, axis = _subplots(figsize=(9.5, 0.2 * line + 0.8))
+    colours = ScalarMappable(norm, "RdBu")
+    for place, at, text, value, mark in rows:
+        shade = colours.to_rgba(value)
+        frame = {"edgecolor": INK, "linewidth": 1.4, "zorder": 3} if mark else {"edgecolor": "white", "linewidth": 0.5}
+        axis.add_patch(Rectangle((at, place), len(text) + 1, 0.9, facecolor=shade, **frame))
+        ink = "white" if abs(norm(value) - 0.5) > 0.35 else INK
+        middle = at + (len(text) + 1) / 2
+        axis.text(
+            middle, place + 0.47, text, ha="center", va="center", family="monospace", fontsize=6.5, color=ink, zorder=4
+        )
+    for place, title in heads:
+        axis.text(0, place + 0.75, title, fontsize=7.5, color=INK)
+    axis.set(xlim=(0, width + 1), ylim=(line, 0))
+    axis.set_axis_off()
+    figure.colorbar(colours, ax=axis, label="posterior mean of the token's reward", shrink=0.7, aspect=30)
+    return figure

@@ -1,0 +1,131 @@
+"""What token rewards read: answers behind their prompts, and each prompt as the frozen base model left it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig
+
+from srmir_lib.conversations import conversation_ids, text_of, user_message
+from srmir_lib.data.introspection import Introspector
+from srmir_lib.errors import InputError
+from srmir_lib.models.kv_cache import States
+from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer, quiet
+from srmir_lib.models.trunk import Trunk
+
+
+class Answers(NamedTuple):
+    """Tokenized answers: what the frozen trunk reads before, and the generation prompt with the answer behind it."""
+
+    prompts: list[list[int]]
+    tails: list[list[int]]
+
+    def take(self, rows: Sequence[int]) -> "Answers":
+        """The answers `rows`, in that order."""
+        return Answers([self.prompts[row] for row in rows], [self.tails[row] for row in rows])
+
+    def sha256(self) -> str:
+        """Of all tokens, in order."""
+        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
+
+
+class Reader:
+    """A frozen causal model that drafts, tokenizes, and reads each distinct prompt once for any number of models."""
+
+    def __init__(
+        self,
+        base_model: str | Path,
+        question: str,
+        max_length: int,
+        device: str = "auto",
+        draft_tokens: int = 24,
+        batch_tokens: int = 8192,
+        keep_gb: float = 1.5,
+        model=None,
+    ):
+        """`question` holds {prompt} and is asked before judging, for `draft_tokens` at most; "" asks nothing.
+
+        `max_length`: tokens of the longest conversation. `batch_tokens`: tokens in one forward pass. `keep_gb`: states
+        of prompts in memory at most; the rest is read again. `model`: the base model, if it is in memory.
+        """
+        check_causal(base_model)
+        self.base_model, self.base_sha256 = base_model, fingerprint(base_model)
+        self.tokenizer, self.max_length, self.batch_tokens = load_tokenizer(base_model), max_length, batch_tokens
+        with quiet():
+            self.model = (load_policy(base_model, device) if model is None else model).requires_grad_(False)
+        self.trunk = Trunk(self.model, batch_tokens)
+        self.think = Introspector(self.model, question, draft_tokens, tokenizer=self.tokenizer)
+        self.invocation = invocation_tokens(self.tokenizer)
+        self.opening, self.room, self.kept = len(self.invocation), keep_gb * 1e9, {}
+        self.reading = Lock()
+
+    def answers(self, prompts: Sequence, completions: Sequence, allow_empty: bool = False) -> Answers:
+        """Texts or conversations -> `Answers`. Empty ones (if not allowed) and too long ones are an `InputError`."""
+        if len(prompts) != len(completions):
+            raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")
+        for row, completion in enumerate(completions):
+            if not (allow_empty or text_of(completion).strip()):
+                raise InputError(f"completions: the answer of row {row} is empty; leave the row out")
+        chats = self.think(prompts)
+        before = conversation_ids(self.tokenizer, chats)
+        whole = conversation_ids(self.tokenizer, chats, completions)
+        for row, (start, ids) in enumerate(zip(before, whole, strict=True)):
+            if ids[: len(start)] != start:
+                raise InputError(f"row {row}: the chat template changes the prompt once it is answered; use another")
+            if len(ids) > self.max_length:
+                raise InputError(f"row {row}: {len(ids)} tokens exceed max_length {self.max_length}; raise it")
+        cuts = [len(start) - self.opening for start in before]
+        split = list(zip(whole, cuts, strict=True))
+        return Answers([ids[:cut] for ids, cut in split], [ids[cut:] for ids, cut in split])
+
+    def pairs(self, pairs) -> Answers:
+        """Preference rows (prompt, chosen, rejected) -> their chosen answers, then their rejected ones: 2 N rows."""
+        return self.answers([*pairs["prompt"], *pairs["prompt"]], [*pairs["chosen"], *pairs["rejected"]])
+
+    def read(self, prompts: Sequence[list[int]]) -> States:
+        """The states of `prompts` (token ids), in that order; one may come twice. Fits may ask side by side."""
+        keys, found = [tuple(prompt) for prompt in prompts], {}
+        with self.reading:
+            new = [key for key in dict.fromkeys(keys) if key not in self.kept]
+            for rows, states in self.trunk.read([list(key) for key in new]) if new else ():
+                layers = torch.stack([*states.keys, *states.values])  # (2 L, B, heads, T, size)
+                for place, row in enumerate(rows):
+                    found[new[row]] = layers[:, place][:, :, states.mask[place]].permute(2, 0, 1, 3).contiguous()
+            texts = [self.kept[key] if key in self.kept else found[key] for key in keys]
+            for key, text in found.items():
+                self.room -= text.nbytes
+                if self.room >= 0:
+                    self.kept[key] = text
+        layers = pad_sequence(texts, batch_first=True).permute(2, 0, 3, 1, 4)
+        lengths = torch.tensor([len(text) for text in texts], device=layers.device)
+        mask = torch.arange(layers.shape[3], device=layers.device) < lengths.unsqueeze(1)
+        half = len(layers) // 2
+        return States(list(layers[:half]), list(layers[half:]), mask)
+
+
+def check_causal(base_model: str | Path) -> None:
+    """Refuse a model whose states have seen what follows, with the reason and what to do."""
+    try:
+        names = AutoConfig.from_pretrained(str(base_model)).architectures or []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{base_model}: no model there ({str(error).splitlines()[0]})") from error
+    if not any("CausalLM" in name or "LMHead" in name for name in names):
+        raise InputError(
+            f"{base_model}: {', '.join(names) or 'of no known architecture'} is an encoder: its state of a token has "
+            "seen what follows, so no token has a reward of its own; use a causal model, or design pooled in 02"
+        )
+
+
+def invocation_tokens(tokenizer) -> list[int]:
+    """The tokens of the template's generation prompt: the answer begins behind them."""
+    chat, options = user_message("x"), {"return_dict": False}
+    before = tokenizer.apply_chat_template(chat, **options)
+    after = tokenizer.apply_chat_template(chat, add_generation_prompt=True, **options)
+    if after[: len(before)] != before or len(after) == len(before):
+        raise InputError("chat template: it has no generation prompt, so nothing tells where an answer begins")
+    return after[len(before) :]

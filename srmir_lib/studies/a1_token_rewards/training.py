@@ -1,0 +1,118 @@
+"""Training token rewards: Bradley-Terry and AVA on the same pairs, in the same order, with the same weights to move.
+
+A fit is a folder: PEFT's adapter, `heads.safetensors`, `config.json` (how it reads), `fit.json` (how it was trained).
+"""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from srmir_lib.artifacts import atomic_path, read_json, write_json
+from srmir_lib.errors import InputError
+from srmir_lib.papers.ava import TokenBeliefs, answer_reward, ava_demonstration_objective, ava_preference_objective
+from srmir_lib.papers.srmir import bradley_terry_loss
+from srmir_lib.reward_models.config import check_base
+from srmir_lib.reward_models.pairs import pair_batches
+from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel, TokenSettings
+from srmir_lib.studies.a1_token_rewards.reader import Answers, Reader
+
+READING = ("question", "draft_tokens", "max_length")
+
+
+def token_loss(chosen: TokenBeliefs, rejected: TokenBeliefs | None, settings: TokenSettings) -> Tensor:
+    """What an update minimises, a scalar: minus the objective's mean over pairs; AVA-d reads chosen answers only."""
+    weights = (settings.beta, settings.gamma, settings.lam, settings.form)
+    if settings.objective == "ava_d":
+        return -ava_demonstration_objective(chosen, *weights).mean()
+    if settings.objective == "ava_p":
+        return -ava_preference_objective(chosen, rejected, *weights, settings.readout).mean()
+    return bradley_terry_loss(*(answer_reward(side, settings.readout) for side in (chosen, rejected)))
+
+
+def fit_token_rewards(
+    reader: Reader,
+    pairs: Answers,
+    output_dir: str | Path,
+    settings: TokenSettings,
+    seed: int = 0,
+    progress: str | None = None,
+) -> list[dict]:
+    """Train on `reader.pairs(...)` and save in `output_dir`; returns the history (step, loss, accuracy).
+
+    The same seed gives every objective the same start and the same pairs in the same order. A finished fit of the same
+    pairs, settings, seed and base model is kept.
+    """
+    output_dir = Path(output_dir)
+    key = {"settings": asdict(settings), "seed": seed}
+    key |= {"pairs_sha256": pairs.sha256(), "base_sha256": reader.base_sha256}
+    done = output_dir / "fit.json"
+    fit = read_json(done) if done.exists() else {}
+    if fit.get("key") != key:
+        model = TokenRewardModel(reader, settings, seed)
+        fit = {"key": key, "history": train_token_rewards(model, pairs, seed, progress)}
+        with atomic_path(output_dir) as fresh:
+            fresh.mkdir()
+            model.save(fresh)
+            write_json(fresh / "config.json", _config(reader, output_dir))
+            write_json(fresh / "fit.json", fit)
+    return fit["history"]
+
+
+def train_token_rewards(model: TokenRewardModel, pairs: Answers, seed: int, progress: str | None = None) -> list[dict]:
+    """Minimise `token_loss` in place; the learning rate falls linearly to zero. Returns the history of all updates."""
+    settings, count = model.settings, len(pairs.tails) // 2
+    if count == 0:
+        raise InputError("preferences: no pair to train on")
+    trained = model.parameters()
+    optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
+    drawn = pair_batches([count], settings.batch_size, settings.max_steps, seed)
+    both, history = settings.objective != "ava_d", []
+    bar = tqdm(drawn, total=settings.max_steps, desc=progress, disable=progress is None, leave=False)
+    for step, (batch,) in enumerate(bar, start=1):
+        rows = [*batch, *(count + row for row in batch)] if both else batch
+        beliefs = model.beliefs(pairs, rows, with_q=settings.objective != "bradley_terry")
+        chosen = TokenBeliefs(*(part[: len(batch)] for part in beliefs))
+        rejected = TokenBeliefs(*(part[len(batch) :] for part in beliefs)) if both else None
+        loss = token_loss(chosen, rejected, settings)
+        if not loss.isfinite():
+            raise InputError(f"{settings.objective}: the loss of step {step} is not finite; lower learning_rate")
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        decay.step()
+        history.append({"step": step, "loss": loss.item()})
+        if both:
+            gap = answer_reward(chosen, settings.readout) - answer_reward(rejected, settings.readout)
+            history[-1]["accuracy"] = (gap > 0).float().mean().item()
+    return history
+
+
+def load_token_rewards(
+    folder: str | Path, device: str = "auto", base_model: str | None = None, reader: Reader | None = None
+) -> TokenRewardModel:
+    """Read what `fit_token_rewards` wrote. `base_model`: where the base model lies now, if it was moved; `reader`: one
+    in memory, which must hold that base model."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of a token reward; run A1_bayesian_rewards")
+    config, fit = read_json(folder / "config.json"), read_json(folder / "fit.json")
+    if reader is None:
+        base = check_base(folder, config, base_model)
+        reader = Reader(base, device=device, **{name: config[name] for name in READING})
+    elif reader.base_sha256 != config.get("base_sha256"):
+        raise InputError(f"{folder}: trained on another base model than {reader.base_model}; train it again (A1)")
+    return TokenRewardModel(reader, TokenSettings(**fit["key"]["settings"]), fit["key"]["seed"]).load(folder)
+
+
+def _config(reader: Reader, final: Path) -> dict:
+    """How the fit reads, and on which base model it stands; `final`: where its folder will lie."""
+    base, think = Path(reader.base_model), reader.think
+    where = os.path.relpath(base.resolve(), final.resolve()) if base.is_dir() else str(reader.base_model)
+    reading = dict(zip(READING, (think.question, think.max_new_tokens, reader.max_length), strict=True))
+    return {"base_model": where, "base_is_folder": base.is_dir(), "base_sha256": reader.base_sha256, **reading}
