@@ -159,7 +159,7 @@ def test_only_prompts_whose_first_drafts_disagree_are_asked_again(monkeypatch):
             texts.append(f"crime , {verdicts[key][number]} #### so ." if verdicts[key][number] else "mumble")
         return texts
 
-    monkeypatch.setattr("srmir_lib.data.generate", scripted)
+    monkeypatch.setattr("srmir_lib.data.introspection.generate", scripted)
     rows = [{"prompt": user_message(text), "category": "crimes"} for text in ("sure", "torn", "mute")]
     found, left_out = introspect(
         None, None, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=2, max_new_tokens=4

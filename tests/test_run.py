@@ -28,7 +28,7 @@ MAKE = [
     "# 1 · Make",
     COMMON
     + "rate: float = 1.0e-3  # learning rate\nweights: list[float] = [1.0, 2]  # one a model\nlimit: int = 9  # most",
-    "from srmir_lib.artifacts import write_json\nfrom srmir_lib.stage import Stage\n"
+    "from srmir_lib.artifacts import write_json\nfrom srmir_lib.runner.stage import Stage\n"
     "stage = Stage('01_make', preset, output_dir)",
     "write_json(stage.path('numbers') / 'data.json', {'rate': rate, 'folder': str(stage.folder), 'seed': seed})\n"
     "if not stage.path('part.txt').exists():\n    stage.path('part.txt').write_text(output_dir)\n"
@@ -41,7 +41,7 @@ MAKE = [
 USE = [
     "# 2 · Use",
     COMMON + 'source: str = "01_make"  # whose numbers',
-    "from srmir_lib.artifacts import read_json, write_json\nfrom srmir_lib.stage import Stage\n"
+    "from srmir_lib.artifacts import read_json, write_json\nfrom srmir_lib.runner.stage import Stage\n"
     "stage = Stage('02_use', preset, output_dir)\n"
     "numbers = read_json(stage.input(source, 'numbers') / 'data.json')",
     "write_json(stage.path('copy.json'), numbers)",
@@ -280,19 +280,22 @@ def test_what_makes_a_stage_run_again(finished):
 def test_library_files_count_through_imports_of_imports(root):
     library = root / "srmir_lib"
     (library / "lab").mkdir()
+    (library / "runner").mkdir()
     for name, text in {
         "artifacts.py": "def f():\n    import srmir_lib.lab.world",
         "lab/world.py": "",
         "lab/words.json": "{}",
         "lab/__init__.py": "",
         "__init__.py": "",
-        "stage.py": "",
+        "runner/__init__.py": "",
+        "runner/stage.py": "",
         "unused.py": "",
     }.items():
         (library / name).write_text(text)
     sources = Notebook.load(root / "notebooks/01_make.ipynb").sources(root)
     assert {str(p.relative_to(library)) for p in sources} == {
-        "__init__.py", "artifacts.py", "stage.py", "lab/__init__.py", "lab/words.json", "lab/world.py"
+        "__init__.py", "artifacts.py", "runner/__init__.py", "runner/stage.py",
+        "lab/__init__.py", "lab/words.json", "lab/world.py"
     }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def test_root_is_this_checkout_from_any_folder(tmp_path, monkeypatch):
 
 def test_root_of_an_installed_package_is_found_above_the_caller(tmp_path, monkeypatch):
     monkeypatch.delenv("SRMIR_ROOT", raising=False)
-    monkeypatch.setattr(stage_module, "__file__", str(tmp_path / "site-packages" / "srmir_lib" / "stage.py"))
+    monkeypatch.setattr(stage_module, "__file__", str(tmp_path / "site-packages" / "srmir_lib" / "runner" / "stage.py"))
     (tmp_path / "clone" / "notebooks").mkdir(parents=True)
     (tmp_path / "clone" / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path / "clone" / "notebooks")
@@ -93,7 +93,7 @@ def test_show_source_is_the_live_source_and_survives_html_export():
     text = Path(stage_module.__file__).read_text().splitlines()
     line = int(first.rsplit(" ", 1)[1])
     assert (
-        first.startswith("# srmir_lib/stage.py, line ") and definition == text[line - 1] == "def find_root() -> Path:"
+        first.startswith("# srmir_lib/runner/stage.py, line ") and definition == text[line - 1] == "def find_root() -> Path:"
     )
     assert repr(source) == str(source)
 

@@ -77,7 +77,7 @@ def test_a_kernel_finds_the_libraries_loaded_and_nothing_that_another_left(tmp_p
 def test_a_kernel_does_not_outlive_the_run_that_started_it(tmp_path):
     waits = "import os, time, pathlib; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(300)"
     book, there = notebook(tmp_path, waits), tmp_path / "pid"
-    code = "import sys; from pathlib import Path; from srmir_lib.execute import execute\n"
+    code = "import sys; from pathlib import Path; from srmir_lib.runner.execute import execute\n"
     code += "execute(Path(sys.argv[1]), Path('executed.ipynb'), {}, Path('.').resolve())"
     runs = subprocess.Popen([sys.executable, "-c", code, str(book)], cwd=tmp_path, env=os.environ)
     deadline = time.monotonic() + 90

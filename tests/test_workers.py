@@ -21,7 +21,7 @@ from srmir_lib.runner.series import Runner, _needs, _next
 from srmir_lib.runner.workers import YIELDING
 
 PARAMETERS = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # folder\nseed: int = 0  # seed'
-OPEN = "from srmir_lib.stage import Stage\nstage = Stage({name!r}, preset, output_dir)\n{reads}"
+OPEN = "from srmir_lib.runner.stage import Stage\nstage = Stage({name!r}, preset, output_dir)\n{reads}"
 SAVE = "stage.path({name!r}).write_text(str(seed))"
 MEET = """import os, time
 seen = os.environ.get("OMP_WAIT_POLICY"), os.environ.get("OMP_NUM_THREADS")
@@ -82,7 +82,7 @@ def test_two_stages_that_need_the_same_run_side_by_side(root, capfd):
 
 def test_more_notebooks_than_cores_have_one_thread_each(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("srmir_lib.manifest.cores", lambda: 2)
+    monkeypatch.setattr("srmir_lib.runner.manifest.cores", lambda: 2)
     assert [threads(jobs) for jobs in (1, 2, 3)] == [2, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert [threads(jobs) for jobs in (1, 3)] == [5, 5], "what the user has set stays"

@@ -19,7 +19,7 @@ def find_root() -> Path:
     if os.environ.get("SRMIR_ROOT"):
         return Path(os.environ["SRMIR_ROOT"]).resolve()
     here = Path.cwd()
-    for folder in (Path(__file__).resolve().parents[1], here, *here.parents):
+    for folder in (Path(__file__).resolve().parents[2], here, *here.parents):
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder
     raise InputError(f"{here}: not inside the repository; change into it, or set SRMIR_ROOT to its folder")
