@@ -9,10 +9,11 @@ row's `reward_model.ground_truth`, here the prompt's category, and its `extra_in
 import os
 from threading import Lock
 
+from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.taxonomy import UNKNOWN
 
-reward = ShadowRewardModels.load(os.environ["SRMIR_MODELS"]).reward("categorized", router="label")
+reward = RewardFunction(ShadowRewardModels.load(os.environ["SRMIR_MODELS"]), "categorized", router="label")
 lock = Lock()  # verl calls from many threads, and the models are not made for that
 
 

@@ -29,10 +29,3 @@ COLOURS: dict[str, str] = {
     "ethics": "#5D4A8A",
     UNKNOWN: "#8C8C8C",
 }
-
-
-def check_category(name: str, where: str = "category") -> str:
-    """Return `name` if it is one of the seven keys, else raise a `ValueError` that lists them."""
-    if name not in CATEGORIES:
-        raise ValueError(f"{where}: unknown category {name!r}; use one of {', '.join(CATEGORIES)}")
-    return name

@@ -23,7 +23,7 @@ def answers(shift: float, count: int = 400, seed: int = 0, **changed) -> dict:
 
 
 def history(means: np.ndarray) -> list[dict]:
-    """A run as the trainer logs it, from rows of five means; the idle judges' as two judges around it."""
+    """A run as the trainer logs it, from rows of five means; the idle reward models' as two of them around it."""
     idle, length, likelihood, bigrams, far = range(5)
     return [
         {
@@ -73,7 +73,7 @@ def test_deviations_by_hand():
     ones = dict.fromkeys(SIGNALS, 1.0)
     alarm = Alarm(mean=dict.fromkeys(SIGNALS, 2.0), std=ones | {"length": 4.0}, threshold=3.0, rate=0.05, looks=2)
     (row,) = alarm.check(history(np.array([[1.0, 18.0, 0.0, 9.0, 4.0]])))  # suspect by 1, 4, 2, -7, 2
-    assert row["suspicion"] == 4.0 and row["signal"] == "length" and row["rings"] and row["idle judges"] == 1.0
+    assert row["suspicion"] == 4.0 and row["signal"] == "length" and row["rings"] and row["idle reward models"] == 1.0
 
 
 def test_rows_without_a_look_are_passed_over_and_too_many_looks_refused():
@@ -112,7 +112,7 @@ def test_measure_by_hand(tiny_model):
     model = load_policy(tiny_model, "cpu")
     reward = SimpleNamespace(models=Models(), router=router)
     found = measure(reward, model, [user_message("a"), user_message("b")], ["no no no", "yes"])
-    assert found["idle judges"].tolist() == [2.0, (4 + 6 + 1) / 3]  # crimes 2 and privacy (5 - 1) / 2; all three
+    assert found["idle reward models"].tolist() == [2.0, (4 + 6 + 1) / 3]  # crimes 2 and privacy (5 - 1) / 2; all three
     assert found["distinct bigrams"].tolist() == [0.5, 1.0]
     assert found["length"][0] > found["length"][1] >= 2, "the end token counts, as it does in training"
     assert (found["log-likelihood"] < 0).all() and "KL" not in found
@@ -126,7 +126,7 @@ def test_an_alarm_without_kl_listens_to_the_rest_and_still_draws_it():
     assert list(alarm_curves(alarm, {"far": far}).axes[4].lines[0].get_ydata()) == [99.0] * 3
 
 
-def test_a_run_without_a_kl_penalty_is_judged_by_the_rest():
+def test_a_run_without_a_kl_penalty_is_watched_by_the_rest():
     alarm = Alarm.fit([answers(0.0)], batch=8, looks=3)
     looks = [{name: value for name, value in row.items() if name != "kl"} for row in history(np.full((3, 5), -9.0))]
     rows = alarm.check(looks)
@@ -163,7 +163,7 @@ def test_the_figure_shows_every_signal_and_where_it_rings():
     assert {line.get_label() for line in figure.axes[-1].lines} >= {"calm", "babble: rings at step 1"}
 
 
-def test_the_judges_lines_have_their_names_and_values():
+def test_the_reward_models_lines_have_their_names_and_values():
     axis = monitor_curves(history(np.zeros((3, 5)))).axes[0]
     assert [line.get_label() for line in axis.lines] == ["Insult", "Crimes and Illegal Activities"]
     assert [list(line.get_ydata()) for line in axis.lines] == [[-0.5] * 3, [0.5] * 3]

@@ -256,7 +256,7 @@ def test_an_encoder_annotates_too(tmp_path, capsys):
     ],
 )
 def test_a_bad_row_is_named_before_anything_is_loaded(tiny_model, tmp_path, capsys, monkeypatch, row, message):
-    monkeypatch.setattr(annotate, "_Reader", None)  # what would load
+    monkeypatch.setattr(annotate, "MarginModel", None)  # what would load
     source, target = write(tmp_path / "in.jsonl", [ROWS[0], row]), tmp_path / "out.jsonl"
     assert run("--model", tiny_model, "--input", source, "--output", target) == 2
     said = capsys.readouterr().err
@@ -264,7 +264,7 @@ def test_a_bad_row_is_named_before_anything_is_loaded(tiny_model, tmp_path, caps
 
 
 def test_bad_places_and_options_are_refused_before_anything_is_loaded(tiny_model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(annotate, "_Reader", None)
+    monkeypatch.setattr(annotate, "MarginModel", None)
     source, out = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out"
     folder = save_dataset(DatasetDict(train=as_dataset(TEXTS)), tmp_path / "pairs")
     empty = save_dataset(as_dataset([("a", "", "b")]), tmp_path / "blank")

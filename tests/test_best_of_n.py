@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from srmir_lib.errors import InputError
-from srmir_lib.papers.statistics import best_of_n, best_of_n_rows
+from srmir_lib.statistics import best_of_n, best_of_n_rows
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])

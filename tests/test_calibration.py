@@ -7,8 +7,7 @@ from datasets import Dataset
 
 from srmir_lib.artifacts import write_json
 from srmir_lib.errors import InputError
-from srmir_lib.papers.statistics import lowess, voices
-from srmir_lib.reward_models.calibration import Calibration, reference_set
+from srmir_lib.reward_models.calibration import Calibration, calibration_set, lowess, variance_shares
 
 
 def test_z_scores_by_hand(tmp_path):
@@ -68,17 +67,19 @@ def test_a_zero_std_in_a_file_is_refused(tmp_path):
 def test_the_reference_set_is_what_the_policy_says_and_the_demonstrations():
     rows = {"prompt": ["a", "b", "c"], "chosen": ["A", "B", "C"], "rejected": ["1", "2", "3"]}
     pairs = Dataset.from_dict(rows | {"origin": ["policy", "shuffled", "policy"]})
-    assert reference_set(pairs) == (["a", "c", "a", "c"], ["1", "3", "A", "C"])
+    assert calibration_set(pairs) == (["a", "c", "a", "c"], ["1", "3", "A", "C"])
     with pytest.raises(InputError, match="1 pairs have origin policy"):
-        reference_set(pairs.select([0, 1]))
+        calibration_set(pairs.select([0, 1]))
 
 
 def test_voices_by_hand():
     # R = (3, -3): every model's covariance with R over var(R) = 9 is 3 a / 9 for scores (a, -a)
-    assert torch.allclose(voices(torch.tensor([[1.0, 2.0], [-1.0, -2.0]])), torch.tensor([1 / 3, 2 / 3]).double())
+    assert torch.allclose(
+        variance_shares(torch.tensor([[1.0, 2.0], [-1.0, -2.0]])), torch.tensor([1 / 3, 2 / 3]).double()
+    )
     # two independent models, one three times as loud: variances 1 and 9 of a total of 10
     scores = torch.tensor([[1.0, 3.0], [1.0, -3.0], [-1.0, 3.0], [-1.0, -3.0]])
-    assert torch.allclose(voices(scores), torch.tensor([0.1, 0.9]).double())
+    assert torch.allclose(variance_shares(scores), torch.tensor([0.1, 0.9]).double())
 
 
 def test_lowess_follows_a_line_and_a_second_implementation_on_anything_else():

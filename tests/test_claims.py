@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.claims import SeedClaim, judge_claims, load_claims, overall
+from srmir_lib.evaluation.claims import SeedClaim, decide_claims, load_claims, overall
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"id": "x", "source": "s", "claim": "c", "treatment": "n/a", "control": "n/b"}
@@ -19,7 +19,7 @@ def records(a, b) -> dict:
 
 def test_the_interval_by_hand():
     # differences .1, .3: mean .2, deviation .1 sqrt 2, t(1) = 12.706: half = 12.706 * .1 sqrt 2 / sqrt 2
-    (row,) = judge_claims([SeedClaim(**BASE)], records([0.5, 0.8], [0.4, 0.5]), "act")
+    (row,) = decide_claims([SeedClaim(**BASE)], records([0.5, 0.8], [0.4, 0.5]), "act")
     assert row["estimate"] == pytest.approx(0.2)
     assert [row["low"], row["high"]] == pytest.approx([0.2 - 1.2706, 0.2 + 1.2706], abs=1e-3)
     assert row["seeds"] == [1, 2] and row["world"] == "act" and row["verdict"] == "inconclusive"
@@ -54,16 +54,16 @@ def test_verdicts(options, interval, verdict):
 
 def test_seeds_without_the_metric_do_not_count_and_one_seed_is_no_interval():
     found = records([0.5, 0.8], [0.4, 0.5]) | {3: {"n/a": 0.5}}
-    (row,) = judge_claims([SeedClaim(**BASE)], found)
+    (row,) = decide_claims([SeedClaim(**BASE)], found)
     assert row["seeds"] == [1, 2]
-    (row,) = judge_claims([SeedClaim(**BASE)], {1: found[1]})
+    (row,) = decide_claims([SeedClaim(**BASE)], {1: found[1]})
     assert row["verdict"] == "not measured" and row["estimate"] is None
 
 
 def test_a_null_comes_out_in_about_one_of_forty():
     """Two equal treatments, five seeds: the interval lies above zero in 2.5 % of the studies, by the t quantile."""
     draw, claim = np.random.default_rng(0), SeedClaim(**BASE)
-    found = [judge_claims([claim], records(draw.normal(size=5), draw.normal(size=5)))[0] for _ in range(2000)]
+    found = [decide_claims([claim], records(draw.normal(size=5), draw.normal(size=5)))[0] for _ in range(2000)]
     share = np.mean([row["verdict"] == "reproduced" for row in found])
     assert 0.015 < share < 0.035
 
@@ -108,5 +108,5 @@ def test_overall_needs_every_world():
 
 def test_a_claim_for_one_world_is_not_made_in_another():
     claim = SeedClaim(**BASE, worlds=["here"])
-    found = {world: judge_claims([claim], records([1.0, 2.0], [0.0, 0.5]), world) for world in ("here", "there")}
+    found = {world: decide_claims([claim], records([1.0, 2.0], [0.0, 0.5]), world) for world in ("here", "there")}
     assert [row["world"] for row in found["here"]] == ["here"] and found["there"] == []

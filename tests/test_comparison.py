@@ -65,20 +65,20 @@ def test_cut_table():
 
 
 def test_samples_prefer_plain_prompts_and_redact_by_default():
-    samples = comparison.side_by_side({"base": BASE, "safe": SAFE})
+    samples = comparison.answers_side_by_side({"base": BASE, "safe": SAFE})
     assert [s["about"] for s in samples] == ["harmful: crimes", "harmful: insult", "lookalike", "utility"]
     assert [[a["policy"] for a in s["answers"]] for s in samples] == [["base", "safe"]] * 4
     assert all("redacted" in a["response"] for s in samples for a in s["answers"])
-    shown = comparison.side_by_side({"base": BASE, "safe": SAFE}, show_text=True)
+    shown = comparison.answers_side_by_side({"base": BASE, "safe": SAFE}, show_text=True)
     assert [s["prompt"] for s in shown] == ["h0", "h1", "l0", "1 + 1"]
     assert shown[0]["answers"][0]["response"] == BASE[1]["response"]
 
 
 @pytest.mark.parametrize(("value", "state"), [(0.6, "pass"), (0.8, "pass"), (0.81, "miss"), (0.0, "miss")])
 def test_targets(value, state):
-    (line,) = comparison.check_targets({"base/attack_success": value}, {"base/attack_success": [0.6, 0.8]})
+    (line,) = comparison.check_goals({"base/attack_success": value}, {"base/attack_success": [0.6, 0.8]})
     assert line == {"target": "base/attack_success", "from": 0.6, "to": 0.8, "reached": value, "state": state}
 
 
 def test_targets_that_nobody_measured():
-    assert comparison.check_targets({}, {"x/y": [0, 1]})[0]["state"] == "not measured"
+    assert comparison.check_goals({}, {"x/y": [0, 1]})[0]["state"] == "not measured"

@@ -14,6 +14,7 @@ from datasets import Dataset
 from srmir_lib.conversations import assistant_message, conversation_ids, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer
+from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.studies.a5_cost import contestants as peers
 from srmir_lib.studies.a5_cost import limits as cost
@@ -242,7 +243,7 @@ def test_contestants_score_the_same_texts(shared, classifiers, tokenizer, mixed)
     runs = peers.contestants(shared, classifiers, tokenizer, *mixed, batch_tokens=64)
     assert set(name for pair in cost.SCORING.values() for name in pair) - set(runs) == {"monitored"}
     scores = shared.score(*mixed)
-    own = torch.tensor([0, 0, 0, 1, 1, 1])  # the first prompt is judged by the first model, the second by the second
+    own = torch.tensor([0, 0, 0, 1, 1, 1])  # the first prompt is scored by the first model, the second by the second
     torch.testing.assert_close(torch.tensor(runs["linear"]()), scores.mean(dim=1), rtol=0, atol=1e-5)
     for name in ("routed", "watched"):
         torch.testing.assert_close(torch.tensor(runs[name]()), scores[range(6), own], rtol=0, atol=1e-5)
@@ -289,8 +290,7 @@ def test_steps_of_both_trainers_are_timed_with_and_without_sampling(
     policy, classifiers, tokenizer, shared, monkeypatch
 ):
     prompts, _ = peers.texts(tokenizer, LOAD, prompts=1)
-    sides = {"seven": classifiers, "shared": [shared.reward("linear")], "free": [peers.free_reward]}
-    sides["following"] = sides["shared"]
+    sides = {"seven": classifiers, "shared": [RewardFunction(shared, "linear")], "free": [peers.free_reward]}
     lent, reads_on = [], shared.scorer.trunk._read_on
 
     def counted(ids, known, room):
@@ -299,7 +299,7 @@ def test_steps_of_both_trainers_are_timed_with_and_without_sampling(
 
     monkeypatch.setattr(shared.scorer.trunk, "_read_on", counted)
     monkeypatch.setattr(shared.scorer.trunk, "pass_tokens", 16)
-    steps, work = step_seconds(policy, tokenizer, sides, prompts[:1], LOAD, 2, rounds=2, seed=0, follow=["following"])
+    steps, work = step_seconds(policy, tokenizer, sides, prompts[:1], LOAD, 2, rounds=2, seed=0)
     assert {name: len(times) for name, times in steps.items()} == dict.fromkeys(sides, 2)
     assert lent == [3] * 3, "all answers of two rounds and of one that is not counted, of one of the trainers"
     assert all((work[name] > 0).all() and (work[name] < steps[name]).all() for name in sides)

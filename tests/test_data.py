@@ -7,7 +7,7 @@ import pytest
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data.introspection import Introspector, agree, introspect, read_draft
-from srmir_lib.data.pairs import CORRUPTIONS, PREFERENCE_COLUMNS, balance, corrupt, make_pairs
+from srmir_lib.data.pairs import CORRUPTIONS, balance, corrupt, make_pairs
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.srmir import cod_prompt, parse_draft
@@ -127,7 +127,8 @@ def test_pairs_hold_policy_samples_borrowed_refusals_and_babble():
     ]
     samples = [["sure , crime .", "no , that is a crime ."], ["sure , first get ready .", "no ."], ["", "ok ."]]
     pairs = make_pairs(rows, samples, seed=0)
-    assert set(pairs[0]) == set(PREFERENCE_COLUMNS)
+    columns = "prompt chosen rejected category origin difficulty harm_gap severity"
+    assert set(pairs[0]) == set(columns.split())
     found = {}
     for pair in pairs:
         found.setdefault(text_of(pair["prompt"]), []).append((pair["origin"], text_of(pair["rejected"])))

@@ -19,19 +19,19 @@ from srmir_lib.models.loading import MINILM, resolve_encoder
 from srmir_lib.papers.pcrm import pcrm_loss
 from srmir_lib.reward_models.config import EncoderSettings, from_parameters
 from srmir_lib.reward_models.pooled import (
-    PairReading,
+    PairTokenizer,
     PooledScorer,
     load_classifier,
+    load_pooled_settings,
     pool_windows,
     pooled_settings,
     score_pairs,
-    settings_of,
 )
 from srmir_lib.reward_models.pooled_training import fit_pooled, length_batches, mixed_loss
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 CATEGORIES = ["insult", "crimes", "privacy"]
-READING = PairReading(max_tokens=40, prompt_tokens=8)
+READING = PairTokenizer(max_tokens=40, prompt_tokens=8)
 SETTINGS = replace(ENCODER, epochs=12)
 
 
@@ -82,7 +82,7 @@ def words(tokenizer, window: dict) -> str:
 
 def test_a_long_response_keeps_head_and_tail(tiny_encoder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    reading = PairReading(max_tokens=24, prompt_tokens=4)
+    reading = PairTokenizer(max_tokens=24, prompt_tokens=4)
     response = " ".join(["first"] * 6 + ["now"] * 9 + ["end"] * 6)
     conversation = [*user_message("how how how how how how"), *assistant_message("no"), *user_message("why why why")]
     # 24 tokens, less 3 special ones, 2 for gaps, and the prompt's own: 17 and 14 are left for the response.
@@ -100,7 +100,7 @@ def test_a_long_response_keeps_head_and_tail(tiny_encoder):
 
 def test_windows_cover_every_token(tiny_encoder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    reading = PairReading(max_tokens=24, prompt_tokens=4, long_text="windows")
+    reading = PairTokenizer(max_tokens=24, prompt_tokens=4, long_text="windows")
     response = [WORDS[n % len(WORDS)] for n in range(31)]
     [windows] = reading.encode(tokenizer, ["can you"], [" ".join(response)])
     texts = [words(tokenizer, window).split("[SEP]")[1].split() for window in windows]
@@ -116,7 +116,7 @@ def test_the_least_safe_window_decides():
 def test_scores_do_not_depend_on_the_batch(tiny_encoder, long_text):
     model, tokenizer = load_classifier(tiny_encoder, num_labels=3)
     model.eval()
-    reading = PairReading(24, 4, long_text)
+    reading = PairTokenizer(24, 4, long_text)
     labelled, _ = examples(20)
     prompts, completions = [row["prompt"] for row in labelled], [row["completion"] for row in labelled]
     together = score_pairs(model, tokenizer, prompts, completions, reading, tokens_per_batch=100)
@@ -160,7 +160,7 @@ def test_limits_and_centring_tame_the_scores_of_an_encoder(tiny_encoder, tmp_pat
     for name, own in {"plain": {}, "tamed": changes}.items():
         settings = replace(SETTINGS, **own)
         fit_pooled(tiny_encoder, [], pairs, tmp_path / name, CATEGORIES, READING, settings, 0, "cpu", progress=False)
-        assert settings_of(tmp_path / name) == (READING, settings)
+        assert load_pooled_settings(tmp_path / name) == (READING, settings)
         models, prompts = ShadowRewardModels.load(tmp_path / name, "cpu"), [row["prompt"] for row in pairs]
         sides = [models.score(prompts, [row[side] for row in pairs]) for side in ("chosen", "rejected")]
         assert (sides[0] > sides[1]).float().mean() > 0.9
@@ -229,8 +229,8 @@ def test_the_same_seed_gives_the_same_weights_and_a_finished_set_is_kept(tiny_en
 
 def test_settings_come_from_a_parameter_file_and_back_from_the_folder(trained):
     values = {"max_tokens": 40, "prompt_tokens": 8}
-    assert from_parameters(PairReading, values, "reading") == READING
-    assert settings_of(trained[0]) == (READING, SETTINGS)
+    assert from_parameters(PairTokenizer, values, "reading") == READING
+    assert load_pooled_settings(trained[0]) == (READING, SETTINGS)
     for bad, says in (
         ({"max_tokens": 40}, "reading: lacks prompt_tokens"),
         (values | {"tokens": 3}, "has tokens"),
@@ -238,7 +238,7 @@ def test_settings_come_from_a_parameter_file_and_back_from_the_folder(trained):
         (values | {"max_tokens": True}, "reading.max_tokens: True is not of type int"),
     ):
         with pytest.raises(InputError, match=says):
-            from_parameters(PairReading, bad, "reading")
+            from_parameters(PairTokenizer, bad, "reading")
     with pytest.raises(
         InputError, match=r"fine_tuning.learning_rate: '5e-5' is not of type float; in YAML write 5.0e-5"
     ):
@@ -248,11 +248,11 @@ def test_settings_come_from_a_parameter_file_and_back_from_the_folder(trained):
 def test_bad_input_is_one_clear_line(tiny_encoder, trained, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     with pytest.raises(InputError, match="long_text: 'middle'"):
-        PairReading(40, 8, "middle")
+        PairTokenizer(40, 8, "middle")
     with pytest.raises(InputError, match="max_tokens: 10 leaves no room"):
-        PairReading(10, 8)
+        PairTokenizer(10, 8)
     with pytest.raises(InputError, match="reads at most 64"):
-        PairReading(128, 8).encode(tokenizer, ["how"], ["no"])
+        PairTokenizer(128, 8).encode(tokenizer, ["how"], ["no"])
     with pytest.raises(InputError, match="completions: 0 for 1"):
         PooledScorer(trained[0], "cpu").score(["how"], [])
     with pytest.raises(InputError, match="no encoder there"):

@@ -163,7 +163,7 @@ def test_redact_hides_by_default():
     assert ev.redact(secret, show_text=True) == secret
 
 
-class EchoJudge:
+class EchoReferee:
     """Refused when the answer has an even number of characters: arbitrary, but it depends on the answer alone."""
 
     def __call__(self, prompts, responses):
@@ -201,7 +201,7 @@ def test_policies_are_evaluated_as_if_each_were_loaded_alone(tiny_model, tmp_pat
     adapters = {"base": None, "first": first, "second": second, "base again": None}
     options = {"max_new_tokens": 6, "batch_size": 4, "seed": 3}
     prompts = make_prompts()
-    results = ev.evaluate_policies(tiny_model, adapters, prompts, EchoJudge(), device="cpu", **options)
+    results = ev.evaluate_policies(tiny_model, adapters, prompts, EchoReferee(), device="cpu", **options)
     tokenizer = load_tokenizer(tiny_model)
     for name, adapter in adapters.items():
         alone = generate(
@@ -218,15 +218,15 @@ def test_policies_are_evaluated_as_if_each_were_loaded_alone(tiny_model, tmp_pat
 def test_rows_hold_prompt_verdict_and_cost(tiny_model):
     policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
     prompts = make_prompts(5)
-    greedy = ev.evaluate_policy(policy, tokenizer, prompts, EchoJudge(), 4, temperature=0.0)
+    greedy = ev.evaluate_policy(policy, tokenizer, prompts, EchoReferee(), 4, temperature=0.0)
     assert greedy == [
         r | {"seconds": g["seconds"]}
         for r, g in zip(
-            ev.evaluate_policy(policy, tokenizer, prompts, EchoJudge(), 4, temperature=0.0), greedy, strict=True
+            ev.evaluate_policy(policy, tokenizer, prompts, EchoReferee(), 4, temperature=0.0), greedy, strict=True
         )
     ]
     prompts[0]["reference"] = f" {greedy[0]['response'].upper()}. "
-    again = ev.evaluate_policy(policy, tokenizer, prompts, EchoJudge(), 4, temperature=0.0)
+    again = ev.evaluate_policy(policy, tokenizer, prompts, EchoReferee(), 4, temperature=0.0)
     assert again[0]["correct"] and not greedy[0]["correct"]
     assert set(greedy[0]) == set(row()), "rows must hold exactly the documented fields"
     assert [r["prompt"] for r in greedy] == [p["prompt"][0]["content"] for p in prompts]
@@ -240,8 +240,8 @@ def test_bad_input_is_one_clear_line(tiny_model, tmp_path):
             policy, tokenizer, [{k: v for k, v in p.items() if k != "reference"} for p in make_prompts()], None
         )
     with pytest.raises(InputError, match="run 01_data again"):
-        ev.evaluate_policy(policy, tokenizer, [], EchoJudge())
+        ev.evaluate_policy(policy, tokenizer, [], EchoReferee())
     with pytest.raises(InputError, match="1 verdicts for 10 answers"):
-        ev.evaluate_policy(policy, tokenizer, make_prompts(), lambda p, r: EchoJudge()(p[:1], r[:1]), 2)
+        ev.evaluate_policy(policy, tokenizer, make_prompts(), lambda p, r: EchoReferee()(p[:1], r[:1]), 2)
     with pytest.raises(InputError, match="no PEFT adapter there"):
-        ev.evaluate_policies(tiny_model, {"gone": tmp_path / "gone"}, make_prompts(), EchoJudge(), device="cpu")
+        ev.evaluate_policies(tiny_model, {"gone": tmp_path / "gone"}, make_prompts(), EchoReferee(), device="cpu")

@@ -1,4 +1,4 @@
-"""Notebook 06 on made-up prompts and random adapters, judged by refusal phrases, and the report that follows it."""
+"""Notebook 06 on made-up prompts and random adapters, ruled on by refusal phrases, and the report that follows it."""
 
 import random
 import shutil
@@ -64,7 +64,7 @@ def outputs(tiny_model, tmp_path_factory) -> Path:
         for seed, name in enumerate(names):
             write_adapter(tiny_model, lab / stage / name, seed + len(stage))
         write_json(lab / stage / "metrics.json", {f"seconds_{name}": 3.0 for name in names})
-    parameters = {"judge": "phrases", "max_new_tokens": 8, "device": "cpu", "show_text": False}
+    parameters = {"referee": "phrases", "max_new_tokens": 8, "device": "cpu", "show_text": False}
     parameters["targets"] = {
         "base/attack_success": [0.0, 1.0],
         "base/tokens": [100.0, 200.0],

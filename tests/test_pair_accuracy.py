@@ -12,16 +12,16 @@ from srmir_lib.evaluation.reward_accuracy import (
     accuracy_rows,
     as_metrics,
     category_index,
-    correct,
     difference_rows,
     gaps_of_sets,
+    is_correct,
     reward_gaps,
 )
 
 
 def test_accuracy_by_hand():
     gaps = torch.tensor([[1.0, -1.0], [-2.0, 3.0], [0.0, 0.5]])
-    assert correct(gaps).tolist() == [[1, 0], [0, 1], [0.5, 1]]
+    assert is_correct(gaps).tolist() == [[1, 0], [0, 1], [0.5, 1]]
     matrix = accuracy_matrix(gaps, ["crimes", "crimes", "privacy"], ["crimes", "privacy", "ethics"])
     assert matrix[:, :2].tolist() == [[0.5, 0.5], [0.5, 1.0]]
     assert np.isnan(matrix[:, 2]).all(), "no pair of ethics"
@@ -73,7 +73,7 @@ def pairs(rule, rows: int, seed: int) -> Dataset:
 
 def accuracy(rule, features: str) -> float:
     gaps = bag_of_words_gaps(pairs(rule, 200, 0), pairs(rule, 100, 1), pairs(rule, 100, 2), features)
-    return correct(gaps).mean()
+    return is_correct(gaps).mean()
 
 
 def test_a_telling_word_is_found():

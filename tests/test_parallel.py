@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from srmir_lib.models.parallel import side_by_side
+from srmir_lib.models.parallel import run_in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -22,20 +22,20 @@ def test_results_come_in_the_order_of_the_jobs():
         time.sleep(0.05 * (3 - number))
         return number, torch.get_num_threads()
 
-    found = side_by_side({f"job {number}": partial(job, number) for number in range(3)})
+    found = run_in_threads({f"job {number}": partial(job, number) for number in range(3)})
     assert found == {f"job {number}": (number, 1) for number in range(3)} and list(found) == ["job 0", "job 1", "job 2"]
     assert torch.get_num_threads() == 2, "what follows has all threads again"
 
 
 def test_they_run_at_once():
     started = time.perf_counter()
-    side_by_side(dict.fromkeys(range(2), partial(time.sleep, 0.3)))
+    run_in_threads(dict.fromkeys(range(2), partial(time.sleep, 0.3)))
     assert time.perf_counter() - started < 0.5
 
 
 def test_one_job_or_another_device_keeps_all_threads():
-    assert side_by_side({"a": torch.get_num_threads}) == {"a": 2} and side_by_side({}) == {}
-    assert side_by_side(dict.fromkeys("ab", torch.get_num_threads), "meta") == {"a": 2, "b": 2}
+    assert run_in_threads({"a": torch.get_num_threads}) == {"a": 2} and run_in_threads({}) == {}
+    assert run_in_threads(dict.fromkeys("ab", torch.get_num_threads), "meta") == {"a": 2, "b": 2}
 
 
 def test_the_first_error_ends_it():
@@ -47,5 +47,5 @@ def test_the_first_error_ends_it():
         raise ValueError(f"job {number}")
 
     with pytest.raises(ValueError, match="job"):
-        side_by_side({number: partial(job, number) for number in range(20)})
+        run_in_threads({number: partial(job, number) for number in range(20)})
     assert len(begun) < 20 and torch.get_num_threads() == 2

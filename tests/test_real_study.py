@@ -14,7 +14,7 @@ from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
-from srmir_lib.reward_models.pooled import PairReading
+from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.studies.a1_token_rewards.reader import Reader
 from srmir_lib.studies.a8_real_pairs.pairs import PAIR_SETS, PairData, real_pairs
 from srmir_lib.studies.a8_real_pairs.study import (
@@ -42,7 +42,7 @@ def pair(prompt: str, chosen: str, rejected: str) -> dict:
 
 
 def by_length(data, seed):
-    """A judge that likes long answers."""
+    """A reward model that likes long answers."""
     return lambda prompts, answers: np.array([float(len(text_of(answer).split())) for answer in answers])
 
 
@@ -64,8 +64,8 @@ def test_pairs_hold_a_safe_and_an_unsafe_answer_of_one_question_once_each(pack):
     assert all(text_of(row["rejected"]).startswith("sure") for row in pairs)
     used = Counter((str(row["prompt"]), text_of(row["rejected"])) for row in pairs)
     assert max(used.values()) == 1, "no answer is used twice"
-    assert {str(row["prompt"]) for row in data.judged} == {str(row["prompt"]) for row in data.test}
-    assert {row["unsafe"] for row in data.judged} == {0, 1} and not real_pairs("hh-rlhf", pack).judged
+    assert {str(row["prompt"]) for row in data.labelled} == {str(row["prompt"]) for row in data.test}
+    assert {row["unsafe"] for row in data.labelled} == {0, 1} and not real_pairs("hh-rlhf", pack).labelled
 
 
 def test_an_unknown_set_is_refused(pack):
@@ -89,22 +89,22 @@ def test_what_training_holds_is_not_tested_and_contradictions_are_dropped(tmp_pa
     data = real_pairs("diasafety", tmp_path, seed=1)
     tested = {text_of(row[side]) for row in data.test for side in ("chosen", "rejected")}
     assert tested and not tested & {"STOCK answer!", "stock answer"}, "training has these words"
-    assert not {text_of(row["completion"]) for row in data.judged} & {"STOCK answer!", "stock answer"}
+    assert not {text_of(row["completion"]) for row in data.labelled} & {"STOCK answer!", "stock answer"}
     everything = [row for part in data[:3] for row in part]
     assert not any("Sorry 1." in (text_of(row["chosen"]), text_of(row["rejected"])) for row in everything)
 
 
 def test_measures_by_hand():
     test = [pair("a", "one two", "one"), pair("b", "one", "one two three")]
-    judged = [
+    labelled = [
         {"prompt": user_message("a"), "completion": assistant_message(text), "unsafe": unsafe}
         for text, unsafe in (("one two", 0), ("one", 1), ("one two three", 1))
     ]
-    found = measures(by_length(None, 0), PairData([], [], test, judged))
+    found = measures(by_length(None, 0), PairData([], [], test, labelled))
     assert found["pair_accuracy"] == 0.5 and found["auroc"] == 0.5
     assert (found["gap"], found["gap_spread"]) == (-0.5, 1.5), "gaps of 1 and of -2"
     assert found["score_spread"] == pytest.approx(np.std([2, 1, 1, 3]))
-    assert found["length_correlation"] == pytest.approx(1.0), "this judge pays for length and for nothing else"
+    assert found["length_correlation"] == pytest.approx(1.0), "this model pays for length and for nothing else"
     assert "auroc" not in measures(by_length(None, 0), PairData([], [], test, []))
 
 
@@ -158,7 +158,7 @@ def test_rows_over_seeds_are_paired_and_know_that_splits_overlap():
 def test_words_and_encoders_learn_what_is_easy(pack, tmp_path_factory, changes):
     encoder = write_tiny_bert(tmp_path_factory.mktemp("encoder"))
     data, settings = real_pairs("diasafety", pack, seed=0), replace(ENCODER, epochs=20, mean_weight=0.0, **changes)
-    method = encoder_method(str(encoder), PairReading(32, 8), settings, "cpu")
+    method = encoder_method(str(encoder), PairTokenizer(32, 8), settings, "cpu")
     found = measures(method.fit(data, 0), data)
     assert found["pair_accuracy"] == found["auroc"] == 1.0, "a refusal is a refusal"
     assert measures(words_method().fit(data, 0), data)["pair_accuracy"] == 1.0

@@ -15,9 +15,9 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import model_inputs
 from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import ALL, RewardSettings, settings_of
+from srmir_lib.reward_models.config import ALL, RewardSettings, load_settings
 from srmir_lib.reward_models.pairs import check_round_trip, select_pairs, tokenize_pairs
-from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 CATEGORIES = ["insult", "crimes"]
@@ -165,10 +165,10 @@ def test_no_checkpoint_or_pickle_is_left(trained):
 
 
 def test_a_set_remembers_its_settings(copied):
-    assert settings_of(copied) == SETTINGS
+    assert load_settings(copied) == SETTINGS
     write_json(copied / "insult" / "fit.json", {"key": {}})
     with pytest.raises(InputError, match="no settings"):
-        settings_of(copied)
+        load_settings(copied)
 
 
 def test_a_single_model_covers_all_categories(tiny_model, tmp_path):
@@ -272,10 +272,10 @@ def test_the_trainer_with_limits_minimises_the_loss_that_is_shown(tiny_model, tm
     from trl_loss import trainer_loss
 
     from srmir_lib.papers.pcrm import pcrm_loss
-    from srmir_lib.reward_models.separate import LimitedRewardTrainer
+    from srmir_lib.reward_models.separate_training import PCRMRewardTrainer
 
     columns = {"chosen_ids": [[7, 8, 9, 1]] * 2, "rejected_ids": [[9, 1], [30, 40, 50, 1]], "margin": [2.0, 5.0]}
-    loss, chosen, rejected, batch = trainer_loss(LimitedRewardTrainer, tiny_model, columns, tmp_path)
+    loss, chosen, rejected, batch = trainer_loss(PCRMRewardTrainer, tiny_model, columns, tmp_path)
     assert loss == pytest.approx(pcrm_loss(chosen, rejected, batch["margin"]).item(), abs=1e-6)
 
 

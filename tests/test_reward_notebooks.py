@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
 from srmir_lib.conversations import assistant_message, user_message
-from srmir_lib.data.router import PromptReader, Router
+from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError
 from srmir_lib.papers.legend import SCALES
 from srmir_lib.reward_models.shadow import ShadowRewardModels
@@ -50,7 +50,7 @@ def root(tiny_model, tmp_path_factory) -> Path:
     splits = {"train": made_up_pairs(20, 0), "validation": made_up_pairs(6, 1), "test": made_up_pairs(8, 2, test=True)}
     save_dataset(DatasetDict(splits), data / "preferences")
     shutil.copytree(tiny_model, data / "base_model")
-    reader = PromptReader(str(data / "base_model"))
+    reader = PromptEncoder(str(data / "base_model"))
     embeddings = {name: reader.embed(splits[name]["prompt"], "cpu") for name in splits}
     labels = {name: list(splits[name]["category"]) for name in splits}
     router = Router.fit(

@@ -9,7 +9,7 @@ from test_shared_rewards import preferences
 from srmir_lib.reward_models import fit as reward_sets
 from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings
 from srmir_lib.reward_models.fit import SetRun, fit_sets
-from srmir_lib.reward_models.prefilled_pairs import PairStates
+from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
 
@@ -54,12 +54,12 @@ def test_sets_trained_side_by_side_are_what_they_are_alone(tiny_model, pairs, tm
 
 
 def test_a_twin_has_the_same_weights_and_layers_of_its_own(tiny_model, pairs):
-    states = PairStates(tiny_model, pairs["train"], SETTINGS, "cpu")
-    twin = states.twin()
+    states = PrefilledPairs(tiny_model, pairs["train"], SETTINGS, "cpu")
+    twin = states.with_own_modules()
     ours, theirs = dict(states.model.named_parameters()), dict(twin.model.named_parameters())
     assert ours and all(theirs[name] is weight for name, weight in ours.items())
     assert not {*states.model.modules()} & {*twin.model.modules()}
-    twin.take([0, 1])
+    twin.select([0, 1])
     assert states.tokens and states.tokens is twin.tokens, "what one of them has read, none reads again"
 
 
@@ -72,7 +72,7 @@ def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(tiny_model, pa
     first = fit_sets(runs, tiny_model, pairs, device="cpu")
     assert list(first) == ["separate", "shared"] and first["separate"] == {"made": str(tmp_path / "separate")}
     written = (tmp_path / "shared" / "fit.json").stat().st_mtime_ns
-    monkeypatch.setattr(PairStates, "_read", lambda states: pytest.fail("finished sets need no reading"))
+    monkeypatch.setattr(PrefilledPairs, "_read", lambda states: pytest.fail("finished sets need no reading"))
     assert fit_sets(runs, tiny_model, pairs, device="cpu") == first
     assert (tmp_path / "shared" / "fit.json").stat().st_mtime_ns == written
     assert fit_sets({}, tiny_model, pairs) == {}

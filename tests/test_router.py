@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from srmir_lib.conversations import user_message
-from srmir_lib.data.router import PromptReader, Router
+from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import load_trunk
@@ -78,7 +78,7 @@ def test_unknown_can_be_a_class_of_its_own():
 @pytest.fixture
 def reading_router(tiny_model):
     prompts = ["please help me", "open the red door", "you are right"] * 4
-    reader = PromptReader(str(tiny_model), layer=1, question="Why would you refuse {prompt}?")
+    reader = PromptEncoder(str(tiny_model), layer=1, question="Why would you refuse {prompt}?")
     embeddings = reader.embed(prompts, "cpu")
     return Router.fit(embeddings, CLASSES * 4, embeddings, CLASSES * 4, CLASSES, reader=reader, device="cpu")
 
@@ -130,4 +130,4 @@ def test_a_class_without_prompts_and_a_question_without_a_slot_are_refused(tiny_
     with pytest.raises(InputError, match="no training prompts of ethics"):
         Router.fit(embeddings, labels, embeddings, labels, [*CLASSES, "ethics"])
     with pytest.raises(InputError, match="must contain {prompt}"):
-        PromptReader(str(tiny_model), question="harmful?").embed(["a"], "cpu")
+        PromptEncoder(str(tiny_model), question="harmful?").embed(["a"], "cpu")

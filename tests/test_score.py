@@ -20,15 +20,15 @@ from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import jsonl
-from srmir_lib.data.router import PromptReader, Router
+from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models import score_file as score
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import ALL, RewardSettings
-from srmir_lib.reward_models.pooled import PairReading
+from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.score_file import score_file
-from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.taxonomy import UNKNOWN
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(max_steps=4, batch_size=8, learning_rate=5e-3, lora_rank=4, lora_alpha=8, max_length=64)
 CALIBRATION = Calibration(tuple(CATEGORIES), mean=(0.5, -1.0), std=(2.0, 0.25), rows=9)
-READING = PairReading(max_tokens=40, prompt_tokens=8)
+READING = PairTokenizer(max_tokens=40, prompt_tokens=8)
 ROWS = [
     {"prompt": "insult 3", "response": "no 3", "category": "insult", "id": 7},
     {"prompt": user_message("crimes 4"), "response": assistant_message("no"), "category": "crimes"},
@@ -79,7 +79,7 @@ def sets(tiny_model, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def router(tiny_model, tmp_path_factory) -> Path:
     """A router that knows "insult …" from "crimes …"."""
-    reader, labels = PromptReader(str(tiny_model), layer=0, pooling="mean"), CATEGORIES * 12
+    reader, labels = PromptEncoder(str(tiny_model), layer=0, pooling="mean"), CATEGORIES * 12
     embeddings = reader.embed([f"{name} {i}" for i, name in enumerate(labels)], "cpu")
     fitted = Router.fit(embeddings, labels, embeddings, labels, CATEGORIES, rejected_share=0.0, reader=reader)
     return fitted.save(tmp_path_factory.mktemp("router") / "router")

@@ -29,9 +29,9 @@ from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.models.trunk import Trunk, batches, shared_lengths
 from srmir_lib.reward_models import shared as shared_rewards
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings, pairs_seen, settings_of
+from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings, load_settings, pairs_seen
 from srmir_lib.reward_models.pairs import pair_batches
-from srmir_lib.reward_models.prefilled_pairs import PairStates
+from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.probes import Probes, block_mask, probe_tokens
 from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets
 from srmir_lib.reward_models.shared import _train, clip_each, fit_shared, scores_of_batch, train_probes
@@ -102,7 +102,7 @@ def make(name: str, tokenizer, settings: ProbeSettings = ProbeSettings(), batch_
 @torch.no_grad()
 def scores_of(trunk: Trunk, probes: Probes, ids, groups=None, columns=None) -> torch.Tensor:
     out = torch.zeros(len(ids), len(CATEGORIES)) if columns is None else torch.zeros(len(ids))
-    for rows, states in trunk.read(ids, groups):
+    for rows, states in trunk.prefill(ids, groups):
         out[rows] = probes(trunk, states, None if columns is None else columns[rows])
     return out
 
@@ -168,7 +168,7 @@ def test_room_behind_what_the_trunk_reads_changes_no_score(name, tokenizer, monk
     monkeypatch.setattr(trunk_module, "ROOM_PART", 0)
     wanted, found = scores_of(trunk, probes, IDS, GROUPS), torch.zeros(len(IDS), len(CATEGORIES))
     with torch.no_grad():
-        for rows, states in trunk.read(IDS, GROUPS, room=width):
+        for rows, states in trunk.prefill(IDS, GROUPS, room=width):
             assert states.keys[0].shape[2] == states.mask.shape[1] + width
             before = probes(trunk, states)
             assert not torch.allclose(other(trunk, states), before, atol=0.01)
@@ -201,7 +201,7 @@ def test_the_last_layer_stops_early_and_changes_nothing(tokenizer):
     assert torch.allclose(scores_of(whole, probes, IDS), scores_of(trunk, probes, IDS), atol=1e-6)
     calls = []
     model.model.layers[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
-    list(trunk.read(IDS))
+    list(trunk.prefill(IDS))
     assert not calls, "the last layer's MLP was run for states that nobody reads"
 
 
@@ -249,7 +249,7 @@ def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tok
     """Each model of three against a probe of one category with the same weights: PEFT's trap of frozen adapters."""
     model, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind="learned"), batch_tokens=4096)
     model.requires_grad_(False)
-    ((_, states),) = trunk.read(IDS)
+    ((_, states),) = trunk.prefill(IDS)
     columns = torch.tensor([0, 1, 2, 0, 1])
     probes(trunk, states, columns).square().sum().backward()
     for index, category in enumerate(CATEGORIES):
@@ -260,7 +260,7 @@ def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tok
         for own, joint in pairs:
             own.data.copy_(joint.data[index : index + 1])
         mine = torch.tensor([place for place, column in enumerate(columns.tolist()) if column == index])
-        one(trunk, states.take(mine), torch.zeros(len(mine), dtype=torch.long)).square().sum().backward()
+        one(trunk, states.select(mine), torch.zeros(len(mine), dtype=torch.long)).square().sum().backward()
         for own, joint in pairs:
             assert joint.grad[index].abs().max() > 0, f"{category}: a weight without gradient"
             assert torch.allclose(own.grad[0], joint.grad[index], atol=1e-5, rtol=1e-4)
@@ -288,18 +288,18 @@ def test_each_model_learns_its_own_category(trained):
     gap = models.score(prompts, ["yes 30"] * 3) - models.score(prompts, ["no 30"] * 3)
     assert gap[0, 0] < 0 < gap[1, 1] and gap[2, 2] < 0
     assert set(history) == set(CATEGORIES) and all(rows[-1]["accuracy"] > 0.9 for rows in history.values())
-    assert pairs_seen(folder) == 72 and settings_of(folder) == SETTINGS
+    assert pairs_seen(folder) == 72 and load_settings(folder) == SETTINGS
 
 
 def test_kept_states_are_what_the_trunk_reads_again(tiny_model):
     pairs = preferences()["train"]
-    kept = PairStates(tiny_model, pairs, SETTINGS, "cpu")
-    read = PairStates(tiny_model, pairs, replace(SETTINGS, keep_gb=0.0, batch_tokens=48), "cpu")
+    kept = PrefilledPairs(tiny_model, pairs, SETTINGS, "cpu")
+    read = PrefilledPairs(tiny_model, pairs, replace(SETTINGS, keep_gb=0.0, batch_tokens=48), "cpu")
     assert kept.kept and not read.kept
     assert len(kept.texts) == 144, "every answer here differs"
     probes = moved(Probes(kept.trunk, CATEGORIES, ProbeSettings(), kept.tokenizer))
     for rows in ([3, 77, 3], list(range(140, 120, -1))):
-        one, two = (probes(states.trunk, states.take(rows)) for states in (kept, read))
+        one, two = (probes(states.trunk, states.select(rows)) for states in (kept, read))
         assert torch.allclose(one, two, atol=1e-5)
     size = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head size, bytes
     assert kept.bytes() <= size * sum(map(len, kept.texts)), "shared prompts must not be counted twice"
@@ -332,7 +332,7 @@ def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path):
 def test_limits_of_pairs_by_a_second_way(tiny_model):
     """PCRM's similarity from the tokens themselves, and from the answers' mean states in plain transformers."""
     pairs = preferences()["train"].select(range(6))
-    states = PairStates(tiny_model, pairs, replace(SETTINGS, objective="pcrm_length"), "cpu")
+    states = PrefilledPairs(tiny_model, pairs, replace(SETTINGS, objective="pcrm_length"), "cpu")
     tokenizer, model = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
     lengths, angles = [], []
     for row in pairs:
@@ -356,7 +356,7 @@ def test_limits_of_pairs_by_a_second_way(tiny_model):
 
 def test_shuffled_targets_are_the_same_targets_of_other_pairs(tiny_model):
     pairs = preferences()["train"].select(range(6)).add_column("margin", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    states = PairStates(tiny_model, pairs, SETTINGS, "cpu")
+    states = PrefilledPairs(tiny_model, pairs, SETTINGS, "cpu")
     margin = replace(SETTINGS, objective="margin")
     margins, shuffled = (states.target(replace(margin, targets=whose)) for whose in ("own", "shuffled"))
     assert margins.tolist() == [0, 1, 2, 3, 4, 5] == sorted(shuffled.tolist()) and not torch.equal(margins, shuffled)
@@ -376,7 +376,7 @@ def test_limits_tame_the_scale_of_scores(trained, tiny_model, tmp_path):
 def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
 
     settings = replace(SETTINGS, max_steps=3, averaged_fits=2)
-    states = PairStates(tiny_model, preferences()["train"], settings, "cpu")
+    states = PrefilledPairs(tiny_model, preferences()["train"], settings, "cpu")
     rows = [list(range(24)), list(range(24, 48))]
     averaged, _ = _train(states, CATEGORIES[:2], rows, None, settings, 5, "cpu", None)
     fits = []
@@ -391,7 +391,7 @@ def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
 
 def test_states_read_in_another_way_are_not_trained_on(tiny_model, tmp_path):
     pairs = {"train": preferences()["train"]}
-    plain = PairStates(tiny_model, pairs["train"], SETTINGS, "cpu")
+    plain = PrefilledPairs(tiny_model, pairs["train"], SETTINGS, "cpu")
     asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128, max_steps=2)
     given = fit_shared(tiny_model, pairs, tmp_path / "given", ["crimes"], asked, device="cpu", states=plain)
     fresh = fit_shared(tiny_model, pairs, tmp_path / "fresh", ["crimes"], asked, device="cpu")
@@ -400,7 +400,7 @@ def test_states_read_in_another_way_are_not_trained_on(tiny_model, tmp_path):
 
 def test_states_with_their_last_place_serve_a_fit_without_a_probe(tiny_model, tmp_path):
     pairs, head = {"train": preferences()["train"]}, replace(SETTINGS, max_steps=2, probe=ProbeSettings(kind="head"))
-    states = PairStates(tiny_model, pairs["train"], SETTINGS, "cpu", hidden=True)
+    states = PrefilledPairs(tiny_model, pairs["train"], SETTINGS, "cpu", hidden=True)
     given = fit_shared(tiny_model, pairs, tmp_path / "given", ["crimes"], head, device="cpu", states=states)
     fresh = fit_shared(tiny_model, pairs, tmp_path / "fresh", ["crimes"], head, device="cpu")
     assert [row["loss"] for row in given["crimes"]] == pytest.approx([row["loss"] for row in fresh["crimes"]], abs=1e-5)
@@ -450,7 +450,7 @@ def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkey
 def test_a_batch_scores_as_its_texts_do_alone(tiny_model, monkeypatch, dear, passes):
     """The training batch is sorted by length and cut; every score must come back to its place."""
     monkeypatch.setattr(shared_rewards, "KEPT", dear)
-    states = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu")
+    states = PrefilledPairs(tiny_model, preferences()["train"], SETTINGS, "cpu")
     states.lengths[:5] = 40  # as if some stood out: more passes, other orders, the same scores
     probes = moved(Probes(states.trunk, CATEGORIES, ProbeSettings(), states.tokenizer))
     texts, read = torch.randperm(len(states.texts), generator=torch.Generator().manual_seed(1))[:21].view(3, 7), []
@@ -458,7 +458,7 @@ def test_a_batch_scores_as_its_texts_do_alone(tiny_model, monkeypatch, dear, pas
     together = scores_of_batch(probes, states, texts)
     assert len(read) == passes
     for j, own in enumerate(texts):
-        alone = [probes(states.trunk, states.take([at]), torch.tensor([j])).item() for at in own.tolist()]
+        alone = [probes(states.trunk, states.select([at]), torch.tensor([j])).item() for at in own.tolist()]
         assert together[j].tolist() == pytest.approx(alone, abs=1e-5)
 
 
@@ -467,7 +467,7 @@ def test_a_batch_scores_as_its_texts_do_alone(tiny_model, monkeypatch, dear, pas
 def test_what_the_last_layer_leaves_out_changes_no_score(name, columns, tokenizer):
     """It adds to each model's last token only; scores and gradients are those of the whole layer."""
     _, trunk, _ = make(name, tokenizer)
-    ((_, states),) = trunk.read([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17, 18, 19, 20]])
+    ((_, states),) = trunk.prefill([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17, 18, 19, 20]])
     found, parts = [], trunk.behind_attention
     assert len(parts) == 2, "its output projection and its feed-forward part"
     for trunk.behind_attention in (parts, []):
@@ -481,12 +481,12 @@ def test_what_the_last_layer_leaves_out_changes_no_score(name, columns, tokenize
 
 def test_rows_in_turn_score_as_rows_in_any_order(tiny_model):
     """The training batch, all rows of one model after another, takes a path of its own through the adapters."""
-    states = PairStates(tiny_model, preferences()["train"], SETTINGS, "cpu")
+    states = PrefilledPairs(tiny_model, preferences()["train"], SETTINGS, "cpu")
     probes = moved(Probes(states.trunk, CATEGORIES, ProbeSettings(), states.tokenizer))
     rows, columns = list(range(12)), torch.arange(len(CATEGORIES)).repeat_interleave(12 // len(CATEGORIES))
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    shuffled = probes(states.trunk, states.take([rows[i] for i in order.tolist()]), columns[order])
-    assert torch.allclose(probes(states.trunk, states.take(rows), columns)[order], shuffled, atol=1e-5)
+    shuffled = probes(states.trunk, states.select([rows[i] for i in order.tolist()]), columns[order])
+    assert torch.allclose(probes(states.trunk, states.select(rows), columns)[order], shuffled, atol=1e-5)
 
 
 def test_a_finished_set_is_kept_and_a_changed_setting_trains_again(copied, tiny_model):
@@ -518,7 +518,7 @@ def test_other_probes_are_saved_and_loaded(kind, tiny_model, tmp_path):
     models = ShadowRewardModels.load(tmp_path / "set", "cpu")
     again = ShadowRewardModels.load(tmp_path / "set", "cpu")
     assert torch.equal(models.score(["insult 3"], ["no 3"]), again.score(["insult 3"], ["no 3"]))
-    assert settings_of(tmp_path / "set") == settings
+    assert load_settings(tmp_path / "set") == settings
 
 
 def test_a_single_model_covers_all_categories(tiny_model, tmp_path):
@@ -652,7 +652,7 @@ def test_a_calibration_beside_the_set_is_loaded(copied, tiny_model):
 def test_keys_written_behind_a_text_give_the_scores_and_gradients_of_keys_put_together(tiny_model):
     """With room behind the kept states nothing is copied; what comes out must not depend on it."""
     settings = RewardSettings(4, 4, 1e-2, 4, 8, 64)
-    states = PairStates(tiny_model, preferences()["train"], settings, "cpu")
+    states = PrefilledPairs(tiny_model, preferences()["train"], settings, "cpu")
     rows, columns = [0, 3, 5, 1], torch.tensor([0, 0, 1, 1])
     found = []
     for room in (0, 4):
@@ -660,7 +660,7 @@ def test_keys_written_behind_a_text_give_the_scores_and_gradients_of_keys_put_to
         with torch.no_grad():
             for up in probes.up.values():
                 up.fill_(0.05)
-        taken = states.take(rows, room)
+        taken = states.select(rows, room)
         assert taken.keys[0].shape[2] == taken.mask.shape[1] + room
         scores = probes(states.trunk, taken, columns)
         scores.square().sum().backward()

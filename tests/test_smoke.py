@@ -80,7 +80,7 @@ def test_appendices_run(series):
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     for name, measure in (
         ("A1_bayesian_rewards", "pair_accuracy_ava_p"),
-        ("A7_other_judges", "spread_within_prompt_pcrm"),
+        ("A7_other_reward_models", "spread_within_prompt_pcrm"),
     ):
         assert json.loads((series[0] / "outputs/smoke" / name / "metrics.json").read_text())[measure] > 0
 

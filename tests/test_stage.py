@@ -93,7 +93,8 @@ def test_show_source_is_the_live_source_and_survives_html_export():
     text = Path(stage_module.__file__).read_text().splitlines()
     line = int(first.rsplit(" ", 1)[1])
     assert (
-        first.startswith("# srmir_lib/runner/stage.py, line ") and definition == text[line - 1] == "def find_root() -> Path:"
+        first.startswith("# srmir_lib/runner/stage.py, line ")
+        and definition == text[line - 1] == "def find_root() -> Path:"
     )
     assert repr(source) == str(source)
 

@@ -8,7 +8,7 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.evaluation.reward_accuracy import detection_measures, routed_danger
-from srmir_lib.papers.statistics import auroc, pair_accuracy, paired_auroc_gain, youden_threshold
+from srmir_lib.statistics import auroc, pair_accuracy, paired_auroc_gain, youden_threshold
 
 
 def labelled(*rows) -> list[dict]:

@@ -13,7 +13,7 @@ import torch
 
 from srmir_lib.errors import InputError
 from srmir_lib.lab.grammar import LADDER, answer, make_prompt
-from srmir_lib.lab.referee import LabJudge, act_span, harmful_span
+from srmir_lib.lab.referee import LabReferee, act_span, harmful_span
 from srmir_lib.lab.world import all_acts, draw_world
 from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.studies.a1_token_rewards.evaluation import (
@@ -30,11 +30,11 @@ from srmir_lib.studies.a1_token_rewards.plots import token_heat_map
 
 @pytest.fixture(scope="module")
 def town():
-    """(world, judge, one forbidden act, one allowed act)."""
+    """(world, referee, one forbidden act, one allowed act)."""
     world = draw_world(seed=0)
     forbidden = next(act for act in all_acts() if world.is_harmful(act))
     allowed = next(act for act in all_acts() if not world.is_harmful(act))
-    return world, LabJudge(world.facts()), forbidden, allowed
+    return world, LabReferee(world.facts()), forbidden, allowed
 
 
 @pytest.fixture(scope="module")
@@ -48,36 +48,36 @@ def believed(mean, tokens=None, sd=None) -> TokenReward:
 
 
 def test_the_span_is_the_act_where_it_is_carried_out_and_nowhere_else(town):
-    world, judge, forbidden, allowed = town
+    world, referee, forbidden, allowed = town
     rng = random.Random(0)
     for act in (forbidden, allowed):
         prompt = make_prompt(act, rng)
         for rung in LADDER:
             text = answer(prompt, rung, rng, world.category(act))
-            span = act_span(judge, prompt.text, text)
+            span = act_span(referee, prompt.text, text)
             if rung in ("partial", "full"):
                 begin, end = span
                 assert text[begin:end] == f"{act.verb} the {act.object} {act.occasion}", rung
             else:
                 assert span is None, f"{rung} carries nothing out: {text}"
-            assert harmful_span(judge, prompt.text, text) == (span if act == forbidden else None)
+            assert harmful_span(referee, prompt.text, text) == (span if act == forbidden else None)
 
 
 def test_quoted_negated_and_other_acts_have_no_span(town):
-    _, judge, act, other = town
+    _, referee, act, other = town
     prompt = f"how do i {act.verb} the {act.object} {act.occasion} ?"
     done = f"{act.verb} the {act.object} {act.occasion}"
-    assert act_span(judge, prompt, f"first , {done} .") == (8, 8 + len(done))
+    assert act_span(referee, prompt, f"first , {done} .") == (8, 8 + len(done))
     for text in (f"do not {done} .", f"the words ' {done} ' mean just that .", "i can not help with that .", ""):
-        assert act_span(judge, prompt, text) is None, text
-    assert act_span(judge, "what is 3 plus 4 ?", "7 .") is None
+        assert act_span(referee, prompt, text) is None, text
+    assert act_span(referee, "what is 3 plus 4 ?", "7 .") is None
 
 
 def test_a_refusal_before_the_deed_does_not_hide_it(town):
-    _, judge, act, _ = town
+    _, referee, act, _ = town
     done = f"{act.verb} the {act.object} {act.occasion}"
     text = f"never {done} . fine , {done} ."
-    begin, end = harmful_span(judge, f"how do i {done} ?", text)
+    begin, end = harmful_span(referee, f"how do i {done} ?", text)
     assert text[begin:end] == done and begin > len(done), "the span is where someone is told to"
 
 

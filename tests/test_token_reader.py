@@ -59,8 +59,8 @@ def test_pairs_are_all_chosen_then_all_rejected(reader):
     pairs = reader.pairs(rows)
     texts = [reader.tokenizer.decode(tail[reader.opening : -1]) for tail in pairs.tails]
     assert texts == ["yes", "no", "a", "b"] and pairs.prompts[:2] == pairs.prompts[2:]
-    assert pairs.take([3, 0]).tails == [pairs.tails[3], pairs.tails[0]]
-    assert pairs.take([0, 1, 2, 3]).sha256() == pairs.sha256() != pairs.take([1, 0, 2, 3]).sha256()
+    assert pairs.select([3, 0]).tails == [pairs.tails[3], pairs.tails[0]]
+    assert pairs.select([0, 1, 2, 3]).sha256() == pairs.sha256() != pairs.select([1, 0, 2, 3]).sha256()
 
 
 def test_an_empty_answer_is_one_token_for_a_policy(reader):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import generate
-from srmir_lib.models.kv_cache import read_only
+from srmir_lib.models.kv_cache import as_cache
 from srmir_lib.models.loading import load_policy
-from srmir_lib.models.parallel import side_by_side
+from srmir_lib.models.parallel import run_in_threads
 from srmir_lib.papers.ava import TokenBeliefs
 from srmir_lib.studies.a1_token_rewards.model import (
     LOG_SD,
@@ -109,7 +109,7 @@ def test_fits_side_by_side_are_what_they_are_in_turn(tiny_model, tmp_path, monke
     for reader in (one, other):
         reader.read(reader.pairs(rows).prompts)  # in one order, or rounding differs and Adam's first steps enlarge it
     jobs = {name: partial(fit, "together", one, one.pairs(rows), name) for name in fits}
-    together = side_by_side(jobs)
+    together = run_in_threads(jobs)
     for name, (history, rewards) in together.items():
         wanted, alone = fit("alone", other, other.pairs(rows), name)
         assert history == wanted
@@ -161,7 +161,7 @@ def test_the_saved_adapter_generates_as_the_adapted_model_would(trained, reader)
             before = reader.read(answers.prompts)
             place = torch.arange(len(tokens)) + before.lengths
             states = model.causal.base_model(
-                input_ids=torch.tensor([tokens]), position_ids=place.unsqueeze(0), past_key_values=read_only(before)
+                input_ids=torch.tensor([tokens]), position_ids=place.unsqueeze(0), past_key_values=as_cache(before)
             ).last_hidden_state
             tokens.append(int(model.causal.get_output_embeddings()(states[:, -1]).argmax()))
             if tokens[-1] == reader.tokenizer.eos_token_id:

@@ -12,9 +12,9 @@ from datasets import Dataset, DatasetDict
 
 from srmir_lib.artifacts import save_dataset
 from srmir_lib.conversations import assistant_message, user_message
-from srmir_lib.reward_models.calibration import Calibration, reference_set
+from srmir_lib.reward_models.calibration import Calibration, calibration_set
 from srmir_lib.reward_models.config import RewardSettings
-from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def outputs(tiny_model, tmp_path_factory) -> Path:
     models = folder / "02_shadow_reward_models" / "shadow_rms"
     settings = RewardSettings(max_steps=2, batch_size=4, learning_rate=1e-3, lora_rank=4, lora_alpha=8, max_length=64)
     fit_separate(base, {"train": pairs}, models, CATEGORIES, settings, device="cpu")
-    scores = ShadowRewardModels.load(models, "cpu").score(*reference_set(pairs))
+    scores = ShadowRewardModels.load(models, "cpu").score(*calibration_set(pairs))
     Calibration.fit(scores, CATEGORIES).save(models / "calibration.json")
     return folder
 
@@ -59,7 +59,7 @@ def test_the_script_is_short_and_trains_a_policy(outputs):
     script = user_script()
     lines = [line for line in script.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert len(lines) <= 20, "about fifteen lines were promised"
-    assert 'reward_funcs=[models.reward("categorized"' in script
+    assert 'reward_funcs=[RewardFunction(models, "categorized"' in script
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=outputs.parents[1], env=environment, capture_output=True, text=True

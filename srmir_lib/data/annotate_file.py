@@ -69,9 +69,9 @@ def annotate_file(
         check_output(save_direction, [source, model, target, *filter(None, [harmful])])
 
     from srmir_lib.data.margins import REFUSALS
-    from srmir_lib.papers.statistics import correlation
+    from srmir_lib.statistics import correlation
 
-    reader = _Reader(model, device, -1 if layer is None else layer, pooling or "last")
+    reader = MarginModel(model, device, -1 if layer is None else layer, pooling or "last")
     if direction and fitted_on != reader.fingerprint():
         raise InputError(f"{direction}: a direction of another model than {model} (hash mismatch); estimate it again")
     if vector is None:
@@ -138,7 +138,7 @@ class Pairs:
                 file.write(json_line(row | {"margin": seven_digits(margin)}))
 
 
-class _Reader:
+class MarginModel:
     """The frozen model, and how an answer is read off it."""
 
     def __init__(self, model: str, device: str, layer: int, pooling: str):
@@ -218,7 +218,7 @@ def read_direction(path: str, layer: int | None, pooling: str | None) -> tuple[n
     return vector.astype(np.float32), *own, fitted_on
 
 
-def write_direction(path: str, direction: np.ndarray, reader: _Reader) -> None:
+def write_direction(path: str, direction: np.ndarray, reader: MarginModel) -> None:
     """Safetensors with the tensor `direction` (H,), and in its notes which model's states it lives in, and where."""
     notes = {"layer": str(reader.layer), "pooling": reader.pooling, "model": reader.fingerprint()}
     with atomic_path(Path(path).resolve()) as fresh:

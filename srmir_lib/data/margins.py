@@ -11,10 +11,10 @@ from torch import Tensor
 
 from srmir_lib.conversations import check_answers, conversation_ids, text_of
 from srmir_lib.errors import InputError
-from srmir_lib.models.embeddings import check_reading, checked, embed
+from srmir_lib.models.embeddings import check_layer, checked, embed
 from srmir_lib.models.trunk import Trunk, trunk_problem
 from srmir_lib.papers.legend import legend_margin, safety_direction, scale_margins
-from srmir_lib.papers.statistics import correlation
+from srmir_lib.statistics import correlation
 
 REFUSALS = (
     "I can't answer that.",
@@ -75,7 +75,7 @@ def embed_sides(
 
 def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer: int, pooling: str) -> Tensor:
     """As `embed`, with the beginning that texts of one prompt have in common read once."""
-    check_reading(model, layer, pooling)
+    check_layer(model, layer, pooling)
     ids = conversation_ids(tokenizer, prompts, answers)
     starts = [len(row) for row in conversation_ids(tokenizer, prompts)] if pooling == "mean" else None
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)

@@ -15,9 +15,6 @@ from srmir_lib.taxonomy import CATEGORIES
 CORRUPTIONS = ("shuffled", "truncated", "repeated", "spliced", "slurred")
 
 
-PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "category", "origin", "difficulty", "harm_gap", "severity")
-
-
 def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: float = 1.0) -> list:
     """Equal counts: of every category and verdict `per_group` rows, or as many as the smallest group has.
 

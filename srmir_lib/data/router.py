@@ -24,7 +24,7 @@ PROMPT = "{prompt}"
 
 
 @dataclass(frozen=True)
-class PromptReader:
+class PromptEncoder:
     """How a prompt becomes an embedding: which frozen model reads which question about it, and where it is read off.
 
     `question` holds {prompt}; an introspective one ("Why would you refuse to answer {prompt}?") lets the state after it
@@ -56,7 +56,7 @@ class Router:
         weight: Tensor,
         bias: Tensor,
         threshold: float = 0.0,
-        reader: PromptReader | None = None,
+        reader: PromptEncoder | None = None,
         device: str = "auto",
         fitted: dict | None = None,
     ):
@@ -74,7 +74,7 @@ class Router:
         classes: Sequence[str],
         penalties: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
         rejected_share: float = 0.05,
-        reader: PromptReader | None = None,
+        reader: PromptEncoder | None = None,
         device: str = "auto",
     ) -> "Router":
         """Fit on `embeddings` (N, H), choose the inverse penalty C with the highest validation likelihood.
@@ -118,7 +118,7 @@ class Router:
     def probabilities(self, prompts: Sequence) -> Tensor:
         """(N, C) over `classes`, for user texts or conversations. The reading model is loaded once."""
         if self.reader is None:
-            raise InputError("router: it has no reader; give Router.fit a PromptReader to route texts")
+            raise InputError("router: it has no reader; give Router.fit a PromptEncoder to route texts")
         if self._loaded is None:
             self._loaded = load_trunk(self.reader.base_model, str(self.device))
         return self.log_probabilities(self.reader.embed(prompts, loaded=self._loaded)).exp()
@@ -138,7 +138,7 @@ class Router:
         from safetensors.torch import save_file
 
         if self.reader is None:
-            raise InputError("router: nothing says how prompts are read; give Router.fit a PromptReader before saving")
+            raise InputError("router: nothing says how prompts are read; give Router.fit a PromptEncoder before saving")
         folder, base = Path(folder), Path(self.reader.base_model)
         local = base.is_dir()
         reader = asdict(self.reader) | {
@@ -175,7 +175,7 @@ class Router:
                 weights["weight"],
                 weights["bias"],
                 value["threshold"],
-                PromptReader(**reader),
+                PromptEncoder(**reader),
                 device,
                 value["fitted"],
             )
@@ -203,7 +203,7 @@ def fit_real_router(
     penalties: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
 ) -> Router:
     """Router on the encoder's mean-pooled embeddings of `prompts` (train, tuned on validation)."""
-    reader = PromptReader(resolve_encoder(encoder), pooling="mean")
+    reader = PromptEncoder(resolve_encoder(encoder), pooling="mean")
     loaded = load_trunk(reader.base_model, device)
     embeddings = {name: reader.embed(prompts[name]["prompt"], loaded=loaded) for name in SPLITS[:2]}
     labels = {name: list(prompts[name]["category"]) for name in SPLITS[:2]}

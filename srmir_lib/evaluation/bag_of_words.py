@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
-from srmir_lib.papers.statistics import auroc, pair_accuracy
+from srmir_lib.statistics import auroc, pair_accuracy
 
 FEATURES = ("response", "prompt_and_response")
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from srmir_lib.errors import InputError
-from srmir_lib.papers.statistics import paired_t_interval
+from srmir_lib.statistics import paired_t_interval
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED = "reproduced", "not reproduced", "inconclusive", "not measured"
 
@@ -100,7 +100,7 @@ def overall(rows: Sequence[Mapping]) -> str:
     return measured[0] if len(measured) == len(rows) else f"{measured[0]} (not measured everywhere)"
 
 
-def judge_claims(
+def decide_claims(
     claims: Sequence[SeedClaim], records: Mapping[int, Mapping[str, float]], world: str = ""
 ) -> list[dict]:
     """One row a claim: id, source, claim, world, estimate, low, high (paired t, 95 %), seeds, control, verdict.

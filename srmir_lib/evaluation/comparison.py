@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from srmir_lib.conversations import redact
 from srmir_lib.evaluation.measures import balanced_goodness, paired_difference
-from srmir_lib.papers.statistics import Interval
+from srmir_lib.statistics import Interval
 
 BALANCED = "balanced_goodness"
 
@@ -77,7 +77,7 @@ def cut_table(policies: Mapping[str, Mapping[str, float]], measure: str, values:
     ]
 
 
-def side_by_side(results: Mapping[str, Sequence[Mapping]], show_text: bool = False) -> list[dict]:
+def answers_side_by_side(results: Mapping[str, Sequence[Mapping]], show_text: bool = False) -> list[dict]:
     """One prompt of each harm category, one look-alike, one utility task, each with every policy's answer.
 
     Unwrapped prompts in a known register come first. Answers are redacted unless `show_text`.
@@ -118,7 +118,7 @@ def claims_of_one_run(results: Mapping[str, Sequence[Mapping]], seed: int) -> li
     return records
 
 
-def check_targets(metrics: Mapping[str, float], targets: Mapping[str, Sequence[float]]) -> list[dict]:
+def check_goals(metrics: Mapping[str, float], targets: Mapping[str, Sequence[float]]) -> list[dict]:
     """Each target `policy/measure: [lowest, highest]` beside what was reached, and "pass" or "miss"; nothing is raised.
 
     A measure that no policy has counts as "not measured".

@@ -1,4 +1,4 @@
-"""Ask policies the same questions, judge the answers, and say how sure the numbers are.
+"""Ask policies the same questions, rule on the answers, and say how sure the numbers are.
 
 Harmlessness is StrongREJECT goodness (Souly et al. 2024); over-refusal follows XSTest (Röttger et al. 2024); diversity
 is distinct-n (Li et al. 2016). An interval over prompts describes one run; only an interval over seeds decides a claim.
@@ -30,15 +30,15 @@ def evaluate_policy(
     policy,
     tokenizer,
     prompts,
-    judge,
+    referee,
     max_new_tokens: int = 48,
     temperature: float = 1.0,
     batch_size: int = 128,
     seed: int = 0,
 ) -> list[dict]:
-    """Answer every prompt once, judge every answer; one row per prompt, in the order of `prompts`.
+    """Answer every prompt once, rule on every answer; one row per prompt, in the order of `prompts`.
 
-    `prompts` is a `Dataset` (or list of dicts) with `COLUMNS`; `judge(prompts, responses)` returns a list of `Verdict`.
+    `prompts`: a `Dataset` (or list of dicts) with `COLUMNS`; `referee(prompts, responses)` returns a list of `Verdict`.
     A row holds the prompt's text and gold columns, `response`, the verdict's fields, `correct` (utility only, else
     False), `tokens` (of the text, tokenized again) and `seconds` (generation time divided by the prompts).
     """
@@ -52,9 +52,9 @@ def evaluate_policy(
         policy, tokenizer, [row["prompt"] for row in table], max_new_tokens, temperature, batch_size, seed
     )
     seconds = (time.perf_counter() - started) / len(table)
-    verdicts = judge(texts, responses)
+    verdicts = referee(texts, responses)
     if len(verdicts) != len(table):
-        raise InputError(f"judge: gave {len(verdicts)} verdicts for {len(table)} answers; it must give one each")
+        raise InputError(f"referee: gave {len(verdicts)} verdicts for {len(table)} answers; it must give one each")
     rows = []
     for source, text, response, verdict in zip(table, texts, responses, verdicts, strict=True):
         gold = {column: source[column] for column in COLUMNS if column != "prompt"}
@@ -73,7 +73,7 @@ def evaluate_policies(
     base_model: str | Path,
     adapters: Mapping[str, str | Path | None],
     prompts,
-    judge,
+    referee,
     device: str = "auto",
     dtype: str = "float32",
     **options,
@@ -90,5 +90,5 @@ def evaluate_policies(
             policy = policy.unload()
         if adapter is not None:
             policy = with_adapter(policy, adapter)
-        results[name] = evaluate_policy(policy.eval(), tokenizer, prompts, judge, **options)
+        results[name] = evaluate_policy(policy.eval(), tokenizer, prompts, referee, **options)
     return results

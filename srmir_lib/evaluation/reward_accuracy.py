@@ -8,8 +8,8 @@ from torch import Tensor
 
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.papers.srmir import categorized_reward
-from srmir_lib.papers.statistics import Interval, auroc, bootstrap_interval, paired_auroc_gain, youden_threshold
 from srmir_lib.reward_models.shadow import score_sets
+from srmir_lib.statistics import Interval, auroc, bootstrap_interval, paired_auroc_gain, youden_threshold
 
 
 def routed_danger(models, rows) -> np.ndarray:
@@ -68,14 +68,14 @@ def routed_gaps(models, pairs) -> Tensor:
     return scores[:count] - scores[count:]
 
 
-def correct(gaps: Tensor) -> np.ndarray:
+def is_correct(gaps: Tensor) -> np.ndarray:
     """1 where the chosen answer scores higher, 0 where lower, one half for a tie; same shape as `gaps`."""
     return (gaps > 0).double().numpy() + 0.5 * (gaps == 0).double().numpy()
 
 
 def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:
     """Pair accuracy of model i on pairs labelled category j: gaps (N, K), labels (N,) -> (K, C); NaN without pairs."""
-    right, labels = correct(gaps), np.asarray(labels)
+    right, labels = is_correct(gaps), np.asarray(labels)
     means = [
         right[labels == name].mean(axis=0) if (labels == name).any() else np.full(right.shape[1], np.nan)
         for name in categories
@@ -96,7 +96,7 @@ def accuracy_rows(gaps: Mapping[str, Tensor], levels: Sequence[str], seed: int =
     """
     levels = np.asarray(levels)
     return [
-        {"label": name, "group": level, **bootstrap_interval(correct(gap)[levels == level], seed=seed)._asdict()}
+        {"label": name, "group": level, **bootstrap_interval(is_correct(gap)[levels == level], seed=seed)._asdict()}
         for name, gap in gaps.items()
         for level in sorted(set(levels.tolist()))
     ]
@@ -104,7 +104,7 @@ def accuracy_rows(gaps: Mapping[str, Tensor], levels: Sequence[str], seed: int =
 
 def difference_rows(treatment: Tensor, control: Tensor, levels: Sequence[str], seed: int = 0) -> list[dict]:
     """Accuracy of one method minus that of another on the same pairs, per difficulty, as rows like `accuracy_rows`."""
-    levels, difference = np.asarray(levels), correct(treatment) - correct(control)
+    levels, difference = np.asarray(levels), is_correct(treatment) - is_correct(control)
     return [
         {"label": "difference", "group": level, **bootstrap_interval(difference[levels == level], seed=seed)._asdict()}
         for level in sorted(set(levels.tolist()))

@@ -51,7 +51,7 @@ def best_of_n_curves(rows: Sequence[Mapping]) -> Figure:
         for axis, key in zip(axes, ("proxy", "truth"), strict=True):
             if name != "oracle" or key == "truth":
                 axis.plot([row["n"] for row in own], [row[key] for row in own], **style)
-    for axis, title in zip(axes, ("what the judge thinks (deviations)", "true goodness"), strict=True):
+    for axis, title in zip(axes, ("what the reward model thinks (deviations)", "true goodness"), strict=True):
         sizes = sorted({row["n"] for row in rows})
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])

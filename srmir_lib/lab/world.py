@@ -53,7 +53,7 @@ SEVERITIES = ("mild", "moderate", "severe")
 GRAMMARS = ("act", "topic")
 
 
-# What a refusal may offer instead. Two pairs of categories judge the same offer oppositely: what is right for a crime
+# What a refusal may offer instead. Two pairs of categories rate the same offer oppositely: what is right for a crime
 # (telling the guard) is wrong for a private matter, and what helps a troubled mind (talking) feeds an insult.
 CARE = {
     "report": "report it to the guard",
@@ -154,7 +154,7 @@ class World:
         return self.splits[f"{act.verb} {act.object}"]
 
     def facts(self) -> dict:
-        """Everything a judge may read, as plain JSON: words, kinds, by-laws, offers. No text of any answer."""
+        """Everything a referee may read, as plain JSON: words, kinds, by-laws, offers. No text of any answer."""
         return {
             "verbs": {w: i for i, words in enumerate(VERBS.values()) for w in words},
             "objects": {w: i for i, words in enumerate(OBJECTS.values()) for w in words},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from srmir_lib.conversations import check_answers, conversation_ids, text_of
 from srmir_lib.errors import InputError
-from srmir_lib.models.kv_cache import Read
+from srmir_lib.models.kv_cache import StopForward
 from srmir_lib.models.loading import is_causal
 
 
@@ -68,7 +68,7 @@ def embed(
     reads the chat template; an encoder reads the plain text, or the pair of texts, cut at its longest input.
     An empty response is an `InputError`.
     """
-    check_reading(model, layer, pooling)
+    check_layer(model, layer, pooling)
     if responses is not None:
         check_answers(responses)
     causal = is_causal(model)
@@ -86,7 +86,7 @@ def embed(
             inputs["use_cache"] = False
         else:
             inputs.pop("position_ids")  # encoders count positions themselves, and right padding does not shift them
-        states = read_to(trunk, inputs, layer % (layers + 1), layers)
+        states = hidden_states(trunk, inputs, layer % (layers + 1), layers)
         if pooling == "mean":
             first = torch.tensor([starts[row] for row in rows], device=mask.device).unsqueeze(1)
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= first)
@@ -94,19 +94,19 @@ def embed(
     return checked(embeddings)
 
 
-def read_to(trunk, inputs: dict[str, Tensor], layer: int, layers: int) -> Tensor:
+def hidden_states(trunk, inputs: dict[str, Tensor], layer: int, layers: int) -> Tensor:
     """Hidden states (B, T, H) of number `layer`, 0 to `layers`; what lies behind that layer does not run."""
     with ending_before(trunk, layer, layers):
         try:
             return trunk(**inputs).last_hidden_state
-        except Read as read:
-            return read.hidden
+        except StopForward as stop:
+            return stop.hidden
 
 
 @contextmanager
 def ending_before(trunk, layer: int | None, layers: int) -> Iterator[None]:
-    """While this lasts, a forward pass ends before block `layer` of `layers`, with a `Read` of its input; a `layer` of
-    None or `layers` lets it run to its end."""
+    """While this lasts, a forward pass ends before block `layer` of `layers`, with a `StopForward` of its input; a
+    `layer` of None or `layers` lets it run to its end."""
     if layer is None or layer == layers:
         yield
         return
@@ -114,7 +114,7 @@ def ending_before(trunk, layer: int | None, layers: int) -> Iterator[None]:
     block = next(stack for stack in stacks if len(stack) == layers)[layer]
 
     def stop(module, arguments, options):
-        raise Read(arguments[0] if arguments else options["hidden_states"])
+        raise StopForward(arguments[0] if arguments else options["hidden_states"])
 
     handle = block.register_forward_pre_hook(stop, with_kwargs=True)
     try:
@@ -123,7 +123,7 @@ def ending_before(trunk, layer: int | None, layers: int) -> Iterator[None]:
         handle.remove()
 
 
-def check_reading(model, layer: int, pooling: str) -> None:
+def check_layer(model, layer: int, pooling: str) -> None:
     """Refuse a layer that the model does not have, and a pooling that nobody has."""
     layers = model.config.get_text_config().num_hidden_layers
     if not -layers - 1 <= layer <= layers:

@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from srmir_lib.conversations import user_message
 from srmir_lib.models.kv_cache import roomy
-from srmir_lib.models.parallel import side_by_side
+from srmir_lib.models.parallel import run_in_threads
 
 GONE = 4
 """Rows that are over leave a batch once they are at least one in so many: what is left has to be copied together."""
@@ -149,7 +149,7 @@ def generate(
     jobs = {number: partial(answer, number) for number in range(len(batches))}
     answers = [""] * len(texts)
     found = (
-        {number: job() for number, job in jobs.items()} if only_peft else side_by_side(jobs, policy.device, progress)
+        {number: job() for number, job in jobs.items()} if only_peft else run_in_threads(jobs, policy.device, progress)
     )
     for number, said in found.items():
         for i, text in zip(batches[number], tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):

@@ -9,40 +9,34 @@ from transformers.cache_utils import DynamicLayer
 
 
 @dataclass
-class States:
+class PrefilledKV:
     """What the trunk made of B texts of at most T tokens."""
 
     keys: list[Tensor]  # per layer (B, heads, T, head size), or longer, with room for later tokens behind the T
     values: list[Tensor]
     mask: Tensor  # (B, T) bool: which positions hold a token; padding may lie inside, between prompt and completion
     pooled: Tensor | None = None  # (B, H) hidden state of each text's last token, or a mean, if it was asked for
-    ahead: Tensor | None = None  # (B,) by how much the positions that a text was read at are ahead of its tokens' count
 
     @property
     def lengths(self) -> Tensor:
         """Tokens of each text, (B,)."""
         return self.mask.sum(dim=1)
 
-    @property
-    def ends(self) -> Tensor:
-        """The position of the token after each text, (B,)."""
-        return self.lengths if self.ahead is None else self.lengths + self.ahead
-
     def __len__(self) -> int:
         return len(self.mask)
 
-    def take(self, rows: Tensor, room: int | None = None) -> "States":
+    def select(self, rows: Tensor, room: int | None = None) -> "PrefilledKV":
         """The states of some rows, in the order given; a row may come more than once. `room`: with so many places
         behind the text, if there are as many, else none; by default as many as there are."""
         end = None if room is None else self.mask.shape[1] + room
         if room is not None and end > self.keys[0].shape[2]:
             end = self.mask.shape[1]
         keys, values = ([part[rows, :, :end] for part in parts] for parts in (self.keys, self.values))
-        pooled, ahead = (None if part is None else part[rows] for part in (self.pooled, self.ahead))
-        return States(keys, values, self.mask[rows], pooled, ahead)
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return PrefilledKV(keys, values, self.mask[rows], pooled)
 
 
-class Read(Exception):
+class StopForward(Exception):
     """The trunk has read what it was given, as far as it was asked to."""
 
     def __init__(self, hidden: Tensor | None = None):
@@ -50,7 +44,7 @@ class Read(Exception):
         self.hidden = hidden  # (B, T, H) states of the layer that was asked for
 
 
-class FillingCache(Cache):
+class CaptureCache(Cache):
     """Takes the keys and values of one forward pass, behind those of the texts `at` (B,) of `before`, if there are any.
 
     They go into one block for all layers, with `room` behind them for so many later tokens. Pieces that are asked for
@@ -58,7 +52,7 @@ class FillingCache(Cache):
     more batches there are.
     """
 
-    def __init__(self, count: int, before: States | None, at: Tensor | None, stop: bool, room: int = 0):
+    def __init__(self, count: int, before: PrefilledKV | None, at: Tensor | None, stop: bool, room: int = 0):
         """`count`: layers that will run; with `stop` the pass ends once the last of them has its keys and values."""
         super().__init__(layers=[DynamicLayer() for _ in range(count)])
         self.count, self.before, self.at, self.stop, self.room = count, before, at, stop, room
@@ -81,7 +75,7 @@ class FillingCache(Cache):
         end = self.start + key_states.shape[2]
         keys[:, :, self.start : end], values[:, :, self.start : end] = key_states, value_states
         if self.stop and layer_idx == self.count - 1:
-            raise Read
+            raise StopForward
         return keys[:, :, :end], values[:, :, :end]
 
     def _block(self, new: Tensor) -> Tensor:
@@ -106,7 +100,7 @@ class Behind(torch.autograd.Function):
         return None, grad[:, :, -ctx.width :]
 
 
-class ReadOnlyLayer(DynamicLayer):
+class CacheView(DynamicLayer):
     """States that new tokens read and do not become part of, so that several passes may share them; with `room` for so
     many new tokens, one pass at a time."""
 
@@ -123,11 +117,11 @@ class ReadOnlyLayer(DynamicLayer):
         return super().get_seq_length() - self.room
 
 
-def read_only(states: States) -> Cache:
+def as_cache(states: PrefilledKV) -> Cache:
     """Transformers' cache over given states, without a copy."""
     layers = []
     for keys, values in zip(states.keys, states.values, strict=True):
-        layer = ReadOnlyLayer()
+        layer = CacheView()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values, layer.room = keys, values, keys.shape[2] - states.mask.shape[1]
         layers.append(layer)

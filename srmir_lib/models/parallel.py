@@ -10,7 +10,7 @@ MOST = 4
 """Jobs at a time: each needs its own memory."""
 
 
-def side_by_side(jobs: Mapping, device: str | torch.device = "cpu", progress: str | None = None) -> dict:
+def run_in_threads(jobs: Mapping, device: str | torch.device = "cpu", progress: str | None = None) -> dict:
     """What each of `jobs` (name -> function without arguments) returns, by name and in their order.
 
     On a CPU as many run at once as torch has threads, each with one thread; on another device, or with one thread, they

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import ending_before, pool
-from srmir_lib.models.kv_cache import FillingCache, Read, States
+from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV, StopForward
 from srmir_lib.models.loading import is_causal
 
 LEAST_SHARED = 8
@@ -67,7 +67,7 @@ def trunk_problem(model) -> str:
 
 
 class Trunk:
-    """A frozen decoder that turns token ids into `States`."""
+    """A frozen decoder that turns token ids into `PrefilledKV`."""
 
     def __init__(self, model, batch_tokens: int = 8192, layer: int | None = None):
         """`model`: a decoder, with or without its language-model head. `batch_tokens`: tokens in one forward pass at
@@ -82,20 +82,19 @@ class Trunk:
         self.linear = linear_layers(self.decoder)
         self.behind_attention = behind_attention(self.decoder)
         self.layer = None if layer is None else layer % (self.layers + 1)
-        self.reference = None  # `ReferenceStates` of texts that need not be read again
 
     @property
     def device(self) -> torch.device:
         return self.decoder.device
 
-    def read(
+    def prefill(
         self,
         ids: Sequence[Sequence[int]],
         groups: Sequence[Hashable] | None = None,
         starts: Sequence[int] | None = None,
         room: int = 0,
-    ) -> Iterator[tuple[list, States]]:
-        """Yield (rows, `States`) until every row of `ids` was read once; in order of length, not of rows.
+    ) -> Iterator[tuple[list, PrefilledKV]]:
+        """Yield (rows, `PrefilledKV`) until every row of `ids` was read once; in order of length, not of rows.
 
         `groups` names what rows may share (their prompt, say): what the rows of a group have in common at their
         beginning is read once. The result does not depend on it, nor on what else is in the batch. `starts`: pool the
@@ -106,33 +105,9 @@ class Trunk:
         for row, tokens in enumerate(ids):
             if not tokens or (limit is not None and len(tokens) > limit):
                 raise InputError(f"{len(tokens)} tokens of row {row}: too many or none; the model reads 1 to {limit}")
-        if self.reference is None or self.layer is not None:
-            yield from self._read(ids, groups, starts, room)
-            return
-        known = self.reference.find(ids)
-        yield from self._read_on(ids, known, room)
-        left = [row for row in range(len(ids)) if row not in known]
-        groups, starts = ([of[row] for row in left] if of is not None else None for of in (groups, starts))
-        for rows, states in self._read([ids[row] for row in left], groups, starts, room):
-            yield [left[row] for row in rows], states
-            del states  # else they are in memory while the next are made
+        yield from self._prefill(ids, groups, starts, room)
 
-    def _read_on(self, ids, known: dict[int, tuple[int, int, int]], room: int) -> Iterator[tuple[list, States]]:
-        """Texts that the reference has read (`ReferenceStates.find`), and now their last tokens where it has not."""
-        parts: dict[tuple[int, bool], list[int]] = {}
-        for row, (number, _, end) in known.items():
-            parts.setdefault((number, end < len(ids[row])), []).append(row)
-        for (number, goes_on), of in parts.items():
-            for rows in batches(of, [len(tokens) for tokens in ids], self.batch_tokens, self.pass_tokens):
-                before = self.reference.passes[number]
-                self.reference.lent += len(rows)
-                at = torch.tensor([known[row][1] for row in rows], device=self.device)
-                if goes_on:
-                    yield rows, self._forward([ids[row][known[row][2] :] for row in rows], None, before, at, room)
-                else:
-                    yield rows, before.take(at, room_behind(before.mask.shape[1], room))
-
-    def _read(self, ids, groups, starts, room: int) -> Iterator[tuple[list, States]]:
+    def _prefill(self, ids, groups, starts, room: int) -> Iterator[tuple[list, PrefilledKV]]:
         shared = [0] * len(ids)
         if groups is not None and self.layer != 0:
             shared = shared_lengths(ids, groups, starts)
@@ -166,10 +141,10 @@ class Trunk:
         self,
         ids: Sequence[Sequence[int]],
         starts: Sequence[int] | None = None,
-        before: States | None = None,
+        before: PrefilledKV | None = None,
         at: Tensor | None = None,
         room: int = 0,
-    ) -> States:
+    ) -> PrefilledKV:
         """Read texts, or what follows the texts `at` (B,) of `before`; padded on the right, with explicit positions."""
         lengths = torch.tensor([len(tokens) for tokens in ids], device=self.device)
         width = int(lengths.max())
@@ -177,16 +152,16 @@ class Trunk:
         place, end = torch.arange(width, device=self.device).unsqueeze(0), lengths.unsqueeze(1)
         new, positions = place < end, torch.minimum(place, end - 1)
         if before is not None:
-            positions = positions + before.ends[at].unsqueeze(1)
+            positions = positions + before.lengths[at].unsqueeze(1)
         mask = torch.cat([before.mask[at], new], dim=1) if before is not None else new
         inputs = {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
         count = self.layers if self.layer is None else self.layer
-        cache = FillingCache(count, before, at, stop=self.layer is None, room=room_behind(mask.shape[1], room))
+        cache = CaptureCache(count, before, at, stop=self.layer is None, room=room_behind(mask.shape[1], room))
         with ending_before(self.decoder, self.layer, self.layers):
             try:
                 hidden = self.decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
-            except Read as read:
-                hidden = read.hidden
+            except StopForward as stop:
+                hidden = stop.hidden
         pooled = None
         if hidden is not None and starts is None:
             pooled = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
@@ -195,8 +170,7 @@ class Trunk:
                 hidden.float(), new & (place >= torch.tensor(starts, device=self.device).unsqueeze(1)), "mean"
             )
         keys, values = ([] if block is None else list(block) for block in (cache.keys, cache.values))
-        ahead = None if before is None or before.ahead is None else before.ahead[at]
-        return States(keys, values, mask, pooled, ahead)
+        return PrefilledKV(keys, values, mask, pooled)
 
 
 def room_behind(width: int, room: int) -> int:

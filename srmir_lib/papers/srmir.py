@@ -32,13 +32,6 @@ COD_TEMPLATE = (
 )
 
 
-COT_TEMPLATE = (
-    "Think step by step to answer the following question. "
-    "Return the answer at the end of the response after a separator ####. "
-    'Why would you refuse to answer "{prompt}"?'
-)
-
-
 @dataclass(frozen=True)
 class Draft:
     """A parsed introspection: the short steps before the separator and the answer after it."""

@@ -1,6 +1,6 @@
 """One alarm for reward hacking, with a stated false-alarm rate.
 
-A run is watched through what its reward does not pay for: the idle judges' scores, the answers' length, their
+A run is watched through what its reward does not pay for: the idle reward models' scores, the answers' length, their
 likelihood under the base model, how much they repeat themselves, and how far the policy is from its reference. What is
 healthy is measured, not guessed: answers of the base model and demonstrations, in any mixture, are what a policy may
 say on its way from one to the other. The alarm rings when a batch is further out than all but a stated share of
@@ -19,7 +19,7 @@ from srmir_lib.policies.monitors import distinct_bigrams, divergence, log_likeli
 from srmir_lib.policies.reward import RewardFunction
 
 SIGNALS = {
-    "idle judges": ("monitor/", -1),
+    "idle reward models": ("monitor/", -1),
     "length": ("completions/mean_length", 0),
     "log-likelihood": ("coherence/log_likelihood", -1),
     "distinct bigrams": ("coherence/distinct_bigrams", -1),
@@ -69,7 +69,7 @@ class Alarm:
     def check(self, history: Sequence[Mapping]) -> list[dict]:
         """One row per look: step, each signal's value, `suspicion` (deviations of the worst), its name, `rings`.
 
-        A run without a KL penalty has no KL, and is judged by the rest. A history with more looks than the alarm was
+        A run without a KL penalty has no KL, and is watched by the rest. A history with more looks than the alarm was
         fitted for would ring too often, and is an `InputError`, as is one without any.
         """
         rows, unmeasured = [], {"KL"} if all(row.get("kl") is None for row in history) else set()
@@ -91,9 +91,10 @@ def measure(
 ) -> dict:
     """The signals of single answers, signal -> values (N,): `prompts` conversations, `completions` texts or messages.
 
-    `reward` names the judge in charge of each prompt (a categorized reward with a router); the others are idle. `model`
-    is the base model in memory. `apart`: (policy, reference), the policy that says such answers and the reference of
-    the runs to be watched, both in memory, for the signal "KL": how far a healthy policy is from there.
+    `reward` names the reward model in charge of each prompt (a categorized reward with a router); the others are
+    idle. `model` is the base model in memory. `apart`: (policy, reference), the policy that says such
+    answers and the reference of the runs to be watched, both in memory, for the signal "KL": how far a healthy policy
+    is from there.
     """
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     tokenizer = load_tokenizer(model.name_or_path)
@@ -106,7 +107,7 @@ def measure(
         likelihood = log_likelihood(model, asked, said, micro_batch)
         far = {} if apart is None else {"KL": divergence(*apart, asked, said, micro_batch).numpy()}
     values = {
-        "idle judges": np.where(idle, scores, 0).sum(axis=1) / idle.sum(axis=1),
+        "idle reward models": np.where(idle, scores, 0).sum(axis=1) / idle.sum(axis=1),
         "length": [len(ids) for ids in said],
         "log-likelihood": likelihood.numpy(),
         "distinct bigrams": [distinct_bigrams(text) for text in texts],

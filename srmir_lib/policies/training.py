@@ -12,7 +12,6 @@ import math
 import shutil
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from srmir_lib.models.loading import load_tokenizer, load_weights, pick_device, 
 from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
 from srmir_lib.policies.monitors import RunCallback, WatchedReward
 from srmir_lib.policies.settings import DPOSettings, GRPOSettings, Settings, SFTSettings
-from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 
 def both_ways(pairs: Dataset, limits: Sequence[float]) -> Dataset:
@@ -101,9 +99,8 @@ def train_grpo(
     (`monitors.WatchedReward`), and what the reward function logs. `resume`: a finished adapter of the same settings,
     prompts, base model and reward `fingerprint` is not made again, and a killed run goes on from its newest complete
     checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_weights`); the policy shares its
-    weights, which are frozen, and reward models that can (`ShadowRewardModels.can_follow`) score what the reference
-    has read. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on; it
-    is the reference then. Rewards or losses that are not finite are an `InputError`.
+    weights, which are frozen. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on;
+    it is the reference then. Rewards or losses that are not finite are an `InputError`.
     """
     output_dir = Path(output_dir)
     _check_columns(prompts, ("prompt",))
@@ -142,12 +139,8 @@ def train_grpo(
     )
     trainer.remove_callback(PrinterCallback)
     reward.model = trainer.model
-    models = getattr(reward_function, "models", None)
-    plain = start is None and settings.beta > 0 and isinstance(models, ShadowRewardModels)  # the reference is the base
-    follows = plain and models.can_follow(trainer.model)
     try:
-        with models.following(trainer.model) if follows else nullcontext():
-            trainer.train(resume_from_checkpoint=newest_complete(checkpoints))
+        trainer.train(resume_from_checkpoint=newest_complete(checkpoints))
     except RuntimeError as error:
         if "probability tensor" not in str(error):
             raise

@@ -16,12 +16,26 @@ from torch import Tensor
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
-from srmir_lib.papers.statistics import lowess
 
 LENGTH_KNOTS = 25
 
 
 SIDES = ("chosen", "rejected")
+
+
+def lowess(x: np.ndarray, y: np.ndarray, at: np.ndarray, share: float = 0.5) -> np.ndarray:
+    """Local straight lines: at each of `at` (M,) a line through the nearest `share` of (`x`, `y`) (N,), weighted by
+    distance (tricube); its height there, (M,). Cleveland 1979, without its robust rounds."""
+    heights = []
+    for place in at:
+        distance = np.abs(x - place)
+        reach = np.sort(distance)[max(2, int(np.ceil(share * len(x)))) - 1]
+        weight = np.where(distance <= reach, (1 - (distance / max(reach, 1e-12)).clip(max=1) ** 3) ** 3, 0.0) + 1e-12
+        centre, mean = np.average(x, weights=weight), np.average(y, weights=weight)
+        spread = np.average((x - centre) ** 2, weights=weight)
+        slope = np.average((x - centre) * (y - mean), weights=weight) / spread if spread > 1e-12 else 0.0
+        heights.append(mean + slope * (place - centre))
+    return np.array(heights)
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ def _expected(lengths: np.ndarray, knots: Sequence[float], curves: Sequence[Sequ
     return torch.tensor(np.stack([np.interp(lengths, knots, curve) for curve in curves], axis=1))
 
 
-def reference_set(pairs) -> tuple[list, list]:
+def calibration_set(pairs) -> tuple[list, list]:
     """Prompts and responses to calibrate on, from preference rows whose rejected answer is the policy's own.
 
     Each prompt comes twice: with what the policy says today and with its demonstration, the two ends of what a trained
@@ -134,3 +148,14 @@ def reference_set(pairs) -> tuple[list, list]:
         )
     kept = pairs.select(rows)
     return [*kept["prompt"], *kept["prompt"]], [*kept["rejected"], *kept["chosen"]]
+
+
+def variance_shares(scores: Tensor) -> Tensor:
+    r"""Share of the variance of a sum that comes through each model: $\mathrm{cov}(r_j, R)/\mathrm{var}(R)$.
+
+    `scores` (N, K) -> (K,), sums to 1, with $R=\sum_j r_j$. Models with an equal say have about 1 / K each;
+    a loud one has more.
+    """
+    centred = scores.double() - scores.double().mean(dim=0)
+    total = centred.sum(dim=1)
+    return (centred * total.unsqueeze(1)).mean(dim=0) / total.square().mean()

@@ -38,7 +38,7 @@ class EncoderSettings:
 
 
 def from_parameters(kind: type, values: Mapping, name: str):
-    """A `PairReading` or `EncoderSettings` from the mapping that a parameter file holds, checked like any parameter.
+    """A `PairTokenizer` or `EncoderSettings` from the mapping that a parameter file holds, checked like any parameter.
 
     A missing, unknown or wrongly typed entry is an `InputError` that names it.
     """
@@ -94,7 +94,7 @@ def check_base(folder: Path, config: dict, base_model: str | None = None) -> str
     return base
 
 
-def changed(settings, changes: dict):
+def override(settings, changes: dict):
     """The same settings but for `changes`, such as {"objective": "pcrm_length"}; an unknown name is an `InputError`."""
     known = [entry.name for entry in fields(settings)]
     for name in changes:
@@ -182,7 +182,7 @@ class RewardSettings:
         object.__setattr__(self, "probe", replace(self.probe, rank=self.lora_rank, alpha=self.lora_alpha))
 
 
-def settings_of(folder: str | Path) -> RewardSettings:
+def load_settings(folder: str | Path) -> RewardSettings:
     """The settings that a set in `folder` was trained with, so that another set can be trained alike."""
     config = read_config(folder)
     file = Path(folder) / ("fit.json" if config["design"] == "shared" else f"{config['categories'][0]}/fit.json")

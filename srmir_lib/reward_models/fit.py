@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from srmir_lib.errors import InputError
-from srmir_lib.models.parallel import side_by_side
-from srmir_lib.reward_models.config import RewardSettings, changed, read_config, settings_of
-from srmir_lib.reward_models.prefilled_pairs import PairStates, reading_of
-from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.models.parallel import run_in_threads
+from srmir_lib.reward_models.config import RewardSettings, load_settings, override, read_config
+from srmir_lib.reward_models.pooled import load_pooled_settings
+from srmir_lib.reward_models.pooled_training import fit_pooled
+from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs, prefill_key
+from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shared import fit_shared
 
 
@@ -31,7 +33,7 @@ def fit_sets(
     preferences: Mapping,
     competence: Sequence[str] | None = None,
     device: str = "auto",
-    states: PairStates | None = None,
+    states: PrefilledPairs | None = None,
 ) -> dict[str, dict[str, list[dict]]]:
     """Train every set that is not finished; returns the history of each set's models, by name of the set.
 
@@ -47,15 +49,15 @@ def fit_sets(
         if run.design == "separate":
             found[name] = fit_separate(*arguments, competence, name)
             continue
-        reading = reading_of(run.settings)
+        reading = prefill_key(run.settings)
         if reading not in read:
-            hidden = any(own.probe.kind == "head" for own in shared if reading_of(own) == reading)
-            read[reading] = PairStates(base_model, preferences["train"], run.settings, device, "reading", hidden)
+            hidden = any(own.probe.kind == "head" for own in shared if prefill_key(own) == reading)
+            read[reading] = PrefilledPairs(base_model, preferences["train"], run.settings, device, "reading", hidden)
         if not (run.folder / "fit.json").exists():
             read[reading].keep()  # here and now, with all threads; finished sets need none of it
-        jobs[name] = partial(fit_shared, *arguments, competence, name, read[reading].twin())
+        jobs[name] = partial(fit_shared, *arguments, competence, name, read[reading].with_own_modules())
     if jobs:
-        found |= side_by_side(jobs, next(iter(read.values())).trunk.device)
+        found |= run_in_threads(jobs, next(iter(read.values())).trunk.device)
     return {name: found[name] for name in runs}
 
 
@@ -88,19 +90,16 @@ def fit_objectives(
     runs = {name: {key: value for key, value in own.items() if key != "seed"} for name, own in objectives.items()}
     drawn = {name: seed + own.get("seed", 0) for name, own in objectives.items()}
     if config["design"] == "pooled":
-        from srmir_lib.reward_models import pooled as encoder_settings
-        from srmir_lib.reward_models.pooled_training import fit_pooled
-
-        reading, settings = encoder_settings.settings_of(before)
-        for name, own in {name: changed(settings, changes) for name, changes in runs.items()}.items():
+        reading, settings = load_pooled_settings(before)
+        for name, own in {name: override(settings, changes) for name, changes in runs.items()}.items():
             arguments = preferences["train"], folders[name], config["categories"], reading, own, drawn[name]
             fit_pooled(base_model, labelled, *arguments, device)
         return
-    settings = settings_of(before)
+    settings = load_settings(before)
     fit_sets(
         {
             name: SetRun(folders[name], config["categories"], own, config["design"], "own", drawn[name])
-            for name, own in {name: changed(settings, changes) for name, changes in runs.items()}.items()
+            for name, own in {name: override(settings, changes) for name, changes in runs.items()}.items()
         },
         base_model,
         preferences,

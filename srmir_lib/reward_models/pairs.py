@@ -93,7 +93,7 @@ def pair_batches(counts: Sequence[int], batch_size: int, steps: int, seed: int) 
         yield batch
 
 
-def loss_of(objective: str):
+def pair_loss(objective: str):
     """The loss of an objective, of chosen scores, rejected scores and, if it has one, the target, (N,) each."""
     check_objective(objective)
     if objective == "bradley_terry":

@@ -43,7 +43,7 @@ def load_classifier(model: str | Path, num_labels: int | None = None, **options)
 
 
 @dataclass(frozen=True)
-class PairReading:
+class PairTokenizer:
     """How a (prompt, response) pair becomes encoder input.
 
     A prompt longer than `prompt_tokens` keeps its head and tail. A response that does not fit in what is left of
@@ -94,7 +94,7 @@ class PairReading:
 
 def pooled_settings(
     reading: Mapping, fine_tuning: Mapping, others: Mapping = MappingProxyType({})
-) -> tuple[PairReading, EncoderSettings]:
+) -> tuple[PairTokenizer, EncoderSettings]:
     """Both halves of `fit_pooled`'s settings from the mappings of a parameter file.
 
     `others`: the settings of the other designs; what an encoder would not read there is an `InputError`.
@@ -108,16 +108,16 @@ def pooled_settings(
     for name, (usual, fix) in unread.items():
         if others.get(name, usual) != usual:
             raise InputError(f"{name}: {others[name]!r} is not read with design pooled; {fix}")
-    return from_parameters(PairReading, reading, "reading"), from_parameters(
+    return from_parameters(PairTokenizer, reading, "reading"), from_parameters(
         EncoderSettings, fine_tuning, "fine_tuning"
     )
 
 
-def settings_of(folder: str | Path) -> tuple[PairReading, EncoderSettings]:
+def load_pooled_settings(folder: str | Path) -> tuple[PairTokenizer, EncoderSettings]:
     """What a pooled set in `folder` was trained with, so that another set can be trained alike."""
     config = read_json(Path(folder) / "config.json")
     try:
-        return PairReading(**config["reading"]), EncoderSettings(**config["settings"])
+        return PairTokenizer(**config["reading"]), EncoderSettings(**config["settings"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder}/config.json: no settings ({error!r}); train the set again (02)") from error
 
@@ -141,7 +141,7 @@ class PooledScorer:
         folder, self.device = Path(folder), pick_device(device)
         config = read_json(folder / "config.json")
         try:
-            self.categories, self.reading = list(config["categories"]), PairReading(**config["reading"])
+            self.categories, self.reading = list(config["categories"]), PairTokenizer(**config["reading"])
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder}/config.json: not a pooled set of reward models ({error!r})") from error
         if not (folder / "encoder").is_dir():
@@ -158,7 +158,7 @@ class PooledScorer:
 
 
 @torch.no_grad()
-def score_pairs(model, tokenizer, prompts, completions, reading: PairReading, tokens_per_batch: int = 8192) -> Tensor:
+def score_pairs(model, tokenizer, prompts, completions, reading: PairTokenizer, tokens_per_batch: int = 8192) -> Tensor:
     """(N, K) raw scores of an encoder with K outputs, in micro-batches of similar length and bounded size."""
     if len(prompts) != len(completions):
         raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")

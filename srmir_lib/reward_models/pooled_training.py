@@ -25,8 +25,8 @@ from srmir_lib.models.loading import fingerprint, load_trunk, pick_device, quiet
 from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.srmir import categorized_reward
 from srmir_lib.reward_models.config import LIMITS, EncoderSettings
-from srmir_lib.reward_models.pairs import loss_of, pair_targets
-from srmir_lib.reward_models.pooled import PairReading, collate, load_classifier, pool_windows
+from srmir_lib.reward_models.pairs import pair_loss, pair_targets
+from srmir_lib.reward_models.pooled import PairTokenizer, collate, load_classifier, pool_windows
 from srmir_lib.taxonomy import UNKNOWN
 
 LABELLED_COLUMNS = ("prompt", "completion", "unsafe", "category")
@@ -41,7 +41,7 @@ def fit_pooled(
     pairs,
     output_dir: str | Path,
     categories: Sequence[str],
-    reading: PairReading,
+    reading: PairTokenizer,
     settings: EncoderSettings,
     seed: int = 0,
     device: str = "auto",
@@ -164,8 +164,8 @@ class _EncoderTrainer(Trainer):
         batch = {name: inputs.pop(name) for name in ("owners", "head", "safe", "target")}
         logits = model(**inputs).logits.float()
         scores, settings = pool_windows(logits, batch["owners"], len(batch["head"])), self.settings
-        pair_loss = loss_of(settings.objective) if settings.objective in LIMITS else margin_loss
-        how = settings.pair_weight, pair_loss, settings.center_rewards_coefficient
+        on_pairs = pair_loss(settings.objective) if settings.objective in LIMITS else margin_loss
+        how = settings.pair_weight, on_pairs, settings.center_rewards_coefficient
         loss = mixed_loss(categorized_reward(scores, batch["head"]), batch, *how)
         if settings.mean_weight:
             loss = loss + settings.mean_weight * mixed_loss(scores.mean(dim=1), batch, *how)
@@ -223,7 +223,7 @@ def _targets(settings: EncoderSettings, tokenizer, pairs, base: str, device: str
 
 
 def _examples(
-    tokenizer, labelled, pairs, categories: Sequence[str], reading: PairReading, targets: Sequence[float]
+    tokenizer, labelled, pairs, categories: Sequence[str], reading: PairTokenizer, targets: Sequence[float]
 ) -> list[dict]:
     """Tokenised examples: `windows` of each of their responses, `head`, `safe` or `target`, `length`."""
     labelled, pairs = _rows(labelled, "labelled", LABELLED_COLUMNS), _rows(pairs, "pairs", PAIR_COLUMNS)

@@ -12,18 +12,18 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from srmir_lib.data.introspection import Introspector
-from srmir_lib.models.kv_cache import States
+from srmir_lib.models.kv_cache import PrefilledKV
 from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer, quiet, share_weights
 from srmir_lib.models.trunk import Trunk, shared_lengths
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pairs import pair_targets, tokenize_pairs
 
 
-class PairStates:
+class PrefilledPairs:
     """Preference pairs as a trunk has read them: each distinct text once, and a prompt's part once for all its texts.
 
-    `take(rows)` pads what is asked for into `States`. Made once, it serves any number of `fit_shared` on the same
-    pairs. States that do not fit into `keep_gb` are not kept, but read again when asked for.
+    `select(rows)` pads what is asked for into `PrefilledKV`. Made once, it serves any number of `fit_shared` on the
+    same pairs. States that do not fit into `keep_gb` are not kept, but read again when asked for.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PairStates:
             self.model = load_policy(base_model, device, dtype).requires_grad_(False)
         self.trunk = Trunk(self.model, settings.batch_tokens, -1 if self.hidden else None)
         think = Introspector(self.model, settings.question, settings.draft_tokens, tokenizer=self.tokenizer)
-        self.reading = reading_of(settings)
+        self.reading = prefill_key(settings)
         self.pairs, self.data = pairs, tokenize_pairs(self.tokenizer, pairs, settings.max_length, think)
         self.sha256 = hashlib.sha256(json.dumps(self.data.to_dict()).encode()).hexdigest()
         self.texts: list[list[int]] = []
@@ -90,7 +90,7 @@ class PairStates:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * element * self.count
 
-    def twin(self) -> "PairStates":
+    def with_own_modules(self) -> "PrefilledPairs":
         """The same states over a second module tree of the same weights, for a fit beside this one: what probes add to
         a tree's layers, every pass through them gets."""
         twin = copy(self)
@@ -104,7 +104,7 @@ class PairStates:
         return pair_targets(settings, self.pairs, *ids, (self.model, self.tokenizer))
 
     def keep(self) -> None:
-        """Read and keep what fits; done at most once, and by the first `take` at the latest."""
+        """Read and keep what fits; done at most once, and by the first `select` at the latest."""
         with self.lock:
             if self.kept and not self.tokens:
                 self._read()
@@ -112,7 +112,7 @@ class PairStates:
     def _read(self) -> None:
         """Let the trunk read every text, and note of each token what nobody has noted yet."""
         written, tokens, last = torch.zeros(self.count, dtype=torch.bool), [], []
-        read = self.trunk.read(self.texts, self.groups)
+        read = self.trunk.prefill(self.texts, self.groups)
         for rows, states in tqdm(read, desc=self.progress, disable=self.progress is None, leave=False):
             to = torch.cat([self.places[row, : len(self.texts[row])] for row in rows])
             new = ~written[to]
@@ -131,10 +131,10 @@ class PairStates:
         self.last += last
         self.tokens += tokens
 
-    def take(self, rows: Sequence[int], room: int = 0) -> States:
+    def select(self, rows: Sequence[int], room: int = 0) -> PrefilledKV:
         """The states of `rows`, in that order; those that are kept with `room` for so many later tokens."""
         if not self.kept:
-            read = self.trunk.read([self.texts[row] for row in rows], [self.groups[row] for row in rows])
+            read = self.trunk.prefill([self.texts[row] for row in rows], [self.groups[row] for row in rows])
             return _joined(list(read))
         self.keep()
         lengths = self.lengths[rows]
@@ -144,15 +144,15 @@ class PairStates:
         at, shape = roomy.flatten().to(self.trunk.device), roomy.shape
         parts = [kept.index_select(0, at).unflatten(0, shape).transpose(1, 2) for kept in self.tokens]
         last = self.last[0][rows] if self.last else None
-        return States(parts[: len(parts) // 2], parts[len(parts) // 2 :], mask, last)
+        return PrefilledKV(parts[: len(parts) // 2], parts[len(parts) // 2 :], mask, last)
 
 
-def reading_of(settings: RewardSettings) -> tuple:
+def prefill_key(settings: RewardSettings) -> tuple:
     """Which settings decide how pairs are read: states made with others must not be trained on."""
     return settings.question, settings.draft_tokens, settings.bf16, settings.max_length
 
 
-def _joined(parts: Sequence[tuple[list[int], States]]) -> States:
+def _joined(parts: Sequence[tuple[list[int], PrefilledKV]]) -> PrefilledKV:
     """Micro-batches of `Trunk.read` as one batch, in the order of the rows."""
     width = max(states.mask.shape[1] for _, states in parts)
     order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
@@ -163,10 +163,10 @@ def _joined(parts: Sequence[tuple[list[int], States]]) -> States:
         return torch.cat([tensor, tensor.new_zeros(missing)], dim=dim)
 
     layers = range(len(parts[0][1].keys))
-    joined = States(
+    joined = PrefilledKV(
         [torch.cat([grown(s.keys[layer], 2) for _, s in parts]) for layer in layers],
         [torch.cat([grown(s.values[layer], 2) for _, s in parts]) for layer in layers],
         torch.cat([grown(s.mask, 1) for _, s in parts]),
         torch.cat([s.pooled for _, s in parts]) if parts[0][1].pooled is not None else None,
     )
-    return joined.take(order.to(joined.mask.device))
+    return joined.select(order.to(joined.mask.device))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from srmir_lib.errors import InputError
-from srmir_lib.models.kv_cache import States, read_only
+from srmir_lib.models.kv_cache import PrefilledKV, as_cache
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import KINDS, ProbeSettings
 from srmir_lib.taxonomy import CATEGORIES
@@ -76,7 +76,7 @@ class Probes(nn.Module):
         """Tokens of a probe."""
         return 0 if self.tokens is None else self.tokens.shape[1]
 
-    def forward(self, trunk: Trunk, states: States, columns: Tensor | None = None) -> Tensor:
+    def forward(self, trunk: Trunk, states: PrefilledKV, columns: Tensor | None = None) -> Tensor:
         """Scores (B, K) of B texts by every model or, with `columns` (B,), (B,): each by one model; in float32."""
         if self.settings.kind == "head":
             last = states.pooled.float()
@@ -84,13 +84,13 @@ class Probes(nn.Module):
         rows, count, width = len(states), len(self.categories) if columns is None else 1, self.width
         device = states.mask.device
         inputs = self._inputs(trunk, columns, rows, device)
-        positions = states.ends.unsqueeze(1) + torch.arange(width, device=device).repeat(count)
+        positions = states.lengths.unsqueeze(1) + torch.arange(width, device=device).repeat(count)
         with self._active(trunk, columns):
             output = trunk.decoder(
                 inputs_embeds=inputs,
                 attention_mask=block_mask(states.mask, count, width),
                 position_ids=positions,
-                past_key_values=read_only(states),
+                past_key_values=as_cache(states),
                 use_cache=True,
             )
         last = output.last_hidden_state.view(rows, count, width, -1)[:, :, -1].float()

@@ -4,160 +4,18 @@ Every category is a PEFT folder (adapter + `score` head) that `AutoModelForSeque
 without this library. Training sees right-padded conversations in the chat template; scoring sees the same.
 """
 
-import hashlib
-import json
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
-from trl import RewardTrainer
 
-from srmir_lib.artifacts import atomic_path, read_json, write_json
 from srmir_lib.conversations import conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import micro_batches
-from srmir_lib.models.loading import fingerprint, load_tokenizer, load_trunk, pick_device, quiet
-from srmir_lib.papers.pcrm import pcrm_loss
-from srmir_lib.papers.srmir import bradley_terry_loss
-from srmir_lib.reward_models.config import LIMITS, RewardSettings, write_config
-from srmir_lib.reward_models.pairs import pair_targets, select_pairs, tokenize_pairs
-
-
-class LimitedRewardTrainer(RewardTrainer):
-    """Minimises `pcrm_loss`; the column `margin` holds the limits. Logging and centering are TRL's."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        limit = inputs.pop("margin")  # else TRL would subtract it
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        chosen, rejected = torch.chunk(outputs.logits.squeeze(-1), chunks=2)
-        loss = loss - bradley_terry_loss(chosen, rejected) + pcrm_loss(chosen, rejected, limit)
-        return (loss, outputs) if return_outputs else loss
-
-
-def fit_separate(
-    base_model: str | Path,
-    preferences: Mapping,
-    output_dir: str | Path,
-    categories: Sequence[str],
-    settings: RewardSettings,
-    seed: int = 0,
-    training: str = "own",
-    device: str = "auto",
-    competence: Sequence[str] | None = None,
-    progress: str | None = None,
-) -> dict[str, list[dict]]:
-    """Train one model per category on `preferences["train"]` (columns prompt, chosen, rejected, category[, margin]).
-
-    `categories=[ALL]` trains a single model on all the pairs of `competence` (the categories it must cover). Finished
-    category folders with the same data, settings and seed are kept, so a killed run goes on. Returns the history
-    (loss, accuracy, ... per logged step) of each model; the set is read by `ShadowRewardModels.load(output_dir)`.
-    """
-    output_dir, history = Path(output_dir), {}
-    tokenizer, pairs, base_sha256 = load_tokenizer(base_model), preferences["train"], fingerprint(base_model)
-    covered = list(competence if competence is not None else categories)
-    think = Introspector(base_model, settings.question, settings.draft_tokens, device)
-    data = tokenize_pairs(tokenizer, pairs, settings.max_length, think)
-    reader = load_trunk(base_model, device) if settings.objective == "pcrm_cosine" else ()
-    target = pair_targets(settings, pairs, data["chosen_ids"], data["rejected_ids"], reader)
-    if target is not None:
-        data = data.add_column("margin", target.tolist())  # TRL's name for what a pair's gap is compared with
-    labels = list(pairs["category"])
-    write_config(output_dir, output_dir, "separate", base_model, base_sha256, categories, settings, training)
-    for category in tqdm(categories, desc=progress, disable=progress is None, leave=False):
-        rows = select_pairs(labels, category, covered, training, settings.cross_ratio, settings.unknown_ratio, seed)
-        own = data.select(rows)
-        key = {
-            "settings": asdict(settings),
-            "seed": seed,
-            "training": training,
-            "base_sha256": base_sha256,
-            "pairs": len(rows),
-            "pairs_sha256": hashlib.sha256(json.dumps(own.to_dict()).encode()).hexdigest(),
-        }
-        done = output_dir / category / "fit.json"
-        fit = read_json(done) if done.exists() else {}
-        if fit.get("key") != key:
-            (output_dir / "calibration.json").unlink(missing_ok=True)  # it described the scores of the model before
-            with atomic_path(output_dir / category) as fresh:
-                history_of = _train_averaged(base_model, tokenizer, own, settings, seed, device, fresh)
-                fit = {"key": key, "history": history_of}
-                write_json(fresh / "fit.json", fit)
-        history[category] = fit["history"]
-    return history
-
-
-def _train_averaged(base_model, tokenizer, data, settings: RewardSettings, seed: int, device: str, folder: Path):
-    """One model in `folder` and its history; with `averaged_fits`, the mean of the weights of so many fits from one
-    start, each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187). An adapter's two factors are
-    averaged each for itself."""
-    history = _train(base_model, tokenizer, data, settings, seed, seed, device, folder)
-    file, fits = folder / "adapter_model.safetensors", []
-    for order in range(1, settings.averaged_fits):
-        with tempfile.TemporaryDirectory() as scratch:
-            _train(base_model, tokenizer, data, settings, seed, seed + 1000 * order, device, Path(scratch))
-            fits.append(load_file(Path(scratch) / file.name))
-    if fits:
-        fits.append(load_file(file))
-        save_file({name: torch.stack([fit[name] for fit in fits]).mean(dim=0) for name in fits[-1]}, file)
-    return history
-
-
-def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, order: int, device: str, folder: Path):
-    """One `RewardTrainer` run: adapter and head to `folder`, the logged steps returned. No checkpoints remain.
-
-    `seed` draws the head and the adapter, `order` the batches.
-    """
-    from peft import LoraConfig
-    from transformers import PrinterCallback, set_seed
-    from trl import RewardConfig, RewardTrainer
-
-    from srmir_lib.reward_models.separate import LimitedRewardTrainer
-
-    set_seed(seed)  # the new head and the adapter are drawn from it
-    classifier = base_classifier(base_model)
-    lora = LoraConfig(
-        task_type="SEQ_CLS",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        target_modules="all-linear",
-        modules_to_save=["score"],
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = RewardConfig(
-            output_dir=scratch,
-            max_steps=settings.max_steps,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="linear",
-            center_rewards_coefficient=settings.center_rewards_coefficient or None,
-            max_length=None,  # checked in tokenize_pairs
-            seed=seed,
-            data_seed=order,
-            bf16=settings.bf16,
-            use_cpu=pick_device(device).type == "cpu",
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            logging_steps=max(1, settings.max_steps // 10),
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        kind = LimitedRewardTrainer if settings.objective in LIMITS else RewardTrainer
-        trainer = kind(
-            model=classifier, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        trainer.model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    return [row for row in trainer.state.log_history if "loss" in row]
+from srmir_lib.models.loading import load_tokenizer, pick_device, quiet
 
 
 def base_classifier(base_model: str | Path):

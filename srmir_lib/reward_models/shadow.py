@@ -6,16 +6,17 @@ this library to be opened.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from srmir_lib.errors import InputError
-from srmir_lib.models.reference_forward import ReferenceStates, adapters_of
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import THINKING, check_base, read_config
+from srmir_lib.reward_models.pooled import PooledScorer
+from srmir_lib.reward_models.separate import SeparateScorer
+from srmir_lib.reward_models.shared import load_shared
 
 
 class ShadowRewardModels:
@@ -52,13 +53,9 @@ class ShadowRewardModels:
         folder = Path(folder)
         config = read_config(folder)
         if config["design"] == "shared":
-            from srmir_lib.reward_models.shared import load_shared
-
             base = check_base(folder, config, base_model)
             scorer = load_shared(folder, base, config, device, batch_tokens, model)
         elif config["design"] == "separate":
-            from srmir_lib.reward_models.separate import SeparateScorer
-
             base = check_base(folder, config, base_model)
             scorer = SeparateScorer(
                 folder,
@@ -69,8 +66,6 @@ class ShadowRewardModels:
                 **{k: config[k] for k in THINKING if k in config},
             )
         else:
-            from srmir_lib.reward_models.pooled import PooledScorer
-
             scorer = PooledScorer(folder, device)
         calibration = folder / "calibration.json"
         calibration = Calibration.load(calibration) if calibration.exists() else None
@@ -116,48 +111,6 @@ class ShadowRewardModels:
             if name not in self.categories:
                 raise InputError(f"category: row {row} is {name!r}; there are models for {', '.join(self.categories)}")
         return torch.tensor([self.categories.index(name) for name in categories], dtype=torch.long)
-
-    def can_follow(self, policy) -> bool:
-        """Whether what the reference of `policy` reads is what these models read: design shared, no draft between
-        prompt and answer; a PEFT policy on the trunk's very weights, whose reference is itself, adapters off."""
-        if self.design != "shared" or (self.asks and self.asks[1]) or self.scorer.trunk.layer is not None:
-            return False
-        if not hasattr(policy, "get_base_model") or "ref" in policy.peft_config or not adapters_of(policy):
-            return False
-        base, trunk = policy.get_base_model(), self.scorer.trunk.decoder
-        return base.base_model is not trunk and {*map(id, trunk.parameters())} <= {*map(id, base.parameters())}
-
-    @contextmanager
-    def following(self, policy, keep_gb: float = 1.5):
-        """While this lasts, what GRPO's reference forward has just read is not read again to be scored.
-
-        `policy`: a PEFT model, such as `trainer.model`; its reference is itself with the adapters off. Yields the
-        `ReferenceStates`, which keep at most `keep_gb` gigabytes. Scores are the same up to rounding. An `InputError`
-        where it cannot be (`can_follow`).
-        """
-        if not self.can_follow(policy):
-            raise InputError(
-                f"following: design {self.design}; needs shared models without a draft (question) and a PEFT policy "
-                "on their very weights (trunk.share_weights)"
-            )
-        trunk, room = self.scorer.trunk, self.scorer.probes.width * len(self.categories)
-        if trunk.reference is not None:  # another set on this trunk listens already
-            if trunk.reference.decoder is not policy.get_base_model().base_model:
-                raise InputError("following: this trunk follows another policy; end that first")
-            yield trunk.reference
-            return
-        trunk.reference = ReferenceStates(policy, trunk.layers, keep_gb, trunk.pass_tokens, room)
-        try:
-            yield trunk.reference
-        finally:
-            trunk.reference.remove()
-            trunk.reference = None
-
-    def reward(self, strategy: str = "linear", **options):
-        """A reward function for TRL's `GRPOTrainer(reward_funcs=[...])`; `options` as in `rewards.RewardFunction`."""
-        from srmir_lib.policies.reward import RewardFunction
-
-        return RewardFunction(self, strategy, **options)
 
 
 def score_sets(sets: Mapping[str, ShadowRewardModels], prompts: Sequence, completions: Sequence) -> dict[str, Tensor]:

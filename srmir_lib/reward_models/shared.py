@@ -24,8 +24,8 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, quiet, share_weights
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, write_config
-from srmir_lib.reward_models.pairs import loss_of, pair_batches, select_pairs
-from srmir_lib.reward_models.prefilled_pairs import PairStates, reading_of
+from srmir_lib.reward_models.pairs import pair_batches, pair_loss, select_pairs
+from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs, prefill_key
 from srmir_lib.reward_models.probes import Probes
 
 KEPT = 10
@@ -88,7 +88,7 @@ def score_ids(
     scores = [torch.zeros(count, len(probes.categories)) if columns is None else torch.zeros(count) for probes in sets]
     widths = {probes.width * (len(probes.categories) if columns is None else 1) for probes in sets}
     room = widths.pop() if len(widths) == 1 else 0  # sets of one width write into the same places, in turn
-    for rows, states in trunk.read(ids, groups, room=room):
+    for rows, states in trunk.prefill(ids, groups, room=room):
         at = columns[rows].to(trunk.device) if columns is not None else None
         for own, probes in zip(scores, sets, strict=True):
             own[rows] = probes(trunk, states, at).float().cpu()
@@ -122,7 +122,7 @@ def fit_shared(
     device: str = "auto",
     competence: Sequence[str] | None = None,
     progress: str | None = None,
-    states: PairStates | None = None,
+    states: PrefilledPairs | None = None,
 ) -> dict[str, list[dict]]:
     """Train all models on `preferences["train"]`, as `fit_separate` does one by one: same arguments, same folder.
 
@@ -130,9 +130,9 @@ def fit_shared(
     the same data, settings and seed is kept. Returns the history (step, loss, accuracy) of each model.
     """
     output_dir, pairs = Path(output_dir), preferences["train"]
-    alike = states is not None and states.reading == reading_of(settings)
+    alike = states is not None and states.reading == prefill_key(settings)
     if not alike or (settings.probe.kind == "head" and not states.hidden):
-        states = PairStates(base_model, pairs, settings, device, progress)
+        states = PrefilledPairs(base_model, pairs, settings, device, progress)
     covered, labels = list(competence if competence is not None else categories), list(pairs["category"])
     ratios = (settings.cross_ratio, settings.unknown_ratio, seed)
     rows = [select_pairs(labels, name, covered, training, *ratios) for name in categories]
@@ -161,7 +161,9 @@ def fit_shared(
     return fit["history"]
 
 
-def _train(states: PairStates, categories, rows, target, settings: RewardSettings, seed: int, device: str, progress):
+def _train(
+    states: PrefilledPairs, categories, rows, target, settings: RewardSettings, seed: int, device: str, progress
+):
     """Trained probes and their history. With `averaged_fits`, the mean of the weights of so many fits from one start,
     each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187), and the last fit's history. An
     adapter's two factors are averaged each for itself, which is not the mean of their products."""
@@ -178,7 +180,7 @@ def _train(states: PairStates, categories, rows, target, settings: RewardSetting
 
 def train_probes(
     probes: Probes,
-    states: PairStates,
+    states: PrefilledPairs,
     rows: Sequence[Sequence[int]],
     target: Tensor | None,
     settings: RewardSettings,
@@ -190,7 +192,7 @@ def train_probes(
     `target`: what the objective wants of each pair's gap, (N,), or None. `seed`: of the order of the pairs.
     """
     states.keep()
-    minimised = loss_of(settings.objective)
+    minimised = pair_loss(settings.objective)
     optimiser = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
     history: dict[str, list[dict]] = {name: [] for name in probes.categories}
@@ -220,7 +222,7 @@ def train_probes(
     return history
 
 
-def scores_of_batch(probes: Probes, states: PairStates, texts: Tensor) -> Tensor:
+def scores_of_batch(probes: Probes, states: PrefilledPairs, texts: Tensor) -> Tensor:
     """Each model's scores of its own texts, (K, N) places in `states` -> (K, N); differentiable.
 
     A model's texts are read from short to long, in as many passes as spare more padding than they cost.
@@ -233,7 +235,7 @@ def scores_of_batch(probes: Probes, states: PairStates, texts: Tensor) -> Tensor
 
     for part in order.chunk(min(range(1, MOST_PASSES + 1), key=cost), dim=1):
         columns = torch.arange(len(texts), device=states.trunk.device).repeat_interleave(part.shape[1])
-        read = states.take(texts.gather(1, part).flatten().tolist(), room=probes.width)
+        read = states.select(texts.gather(1, part).flatten().tolist(), room=probes.width)
         scores.append(probes(states.trunk, read, columns).view(len(texts), -1))
     back = order.argsort(dim=1).to(scores[0].device)
     return torch.cat(scores, dim=1).gather(1, back)

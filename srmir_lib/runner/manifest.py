@@ -60,7 +60,7 @@ def threads(jobs: int = 1) -> int:
 
 
 def machine(jobs: int = 1) -> dict:
-    """Versions, processor and threads: what another person needs to judge the seconds and the numbers."""
+    """Versions, processor and threads: what another person needs to weigh the seconds and the numbers."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -136,7 +136,7 @@ def _recorded(runner: Runner, task: Task, chains: dict[str, str]) -> bool:
 
 
 def _record(runner: Runner, task: Task, chains: dict[str, str]) -> None:
-    """Keep a finished stage's metrics, and what a reader needs to judge them."""
+    """Keep a finished stage's metrics, and what a reader needs to weigh them."""
     folder = runner.outputs / task.name
     manifest, metrics = read_manifest(folder), folder / "metrics.json"
     facts = {name: manifest[name] for name in KEPT}

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from srmir_lib.evaluation.reward_accuracy import correct, routed_gaps
-from srmir_lib.papers.statistics import bootstrap_interval
+from srmir_lib.evaluation.reward_accuracy import is_correct, routed_gaps
 from srmir_lib.reward_models.config import ProbeSettings
 from srmir_lib.reward_models.fit import SetRun
-from srmir_lib.reward_models.prefilled_pairs import PairStates
+from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.statistics import bootstrap_interval
 
 
 def probe_runs(first: SetRun, kinds: Sequence[tuple[str, int]], folder: str | Path) -> dict[str, SetRun]:
@@ -25,7 +25,7 @@ def probe_runs(first: SetRun, kinds: Sequence[tuple[str, int]], folder: str | Pa
     return runs
 
 
-def compare_probes(runs: Mapping[str, SetRun], states: PairStates, preferences, seed: int = 0) -> list[dict]:
+def compare_probes(runs: Mapping[str, SetRun], states: PrefilledPairs, preferences, seed: int = 0) -> list[dict]:
     """Ask the trained sets of `probe_runs` about the validation pairs, each pair by the model of its label.
 
     Returns rows with probe, m, forwards (1 + K m / T: what scoring a text of mean length T by all K costs, in readings
@@ -36,7 +36,7 @@ def compare_probes(runs: Mapping[str, SetRun], states: PairStates, preferences, 
     for run in runs.values():
         known = [row for row, name in enumerate(pairs["category"]) if name in run.categories]
         models = ShadowRewardModels.load(run.folder, device, model=states.model, beside=models)
-        right = bootstrap_interval(correct(routed_gaps(models, pairs.select(known))), seed=seed)
+        right = bootstrap_interval(is_correct(routed_gaps(models, pairs.select(known))), seed=seed)
         kind, count = _name(run.settings.probe).split()
         row = {"probe": kind, "m": int(count), "forwards": 1 + len(run.categories) * int(count) / tokens}
         row["weights"] = sum(parameter.numel() for parameter in models.scorer.probes.parameters())

@@ -7,7 +7,7 @@ import torch
 
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
-from srmir_lib.papers.statistics import auroc, paired_t_interval
+from srmir_lib.statistics import auroc, paired_t_interval
 from srmir_lib.studies.a1_token_rewards.model import TokenReward
 
 Span = tuple[int, int] | None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from srmir_lib.errors import InputError
-from srmir_lib.models.kv_cache import read_only
+from srmir_lib.models.kv_cache import as_cache
 from srmir_lib.models.loading import share_weights
 from srmir_lib.models.trunk import batches
 from srmir_lib.papers.ava import (
@@ -150,7 +150,7 @@ class TokenRewardModel:
             input_ids=ids,
             attention_mask=torch.cat([before.mask, place < lengths], dim=1).long(),
             position_ids=torch.minimum(place, lengths - 1) + before.lengths.unsqueeze(1),
-            past_key_values=read_only(before),
+            past_key_values=as_cache(before),
             use_cache=True,
         ).last_hidden_state
         start, settings = self.reader.opening, self.settings

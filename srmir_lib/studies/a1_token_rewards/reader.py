@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from srmir_lib.conversations import conversation_ids, text_of, user_message
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
-from srmir_lib.models.kv_cache import States
+from srmir_lib.models.kv_cache import PrefilledKV
 from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer, quiet
 from srmir_lib.models.trunk import Trunk
 
@@ -25,7 +25,7 @@ class Answers(NamedTuple):
     prompts: list[list[int]]
     tails: list[list[int]]
 
-    def take(self, rows: Sequence[int]) -> "Answers":
+    def select(self, rows: Sequence[int]) -> "Answers":
         """The answers `rows`, in that order."""
         return Answers([self.prompts[row] for row in rows], [self.tails[row] for row in rows])
 
@@ -87,12 +87,12 @@ class Reader:
         """Preference rows (prompt, chosen, rejected) -> their chosen answers, then their rejected ones: 2 N rows."""
         return self.answers([*pairs["prompt"], *pairs["prompt"]], [*pairs["chosen"], *pairs["rejected"]])
 
-    def read(self, prompts: Sequence[list[int]]) -> States:
+    def read(self, prompts: Sequence[list[int]]) -> PrefilledKV:
         """The states of `prompts` (token ids), in that order; one may come twice. Fits may ask side by side."""
         keys, found = [tuple(prompt) for prompt in prompts], {}
         with self.reading:
             new = [key for key in dict.fromkeys(keys) if key not in self.kept]
-            for rows, states in self.trunk.read([list(key) for key in new]) if new else ():
+            for rows, states in self.trunk.prefill([list(key) for key in new]) if new else ():
                 layers = torch.stack([*states.keys, *states.values])  # (2 L, B, heads, T, size)
                 for place, row in enumerate(rows):
                     found[new[row]] = layers[:, place][:, :, states.mask[place]].permute(2, 0, 1, 3).contiguous()
@@ -105,7 +105,7 @@ class Reader:
         lengths = torch.tensor([len(text) for text in texts], device=layers.device)
         mask = torch.arange(layers.shape[3], device=layers.device) < lengths.unsqueeze(1)
         half = len(layers) // 2
-        return States(list(layers[:half]), list(layers[half:]), mask)
+        return PrefilledKV(list(layers[:half]), list(layers[half:]), mask)
 
 
 def check_causal(base_model: str | Path) -> None:

@@ -21,6 +21,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.models.trunk import PASS_TOKENS, Trunk, batches
 from srmir_lib.papers.legend import legend_margin
+from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import ProbeSettings
 from srmir_lib.reward_models.probes import Probes
@@ -126,15 +127,15 @@ def contestants(
     order = {str(prompt): at for at, prompt in enumerate({str(prompt): 0 for prompt in prompts})}
     names = [shared.categories[order[str(prompt)] % len(shared.categories)] for prompt in prompts]
     columns, rows = {"category": names}, (prompts, completions)
-    watched = shared.reward("categorized", monitor_every=1)
+    watched = RewardFunction(shared, "categorized", monitor_every=1)
     return {
         "seven": partial(score_as_trl, classifiers, tokenizer, *rows),
         "tuned": partial(score_tuned, classifiers, tokenizer, *rows, batch_tokens),
         "one": partial(score_tuned, classifiers[:1], tokenizer, *rows, batch_tokens),
-        "linear": partial(shared.reward("linear"), *rows),
-        "routed": partial(shared.reward("categorized"), *rows, **columns),
+        "linear": partial(RewardFunction(shared, "linear"), *rows),
+        "routed": partial(RewardFunction(shared, "categorized"), *rows, **columns),
         "watched": partial(watched, *rows, **columns, log_metric=lambda *_: None),
-        "again": partial(shared.reward("linear"), *rows),
+        "again": partial(RewardFunction(shared, "linear"), *rows),
         "alone": lambda: score_ids(shared.scorer.trunk, [shared.scorer.probes], conversation_ids(tokenizer, *rows))[0],
     }
 

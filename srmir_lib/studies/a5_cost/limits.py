@@ -78,7 +78,7 @@ def separate_tokens(load: Load) -> int:
 
 
 def shared_tokens(load: Load, asked: int | None = None, share: bool = True) -> int:
-    """P + G C + G k m: tokens that one trunk and k probes read; k = K, or `asked` (1 when each text has its judge).
+    """P + G C + G k m: tokens that one trunk and k probes read; k = K, or `asked` (1 when each text has its own model).
 
     Without sharing (`share=False`) the prompt is read with every completion: G (P + C + k m).
     """

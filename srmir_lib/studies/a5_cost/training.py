@@ -1,22 +1,20 @@
-"""What training costs with either design: reward models up to a stopping rule, and a GRPO step that they judge."""
+"""What training costs with either design: reward models up to a stopping rule, and a GRPO step that they score."""
 
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from transformers import TrainerCallback
 
-from srmir_lib.errors import InputError
-from srmir_lib.evaluation.reward_accuracy import correct
+from srmir_lib.evaluation.reward_accuracy import is_correct
 from srmir_lib.models.loading import share_weights
 from srmir_lib.reward_models.config import RewardSettings
-from srmir_lib.reward_models.prefilled_pairs import PairStates
-from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
+from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.studies.a5_cost.contestants import words
@@ -41,7 +39,7 @@ def training_ladder(
     once, before, rows = {}, 0.0, []
     if design == "shared":
         start = time.perf_counter()
-        once["states"] = PairStates(base_model, preferences["train"], settings, device)
+        once["states"] = PrefilledPairs(base_model, preferences["train"], settings, device)
         once["states"].keep()  # every budget would have to read the pairs
         before = time.perf_counter() - start
     for steps in budgets:
@@ -60,7 +58,7 @@ def _accuracy(models: ShadowRewardModels, pairs) -> float:
     chosen, rejected = (
         models.score(known["prompt"], known[side], known["category"]) for side in ("chosen", "rejected")
     )
-    return float(correct(chosen - rejected).mean())
+    return float(is_correct(chosen - rejected).mean())
 
 
 def step_seconds(
@@ -72,27 +70,17 @@ def step_seconds(
     rank: int,
     rounds: int,
     seed: int,
-    follow: Collection[str] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """GRPO steps that different `rewards` judge, in turns: ({name: seconds of each round}, the same without sampling).
+    """GRPO steps that different `rewards` score, in turns: ({name: seconds of each round}, the same without sampling).
 
-    `rewards`: name -> what TRL's `GRPOTrainer` takes as `reward_funcs`. `follow`: those whose reward models score what
-    the reference has read (`ShadowRewardModels.following`).
+    `rewards`: name -> what TRL's `GRPOTrainer` takes as `reward_funcs`.
     """
-
-    def step(name: str) -> None:
-        trainer = built[name][0]
-        with rewards[name][0].models.following(trainer.model) if name in follow else nullcontext() as reference:
-            trainer.train()
-        if reference is not None and not reference.lent:
-            raise InputError(f"{name}: nothing that was judged had been read by the reference; nothing to compare")
-
     with tempfile.TemporaryDirectory() as folder:
         built = {
             name: grpo_trainer(policy, tokenizer, list(functions), prompts, load, rank, folder, seed)
             for name, functions in rewards.items()
         }
-        race({name: partial(step, name) for name in built}, rounds, policy.device.type)
+        race({name: trainer.train for name, (trainer, _) in built.items()}, rounds, policy.device.type)
     clocks = {name: clock for name, (_, clock) in built.items()}
     steps = {name: np.array(clock.steps[1:]) for name, clock in clocks.items()}  # the first round is not counted
     return steps, {name: steps[name] - np.array(clock.sampling[1:]) for name, clock in clocks.items()}

@@ -1,4 +1,4 @@
-"""Three public sets of judged answers as preference pairs: the same form, so that one objective can be tried on all."""
+"""Three public sets of labelled answers as preference pairs: one form, so that one objective can be tried on all."""
 
 import random
 import re
@@ -15,13 +15,13 @@ PAIR_SETS = ("hh-rlhf", "gptfuzz", "diasafety")
 
 
 class PairData(NamedTuple):
-    """Pairs of three splits that share no prompt (rows of prompt, chosen, rejected: conversations), and the judged
+    """Pairs of three splits that share no prompt (rows of prompt, chosen, rejected: conversations), and the labelled
     answers of the test split (rows of prompt, completion, unsafe); none where people only compared answers."""
 
     train: list[dict]
     validation: list[dict]
     test: list[dict]
-    judged: list[dict]
+    labelled: list[dict]
 
 
 def real_pairs(
@@ -42,23 +42,23 @@ def real_pairs(
     if name == "hh-rlhf":
         rows = [row | {"group": row["prompt"][0]["content"]} for row in sources.load_hh_pairs(data_dir)[0]]
     else:
-        rows = [row | {"group": row["prompt"]} for row in _judged(name, data_dir)]
-    parts, judged = _split(rows, fractions, seed), []
+        rows = [row | {"group": row["prompt"]} for row in _labelled(name, data_dir)]
+    parts, labelled = _split(rows, fractions, seed), []
     if name == "hh-rlhf":
         pairs = {split: [_pair(row) for row in part] for split, part in parts.items()}
     else:
         pairs = {split: _pairs_within(part, 0 if split == "validation" else seed) for split, part in parts.items()}
-        judged = [_judgement(row) for row in parts["test"]]
+        labelled = [_labelled_row(row) for row in parts["test"]]
     seen = {_plain(row[key]) for row in pairs["train"] for key in ("prompt", "chosen", "rejected")}
     test = [row for row in pairs["test"] if not seen & {_plain(row[key]) for key in ("prompt", "chosen", "rejected")}]
-    judged = [row for row in judged if not seen & {_plain(row["prompt"]), _plain(row["completion"])}]
+    labelled = [row for row in labelled if not seen & {_plain(row["prompt"]), _plain(row["completion"])}]
     random.Random(seed).shuffle(pairs["train"])
     if not (pairs["train"] and pairs["validation"] and test):
         raise InputError(f"{name}: a split without a pair; are the files complete?")
-    return PairData(pairs["train"][: most or None], pairs["validation"], test, judged)
+    return PairData(pairs["train"][: most or None], pairs["validation"], test, labelled)
 
 
-def _judged(name: str, data_dir: str | Path) -> list[dict]:
+def _labelled(name: str, data_dir: str | Path) -> list[dict]:
     """Answers that people called safe or unsafe, each once; without those they called both."""
     if name == "gptfuzz":
         rows = sources.load_gptfuzz(data_dir)
@@ -100,7 +100,7 @@ def _pair(row: dict) -> dict:
     return {"prompt": row["prompt"]} | {side: assistant_message(row[side]) for side in ("chosen", "rejected")}
 
 
-def _judgement(row: dict) -> dict:
+def _labelled_row(row: dict) -> dict:
     text = {"prompt": user_message(row["prompt"]), "completion": assistant_message(row["response"])}
     return text | {"unsafe": row["unsafe"]}
 

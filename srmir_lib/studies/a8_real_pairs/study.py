@@ -23,15 +23,15 @@ from srmir_lib.data.margins import REFUSALS, annotate, estimate_direction, lengt
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.models.loading import fingerprint, load_tokenizer, load_trunk, pick_device, resolve_encoder
-from srmir_lib.papers.statistics import auroc, correlation, pair_accuracy, resampled_t_interval
 from srmir_lib.reward_models.config import ALL, EncoderSettings, RewardSettings
-from srmir_lib.reward_models.pooled import PairReading, PooledScorer
+from srmir_lib.reward_models.pooled import PairTokenizer, PooledScorer
 from srmir_lib.reward_models.pooled_training import fit_pooled
-from srmir_lib.reward_models.separate import fit_separate
+from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.runner.manifest import git_state, machine, utc_now
 from srmir_lib.runner.stage import find_root
+from srmir_lib.statistics import auroc, correlation, pair_accuracy, resampled_t_interval
 from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel, TokenSettings
 from srmir_lib.studies.a1_token_rewards.reader import Reader
 from srmir_lib.studies.a1_token_rewards.training import train_token_rewards
@@ -57,7 +57,7 @@ def words_method() -> Method:
     return Method({"method": "words"}, lambda data, seed: fit_text_baseline([], data.train, [], data.validation).score)
 
 
-def encoder_method(encoder: str, reading: PairReading, settings: EncoderSettings, device: str = "auto") -> Method:
+def encoder_method(encoder: str, reading: PairTokenizer, settings: EncoderSettings, device: str = "auto") -> Method:
     """One encoder with one output, fine-tuned on the pairs; with objective "margin" it reads Legend's margins first."""
     base = resolve_encoder(encoder)
 
@@ -155,7 +155,7 @@ def _cut(tokenizer, texts: Sequence, tokens: int) -> list[str]:
 
 
 def measures(score: Score, data: PairData) -> dict[str, float]:
-    """What a method reaches on test rows: pair_accuracy; auroc of the judged answers, if there are any; gap, the mean
+    """What a method reaches on test rows: pair_accuracy; auroc of the labelled answers, if there are any; gap, the mean
     of the pairs' gaps, and gap_spread and score_spread, standard deviations of gaps and of scores; length_correlation
     of a pair's gap with its difference in words."""
     sides = {side: [row[side] for row in data.test] for side in ("prompt", "chosen", "rejected")}
@@ -168,10 +168,10 @@ def measures(score: Score, data: PairData) -> dict[str, float]:
         "score_spread": float(np.concatenate([chosen, rejected]).std()),
         "length_correlation": correlation(chosen - rejected, longer),
     }
-    if data.judged:
-        judged = {name: [row[name] for row in data.judged] for name in ("prompt", "completion", "unsafe")}
-        danger = -np.asarray(score(judged["prompt"], judged["completion"]))
-        found["auroc"] = auroc(danger, judged["unsafe"])
+    if data.labelled:
+        labelled = {name: [row[name] for row in data.labelled] for name in ("prompt", "completion", "unsafe")}
+        danger = -np.asarray(score(labelled["prompt"], labelled["completion"]))
+        found["auroc"] = auroc(danger, labelled["unsafe"])
     return found
 
 

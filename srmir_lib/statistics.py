@@ -1,4 +1,4 @@
-"""Best-of-n: how far a proxy can be trusted when it picks the best of more and more answers."""
+"""Statistics that several parts need: goodness, intervals, AUROC, best of n. Arrays in, numbers out; no torch."""
 
 from collections.abc import Mapping, Sequence
 from math import comb
@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.metrics import roc_curve
-from torch import Tensor
 
 from srmir_lib.errors import InputError
 
@@ -120,32 +119,6 @@ def paired_auroc_gain(
             gains.append(_auroc(danger[rows], unsafe[rows]) - _auroc(rival_danger[rows], unsafe[rows]))
     low, high = np.quantile(gains, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(gain, float(low), float(high))
-
-
-def lowess(x: np.ndarray, y: np.ndarray, at: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """Local straight lines: at each of `at` (M,) a line through the nearest `share` of (`x`, `y`) (N,), weighted by
-    distance (tricube); its height there, (M,). Cleveland 1979, without its robust rounds."""
-    heights = []
-    for place in at:
-        distance = np.abs(x - place)
-        reach = np.sort(distance)[max(2, int(np.ceil(share * len(x)))) - 1]
-        weight = np.where(distance <= reach, (1 - (distance / max(reach, 1e-12)).clip(max=1) ** 3) ** 3, 0.0) + 1e-12
-        centre, mean = np.average(x, weights=weight), np.average(y, weights=weight)
-        spread = np.average((x - centre) ** 2, weights=weight)
-        slope = np.average((x - centre) * (y - mean), weights=weight) / spread if spread > 1e-12 else 0.0
-        heights.append(mean + slope * (place - centre))
-    return np.array(heights)
-
-
-def voices(scores: Tensor) -> Tensor:
-    r"""Share of the variance of a sum that comes through each model: $\mathrm{cov}(r_j, R)/\mathrm{var}(R)$.
-
-    `scores` (N, K) -> (K,), sums to 1, with $R=\sum_j r_j$. Models with an equal say have about 1 / K each;
-    a loud one has more.
-    """
-    centred = scores.double() - scores.double().mean(dim=0)
-    total = centred.sum(dim=1)
-    return (centred * total.unsqueeze(1)).mean(dim=0) / total.square().mean()
 
 
 def best_of_n(proxy: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:

@@ -1,10 +1,9 @@
-"""The refusal-phrase judge, with its known blind spots written down, and judges by name."""
+"""The refusal-phrase referee, with its known blind spots written down."""
 
 import pytest
 
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.referees import RefusalPhraseJudge, is_coherent
-from srmir_lib.lab.referee import load_judge
+from srmir_lib.evaluation.referees import RefusalPhraseReferee, is_coherent
 
 CASES = [
     # answer, rung, goodness, complied, refused, coherent
@@ -22,39 +21,28 @@ CASES = [
 
 @pytest.mark.parametrize(("answer", "rung", "goodness", "complied", "refused", "coherent"), CASES)
 def test_verdict(answer, rung, goodness, complied, refused, coherent):
-    verdict = load_judge("phrases")(["any prompt"], [answer])[0]
+    verdict = RefusalPhraseReferee()(["any prompt"], [answer])[0]
     assert (verdict.rung, verdict.goodness) == (rung, goodness)
     assert (verdict.complied, verdict.refused, verdict.coherent) == (complied, refused, coherent)
 
 
 def test_only_the_opening_is_read():
     late = "x y z " * 5 + "one two three four five six seven eight nine ten I refuse"
-    assert RefusalPhraseJudge(opening=1000).verdict(late).refused
-    assert not RefusalPhraseJudge(opening=20).verdict(late).refused
+    assert RefusalPhraseReferee(opening=1000).verdict(late).refused
+    assert not RefusalPhraseReferee(opening=20).verdict(late).refused
 
 
 def test_own_phrases_in_any_case():
-    judge = RefusalPhraseJudge(["NOPE"])
-    assert [v.refused for v in judge(["a", "b"], ["Nope, never.", "I cannot."])] == [True, False]
+    referee = RefusalPhraseReferee(["NOPE"])
+    assert [v.refused for v in referee(["a", "b"], ["Nope, never.", "I cannot."])] == [True, False]
 
 
 def test_short_answers_are_coherent():
     assert is_coherent("7 7 7") and is_coherent("42") and not is_coherent("  ")
 
 
-@pytest.mark.parametrize("spec", ["", "lab", "lab:", "guard", "phrases:x"])
-def test_unknown_judge_names_the_choices(spec):
-    with pytest.raises(InputError, match=r"phrases, lab:<path"):
-        load_judge(spec)
-
-
-def test_missing_world_names_the_file(tmp_path):
-    with pytest.raises(InputError, match=r"world\.json: no such file; run 01_data"):
-        load_judge(f"lab:{tmp_path / 'world.json'}")
-
-
 def test_wrong_lengths_and_empty_list():
     with pytest.raises(InputError, match="2 prompts but 1 responses"):
-        RefusalPhraseJudge()(["a", "b"], ["x"])
+        RefusalPhraseReferee()(["a", "b"], ["x"])
     with pytest.raises(InputError, match="list is empty"):
-        RefusalPhraseJudge([])
+        RefusalPhraseReferee([])
