@@ -18,7 +18,6 @@ from srmir_lib.cli import main
 from srmir_lib.runner.execute import Board
 from srmir_lib.runner.manifest import cores, threads
 from srmir_lib.runner.series import Runner, _needs, _next
-from srmir_lib.runner.workers import YIELDING
 
 PARAMETERS = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # folder\nseed: int = 0  # seed'
 OPEN = "from srmir_lib.runner.stage import Stage\nstage = Stage({name!r}, preset, output_dir)\n{reads}"
@@ -86,17 +85,6 @@ def test_more_notebooks_than_cores_have_one_thread_each(monkeypatch):
     assert [threads(jobs) for jobs in (1, 2, 3)] == [2, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert [threads(jobs) for jobs in (1, 3)] == [5, 5], "what the user has set stays"
-
-
-def test_one_that_nobody_waits_for_yields_to_those_that_are_waited_for(root):
-    stage(root, "04_end", ["02_left"])
-    note = "(stage.root / ('nice_' + stage.notebook)).write_text(f'{os.nice(0)} {os.getsid(0)}')"
-    for name, other in (("02_left", "03_right"), ("03_right", "02_left")):
-        stage(root, name, ["01_make"], MEET.format(other=f"here_{other}"), note)
-    assert main(["run", "lab", "--jobs", "2"]) == 0
-    nice, here = os.nice(0), os.getsid(0)  # cores are shared out by session first: in its own a kernel would not yield
-    assert (root / "nice_02_left").read_text() == f"{nice} {here}"
-    assert (root / "nice_03_right").read_text() == f"{min(19, nice + YIELDING)} {here}"
 
 
 def test_after_a_failure_what_runs_comes_to_its_end_and_nothing_else_begins(root, capfd):

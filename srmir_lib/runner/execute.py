@@ -16,7 +16,6 @@ from pathlib import Path
 import psutil
 
 from srmir_lib.artifacts import atomic_path
-from srmir_lib.runner.warm_kernels import NICE, PROVISIONER, can_fork, warm_up
 
 # Kernels hash strings the same way every time, so that the order of a set never changes a result.
 KERNEL_ENVIRONMENT = {
@@ -78,7 +77,7 @@ def refresh_prose(executed: Path, notebook: Path) -> None:
 
 
 @contextmanager
-def _own_kernel(nice: int) -> Iterator[None]:
+def _own_kernel() -> Iterator[None]:
     """Make `python3` mean this interpreter, whatever kernels the user has installed under that name."""
     before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory(prefix="srmir-kernel-") as folder:
@@ -87,10 +86,6 @@ def _own_kernel(nice: int) -> Iterator[None]:
         quiet = "--log-level=CRITICAL"  # what goes wrong in a cell is in the notebook
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
         content = {"argv": command, "display_name": "Python 3", "language": "python", "env": KERNEL_ENVIRONMENT}
-        if can_fork():
-            warm_up(KERNEL_ENVIRONMENT)
-            content["env"] = KERNEL_ENVIRONMENT | {NICE: str(nice)}
-            content["metadata"] = {"kernel_provisioner": {"provisioner_name": PROVISIONER}}
         spec.write_text(json.dumps(content), encoding="utf8")
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
         try:
@@ -145,10 +140,10 @@ class Board:
 
 
 def execute(
-    notebook: Path, executed: Path, parameters: dict, root: Path, board: Board | None = None, nice: int = 0
+    notebook: Path, executed: Path, parameters: dict, root: Path, board: Board | None = None
 ) -> tuple[float, float]:
     """Run `notebook` in a fresh kernel with `root` as working directory; save it, outputs and all, as `executed`.
-    `board` is shown how it stands. `nice`, 0 to 19: how far a forked kernel yields to others.
+    `board` is shown how it stands.
 
     Returns (seconds, peak memory in MB of the kernel and its children, seen before every cell and twice a second).
     A cell that raises is a `StageFailed`; the notebook up to there, with its traceback, stays at `executed`.
@@ -160,7 +155,7 @@ def execute(
     name = notebook.stem
     cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"])
     try:
-        with _own_kernel(nice), Watch(name, cells, board) as watch:
+        with _own_kernel(), Watch(name, cells, board) as watch:
             execute_notebook(
                 notebook,
                 executed,
@@ -233,12 +228,11 @@ class Watch:
 
 
 def _memory_mb() -> float:
-    """Resident memory of all processes below this one, in MB (10^6 bytes); the fork server's is that of its forks."""
+    """Resident memory of all processes below this one, in MB (10^6 bytes)."""
     total = 0
     for process in psutil.Process().children(recursive=True):
         try:
-            serves = process.ppid() == os.getpid() and any("forkserver" in word for word in process.cmdline())
-            total += 0 if serves else process.memory_info().rss
+            total += process.memory_info().rss
         except psutil.Error:
             continue  # it ended between the listing and the look
     return total / 1e6

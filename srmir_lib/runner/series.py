@@ -139,8 +139,8 @@ class Runner:
     def run(self, tasks: list[Task], say=print, jobs: int = 1) -> Iterator[Result]:
         """Run what is not done, in order, yielding a result a stage. Stops at the first failure with `StageFailed`.
 
-        With `jobs` up to so many run side by side that do not need each other; those that others wait for begin first,
-        and the rest yields to them. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
+        With `jobs` up to so many run side by side that do not need each other; those that others wait for begin
+        first. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
         After a failure what runs comes to its end; nothing else begins.
         """
         if jobs < 1:
@@ -160,8 +160,7 @@ class Runner:
                     board.clear()
                     say(f"{task.name}: running")
                     begun[task.name] = task, self._begin(task, jobs if together else 1)
-                    yields = not _awaited(task, waiting, needs)
-                    workers.start(task.name, together, yields, *begun[task.name][1].arguments)
+                    workers.start(task.name, together, *begun[task.name][1].arguments)
                     if together:
                         continue
                 if not workers.busy:

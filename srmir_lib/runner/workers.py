@@ -17,10 +17,6 @@ from srmir_lib.errors import InputError
 from srmir_lib.runner.execute import Board, StageFailed, execute
 from srmir_lib.runner.manifest import threads
 
-YIELDING = 10
-"""How nice (1 to 19) the kernel of a notebook is that nobody waits for: one part in ten of a core that others want."""
-
-
 PATIENCE = 30.0
 """Seconds that a worker which was interrupted has to end its kernel."""
 
@@ -60,11 +56,8 @@ class Workers:
         here = [self.here[0]] if self.here else []
         return here + [worker.name for worker in self.workers if worker.name]
 
-    def start(self, name: str, together: bool, yields: bool, *arguments) -> None:
-        """Have a free worker `execute(*arguments)`; alone, not `together` with others, this process does, in `next`.
-
-        One that `yields` takes what processor time the others leave.
-        """
+    def start(self, name: str, together: bool, *arguments) -> None:
+        """Have a free worker `execute(*arguments)`; alone, not `together` with others, this process does, in `next`."""
         if not together:
             self.end()  # none is at work, and it may want their memory
             self.here = name, arguments
@@ -74,7 +67,7 @@ class Workers:
             worker = _Worker(self.board.every, self.environment)
             self.workers.append(worker)
         worker.name = name
-        worker.connection.send((arguments, YIELDING if yields else 0))
+        worker.connection.send(arguments)
 
     def next(self) -> tuple[str, tuple[float, float] | Exception]:
         """Wait, showing progress, until a notebook has ended: its name, and (seconds, memory) or what went wrong."""
@@ -98,10 +91,10 @@ class Workers:
                 return name, content
 
 
-def _result(arguments: tuple, board, nice: int = 0) -> tuple[float, float] | Exception:
+def _result(arguments: tuple, board) -> tuple[float, float] | Exception:
     """What `execute` returns or, if it is an error that is one line to the user, raises."""
     try:
-        return execute(*arguments, board, nice)
+        return execute(*arguments, board)
     except (InputError, StageFailed, OSError) as error:
         return error
 
@@ -151,8 +144,7 @@ def _work(connection: Connection, every: float) -> None:
     board = _Told(connection, every)
     try:
         while True:
-            arguments, nice = connection.recv()
-            connection.send(("ended", _result(arguments, board, nice)))
+            connection.send(("ended", _result(connection.recv(), board)))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return  # nobody waits for the rest
 
