@@ -10,16 +10,15 @@ from threading import Lock
 
 import torch
 
+from srmir_lib.conversations import render
 from srmir_lib.models.loading import load_tokenizer
-from srmir_lib.models.generation import render
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.taxonomy import UNKNOWN
-from srmir_lib.conversations import user_message
 
 reward = RewardFunction(ShadowRewardModels.load(os.environ["SRMIR_MODELS"]), "categorized", router="label")
 tokenizer = load_tokenizer(os.environ["SRMIR_POLICY"])
-before, after = render(tokenizer, user_message("\0")).split("\0")
+before, after = render(tokenizer, ["\0"])[0].split("\0")
 lock = Lock()  # OpenRLHF calls from many threads, and the models are not made for that
 
 

@@ -1,8 +1,6 @@
-"""Texts a model is asked with: the introspective Chain-of-Draft question, its parser, and conversations.
+"""Conversations, and what a model reads of them: texts in its chat template, and tokens."""
 
-Chain-of-Draft (Xu et al. 2025, arXiv 2502.18600): think in steps of at most five words, answer after `####`.
-"""
-
+import re
 from collections.abc import Sequence
 
 from srmir_lib.errors import InputError
@@ -20,25 +18,45 @@ def redact(text: str, show_text: bool = False, length: int = 24) -> str:
     return f"{shown} … [{len(text)} characters, redacted]"
 
 
+MARK = "\ufdd0"
+"""Stands inside what only looks like a special token until the text is cut there; Unicode keeps it for such uses."""
+
+
 def conversation_ids(tokenizer, prompts: Sequence, completions: Sequence | None = None) -> list[list[int]]:
     """Token ids of whole conversations in the tokenizer's chat template: the very text TRL's `RewardTrainer` sees.
 
     Prompts are user texts or conversations, completions texts or `[assistant]` messages. Without completions each text
-    ends where the answer would start.
+    ends where the answer would start. A special token that a message spells out is read as the letters it is.
     """
+    return rendered_ids(tokenizer, render(tokenizer, prompts, completions))
+
+
+def render(tokenizer, prompts: Sequence, completions: Sequence | None = None) -> list[str]:
+    """Conversations as text in the chat template, as in `conversation_ids`; a `MARK` in every special token that a
+    message spells out, so that `rendered_ids` can tell it from the template's own."""
     chats = [user_message(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-    if completions is None:
-        return _apply(tokenizer, chats, add_generation_prompt=True)
-    if len(completions) != len(chats):
-        raise InputError(f"completions: {len(completions)} for {len(chats)} prompts; give one for each")
-    answers = [assistant_message(text_of(completion)) for completion in completions]
-    return _apply(tokenizer, [chat + answer for chat, answer in zip(chats, answers, strict=True)])
+    if completions is not None:
+        if len(completions) != len(chats):
+            raise InputError(f"completions: {len(completions)} for {len(chats)} prompts; give one for each")
+        answers = [assistant_message(text_of(completion)) for completion in completions]
+        chats = [chat + answer for chat, answer in zip(chats, answers, strict=True)]
+    added = (re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = re.compile("|".join(added) or "$^")
+
+    def marked(turn: dict) -> dict:
+        return turn | {"content": special.sub(lambda found: found[0][0] + MARK + found[0][1:], turn["content"])}
+
+    chats = [[marked(turn) for turn in chat] for chat in chats]
+    options = {"tokenize": False, "add_generation_prompt": completions is None}
+    return tokenizer.apply_chat_template(chats, **options) if chats else []
 
 
-def _apply(tokenizer, chats: list[list[dict]], **options) -> list[list[int]]:
-    if not chats:
-        return []
-    return tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True, **options)["input_ids"]
+def rendered_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that `render` made: each is cut at its marks, and its parts are tokenized one by one."""
+    parts = [text.split(MARK) for text in texts]
+    flat = [part for text in parts for part in text]
+    ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
+    return [[token for _ in text for token in next(ids)] for text in parts]
 
 
 def check_answers(responses: Sequence) -> None:

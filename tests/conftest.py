@@ -9,6 +9,8 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from srmir_lib.models.trunk import Trunk
+
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")  # a slow first example is no error
 
@@ -73,6 +75,12 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trunk(tiny_model) -> Trunk:
+    """`tiny_model` in memory; whoever counts drafts loads one of its own."""
+    return Trunk.load(tiny_model, "cpu")
 
 
 @pytest.fixture(scope="session")

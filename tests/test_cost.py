@@ -14,6 +14,7 @@ from datasets import Dataset
 from srmir_lib.conversations import assistant_message, conversation_ids, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.studies.a5_cost import contestants as peers
@@ -26,7 +27,7 @@ ISSUE = Load(prompt=128, completion=256, group=8, models=7, probe=4)
 MINI = Shape(hidden=256, layers=8, heads=4, kv_heads=4, intermediate=768, vocab=8192)
 SMALL = Shape(hidden=16, layers=2, heads=4, kv_heads=2, intermediate=24, vocab=320)
 LOAD = Load(prompt=14, completion=9, group=3, models=7, probe=4)
-PROBE = ProbeSettings(tokens=4, rank=2, alpha=4)
+PROBE = ProbeSettings(text=" harmful : {category} ?", rank=2, alpha=4)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def classifiers(tokenizer):
 
 @pytest.fixture(scope="module")
 def shared(policy, tokenizer):
-    return peers.random_set(policy, tokenizer, 7, PROBE, batch_tokens=64)
+    return peers.random_set(Trunk(policy, tokenizer, batch_tokens=64), 7, PROBE)
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +230,11 @@ def test_the_tuned_peer_scores_the_same(classifiers, tokenizer, mixed, batch_tok
     torch.testing.assert_close(tuned, peers.score_as_trl(classifiers, tokenizer, *mixed), rtol=0, atol=1e-6)
 
 
-def test_our_scores_are_those_of_peft(policy, shared, mixed):
-    ours, theirs = shared.score(*mixed), peers.score_with_peft(shared, policy, *mixed)
+def test_our_scores_are_those_of_peft(shared, mixed):
+    ours, theirs = shared.score(*mixed), peers.score_with_peft(shared, *mixed)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert cost.rank_flips(ours, theirs) == 0
-    plain = peers.random_set(policy, shared.scorer.tokenizer, 7, PROBE, batch_tokens=64)
+    plain = peers.random_set(shared.scorer.trunk, 7, PROBE)
     for up in plain.scorer.probes.up.values():
         up.data.zero_()
     assert (plain.score(*mixed) - ours).abs().max() > 1e-3, "adapters too weak for the comparison to say anything"
@@ -269,8 +270,9 @@ def test_an_ensembles_margin_is_its_mean_gap(policy, classifiers, tokenizer):
 
 
 def test_growth_gives_a_ratio_for_every_load(policy, classifiers, tokenizer):
+    trunk = Trunk(policy, tokenizer, batch_tokens=64)
     loads = {"one": LOAD, "two": replace(LOAD, group=1, models=2)}
-    found = peers.growth(policy, classifiers[0], tokenizer, loads, PROBE, batch_tokens=64, rounds=2, seed=0)
+    found = peers.growth(trunk, classifiers[0], loads, PROBE, rounds=2, seed=0)
     assert found.keys() == loads.keys() and all(0 < one.low <= one.median <= one.high for one in found.values())
 
 
@@ -286,22 +288,11 @@ def test_scoring_rows_divide_the_slower_by_ours():
 
 
 @pytest.mark.timeout(300)
-def test_steps_of_both_trainers_are_timed_with_and_without_sampling(
-    policy, classifiers, tokenizer, shared, monkeypatch
-):
+def test_steps_of_both_trainers_are_timed_with_and_without_sampling(policy, classifiers, tokenizer, shared):
     prompts, _ = peers.texts(tokenizer, LOAD, prompts=1)
     sides = {"seven": classifiers, "shared": [RewardFunction(shared, "linear")], "free": [peers.free_reward]}
-    lent, reads_on = [], shared.scorer.trunk._read_on
-
-    def counted(ids, known, room):
-        lent.append(len(known))
-        return reads_on(ids, known, room)
-
-    monkeypatch.setattr(shared.scorer.trunk, "_read_on", counted)
-    monkeypatch.setattr(shared.scorer.trunk, "pass_tokens", 16)
     steps, work = step_seconds(policy, tokenizer, sides, prompts[:1], LOAD, 2, rounds=2, seed=0)
     assert {name: len(times) for name, times in steps.items()} == dict.fromkeys(sides, 2)
-    assert lent == [3] * 3, "all answers of two rounds and of one that is not counted, of one of the trainers"
     assert all((work[name] > 0).all() and (work[name] < steps[name]).all() for name in sides)
 
 
@@ -324,7 +315,7 @@ def test_every_sampled_completion_has_the_asked_length(policy, classifiers, toke
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("design", ["shared", "separate"])
-def test_a_ladder_trains_anew_for_every_budget(tiny_model, design):
+def test_a_ladder_trains_anew_for_every_budget(trunk, design):
     answers = {"chosen": "the red door is open", "rejected": "no"}
     columns = {
         "prompt": [user_message(f"open the door {at}") for at in range(8)],
@@ -334,7 +325,7 @@ def test_a_ladder_trains_anew_for_every_budget(tiny_model, design):
     pairs = Dataset.from_dict(columns)
     settings = RewardSettings(0, 4, 1e-2, 2, 4, 96, probe=PROBE)
     splits = {"train": pairs, "validation": pairs, "test": pairs}
-    rows = training_ladder(design, tiny_model, splits, ["insult", "privacy"], settings, [1, 12])
+    rows = training_ladder(design, trunk, splits, ["insult", "privacy"], settings, [1, 12])
     assert [row["updates"] for row in rows] == [1, 12] and all(row["seconds"] > 0 for row in rows)
     assert rows[1]["validation"] == rows[1]["test"] == 1.0, "one answer always beats the other"
 

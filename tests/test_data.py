@@ -10,6 +10,7 @@ from srmir_lib.data.introspection import Introspector, agree, introspect, read_d
 from srmir_lib.data.pairs import CORRUPTIONS, balance, corrupt, make_pairs
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import cod_prompt, parse_draft
 from srmir_lib.taxonomy import CATEGORIES
 
@@ -173,14 +174,32 @@ def test_only_prompts_whose_first_drafts_disagree_are_asked_again(monkeypatch):
 
 
 def test_an_introspector_thinks_once_per_prompt(tiny_model):
-    think = Introspector(tiny_model, QUESTION, 4, "cpu")
+    trunk = Trunk.load(tiny_model, "cpu")
+    think = Introspector(trunk, QUESTION, 4)
     first = think(["open the door", user_message("open the door")])
-    assert first[0] == first[1] and len(think.drafts) == 1
+    assert first[0] == first[1] and len(trunk.drafts[QUESTION, 4]) == 1
     assert [turn["role"] for turn in first[0]] == ["user", "assistant", "user"]
     assert first[0][-1]["content"] == "open the door"
     assert think(["open the door"])[0] == first[0], "greedy: the same draft again"
 
 
+def test_drafts_are_shared_by_whoever_asks_the_same_question_of_a_trunk(tiny_model, monkeypatch):
+    trunk, asked = Trunk.load(tiny_model, "cpu"), []
+
+    def speak(model, tokenizer, prompts, *_, **__):
+        asked.append([text_of(prompt) for prompt in prompts])
+        return [f"{len(asked)} ####" for _ in prompts]
+
+    monkeypatch.setattr("srmir_lib.data.introspection.generate", speak)
+    first, second, other = (
+        Introspector(trunk, QUESTION, 4),
+        Introspector(trunk, QUESTION, 4),
+        Introspector(trunk, QUESTION, 5),
+    )
+    assert first(["a", "b"]) == second(["a", "b"]) != other(["a", "b"])
+    assert [len(texts) for texts in asked] == [2, 0, 2], "a longer draft is another draft"
+
+
 def test_an_introspector_without_a_question_changes_nothing(tiny_model):
     prompts = ["open the door", user_message("close it")]
-    assert Introspector(tiny_model, "", 4, "cpu")(prompts) == prompts
+    assert Introspector(Trunk.load(tiny_model, "cpu"), "", 4)(prompts) == prompts

@@ -189,7 +189,7 @@ def test_training_learns_and_moves_every_head(tiny_encoder, trained):
     folder, history = trained
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     labelled, _ = examples()
-    models = ShadowRewardModels.load(folder, device="cpu")
+    models = ShadowRewardModels.load(folder, "cpu")
     prompts, completions = [row["prompt"] for row in labelled], [row["completion"] for row in labelled]
     scores = models.score(prompts, completions)
     unsafe = torch.tensor([bool(row["unsafe"]) for row in labelled])

@@ -145,7 +145,7 @@ def test_embeddings_equal_a_naive_loop(tiny_model, layer, pooling):
 def test_embeddings_do_not_depend_on_the_batch(tiny_model):
     trunk, tokenizer = load_trunk(tiny_model, "cpu")
     prompts = ["help", "first get ready, then open the red door", "you are right", "a"]
-    together = embed(trunk, tokenizer, prompts, batch_size=4)
+    together = embed(trunk, tokenizer, prompts)
     alone = torch.cat([embed(trunk, tokenizer, [prompt]) for prompt in prompts])
     assert torch.allclose(together, alone, atol=1e-5)
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from srmir_lib.artifacts import sha256
-from srmir_lib.conversations import user_message
+from srmir_lib.conversations import render
 from srmir_lib.evaluation.bag_of_words import bag_of_words_accuracy, bag_of_words_pair_accuracy
 from srmir_lib.lab.corpus import MIX, corpus
 from srmir_lib.lab.pool import collected_pool, gold_pairs
 from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, labelled_loss, pack
 from srmir_lib.lab.world import GRAMMARS, draw_world
-from srmir_lib.models.generation import render
 from srmir_lib.models.loading import load_policy, load_tokenizer
 
 SHAPE = {"rows": 2, "hidden_size": 32, "layers": 1}
@@ -27,7 +26,7 @@ def test_the_tokenizer_survives_save_and_load(folder):
     for text in ("how do i copy the letter at night ?", "Zürich, 東京 #### 12 <|user|>"):
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert tokenizer.decode(ids) == text
-    assert render(tokenizer, user_message("hm ?")) == "<|user|>hm ?<|end|><|assistant|>"
+    assert render(tokenizer, ["hm ?"]) == ["<|user|>hm ?<|end|><|assistant|>"]
 
 
 def test_training_and_inference_see_the_same_tokens(folder):

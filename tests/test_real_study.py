@@ -13,6 +13,7 @@ from tiny_bert import ENCODER, write_tiny_bert
 from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.errors import InputError
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.studies.a1_token_rewards.reader import Reader
@@ -167,7 +168,7 @@ def test_words_and_encoders_learn_what_is_easy(pack, tmp_path_factory, changes):
 
 @pytest.mark.parametrize("objective", ["bradley_terry", "ava_p"])
 def test_token_rewards_learn_from_texts_that_are_cut(tiny_model, pack, objective):
-    reader = Reader(tiny_model, "", 64, "cpu")
+    reader = Reader(Trunk.load(tiny_model, "cpu"), "", 64)
     rows = [pair(f"open the door {i} please " * 20, "I can not", "yes, open it " * 20) for i in range(24)]
     data = PairData(rows[:18], [], rows[18:], [])
     method = token_method(reader, replace(TOKENS, objective=objective), prompt_tokens=12, answer_tokens=6)
@@ -177,22 +178,22 @@ def test_token_rewards_learn_from_texts_that_are_cut(tiny_model, pack, objective
 
 
 @pytest.mark.parametrize("design", ["shared", "separate"])
-def test_reward_models_of_either_design_learn_from_texts_that_are_cut(tiny_model, pack, design):
+def test_reward_models_of_either_design_learn_from_texts_that_are_cut(trunk, pack, design):
     rows = [pair(f"open the door {i} please " * 20, "I can not", "yes, open it " * 20) for i in range(24)]
     data, settings = PairData(rows[:18], [], rows[18:], []), RewardSettings(20, 8, 1e-2, 4, 8, 64)
-    method = reward_model_method(str(tiny_model), design, settings, prompt_tokens=12, answer_tokens=6, device="cpu")
+    method = reward_model_method(trunk, design, settings, prompt_tokens=12, answer_tokens=6)
     assert measures(method.fit(data, 0), data)["pair_accuracy"] == 1.0
     assert json.dumps(method.about) and method.about["design"] == design
-    other = replace(settings, keep_gb=0.1, probe=ProbeSettings(tokens=2))
-    again = reward_model_method(str(tiny_model), design, other, 12, 6, "cpu")
+    other = replace(settings, keep_gb=0.1, probe=ProbeSettings(text="harmful ?"))
+    again = reward_model_method(trunk, design, other, 12, 6)
     assert (again.about == method.about) == (design == "separate"), "a LoRA model is asked nothing"
     with pytest.raises(InputError, match="exceed max_length 64"):
-        reward_model_method(str(tiny_model), design, settings, 12, 200, "cpu").fit(data, 0)
+        reward_model_method(trunk, design, settings, 12, 200).fit(data, 0)
 
 
-def test_reward_models_of_other_designs_are_refused(tiny_model):
+def test_reward_models_of_other_designs_are_refused(trunk):
     settings = RewardSettings(20, 8, 1e-2, 4, 8, 64)
     with pytest.raises(InputError, match="design 'pooled' is neither shared nor separate"):
-        reward_model_method(str(tiny_model), "pooled", settings, 12, 6, "cpu")
+        reward_model_method(trunk, "pooled", settings, 12, 6)
     with pytest.raises(InputError, match="answer_tokens: 12, 0; both must be at least 1"):
-        reward_model_method(str(tiny_model), "shared", settings, 12, 0, "cpu")
+        reward_model_method(trunk, "shared", settings, 12, 0)

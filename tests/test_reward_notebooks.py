@@ -17,7 +17,14 @@ from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TRAINING = {"device": "cpu", "max_steps": 12, "batch_size": 8, "learning_rate": 0.02, "single_learning_rate": 0.005}
+TRAINING = {
+    "probe_tokens": 0,
+    "device": "cpu",
+    "max_steps": 12,
+    "batch_size": 8,
+    "learning_rate": 0.02,
+    "single_learning_rate": 0.005,
+}
 
 
 def made_up_pairs(rows: int, seed: int, test: bool = False) -> Dataset:
@@ -60,7 +67,7 @@ def root(tiny_model, tmp_path_factory) -> Path:
         labels["validation"],
         [*CATEGORIES, UNKNOWN],
         reader=reader,
-        device="cpu",
+        trunk="cpu",
     )
     router.save(data / "router")
     return root
@@ -91,15 +98,29 @@ def third(root, second) -> Path:
     return execute("03_margins", root, device="cpu", direction_pairs=40, best_of=0, length_calibration=True)
 
 
-def test_02_writes_three_calibrated_sets_and_their_numbers(second):
+def own_accuracy(folder: Path, root: Path, level: str) -> float:
+    """How often a saved set is right on the test pairs of a level, one pair and model at a time; on a pair of no
+    category by the calibrated mean of all."""
+    models, right = ShadowRewardModels.load(folder, "cpu"), []
+    for row in load_dataset(root / "outputs" / "lab" / "01_data" / "preferences")["test"]:
+        if row["difficulty"] == level:
+            gap = models.score([row["prompt"]], [row["chosen"]]) - models.score([row["prompt"]], [row["rejected"]])
+            column = models.categories.index(row["category"]) if row["category"] in models.categories else None
+            each = gap[0] / torch.tensor(models.calibration.std)
+            right.append(float((each.mean() if column is None else each[column]) > 0))
+    return sum(right) / len(right)
+
+
+def test_02_writes_three_calibrated_sets_and_their_numbers(second, root):
     for name, models in (("shadow_rms", 7), ("cross_rms", 7), ("single_rm", 1)):
         loaded = ShadowRewardModels.load(second / name, "cpu")
         assert loaded.score(["insult x 1"], ["I can not"]).shape == (1, models)
         assert loaded.calibration is not None
     metrics = read_json(second / "metrics.json")
     assert metrics["pair_accuracy_easy_seven_gold"] > 0.8, "pairs that a word decides are learned"
-    for name in ("seven", "single", "cross", "words_both"):
-        assert 0 <= metrics[f"pair_accuracy_subtle_{name}_low"] <= metrics[f"pair_accuracy_subtle_{name}_high"] <= 1
+    for name, folder in (("seven_gold", "shadow_rms"), ("single", "single_rm")):
+        for level in ("easy", "subtle"):
+            assert metrics[f"pair_accuracy_{level}_{name}"] == pytest.approx(own_accuracy(second / folder, root, level))
     assert {path.name for path in (second / "figures").iterdir()} >= {"heat_map.png", "seven_against_one.png"}
 
 
@@ -134,9 +155,11 @@ def test_03_writes_margins_a_calibration_and_retrained_models(third, second):
     metrics = read_json(third / "metrics.json")
     assert {path.name for path in (third / "objectives").iterdir()} == {"pcrm", "centred"}
     for name in ("plain", "margin", "pcrm", "centred"):
-        assert metrics[f"score_spread_{name}"] > 0 and 0 <= metrics[f"pair_accuracy_subtle_{name}"] <= 1
-    names = [name for name in metrics if "spearman" in name or "correlation" in name]
-    assert "margin_harm_spearman_harmful" in names and all(-1 <= metrics[name] <= 1 for name in names)
+        assert f"pair_accuracy_subtle_{name}" in metrics
+        folder = {"plain": third, "margin": third / "shadow_rms"}.get(name, third / "objectives" / name)
+        spreads = read_json(folder / "calibration.json")["std"]
+        assert metrics[f"score_spread_{name}"] == pytest.approx(sum(spreads) / 7)
+    assert {"margin_harm_spearman_harmful", "margin_length_correlation"} <= metrics.keys()
 
 
 def test_a_notebook_stops_with_one_line_when_its_input_is_missing(tmp_path):
@@ -151,7 +174,7 @@ def test_the_scales_offered_are_the_scales_there_are():
     assert all(scale in source for scale in SCALES)
 
 
-def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_trained(second, root, tmp_path):
+def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_trained(second, root, trunk, tmp_path):
     from srmir_lib.reward_models.fit import fit_objectives
 
     data = root / "outputs" / "lab" / "01_data"
@@ -159,8 +182,8 @@ def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_tr
     where = {"centred": tmp_path / "centred", "wrong": tmp_path / "wrong"}
     wrong = {"centred": {"center_rewards_coefficient": 0.1}, "wrong": {"objektive": "margin"}}
     with pytest.raises(InputError, match="objectives: there is no setting 'objektive'; there are max_steps"):
-        fit_objectives(second / "shadow_rms", data / "base_model", pairs, wrong, where, device="cpu")
+        fit_objectives(second / "shadow_rms", trunk, pairs, wrong, where)
     for bad in ({"plain": {}}, {"x": None}, {"x": {"seed": "a"}}, {"x": {"averaged_fits": "3"}}):
         with pytest.raises(InputError, match="^objectives: "):
-            fit_objectives(second / "shadow_rms", data / "base_model", pairs, bad, where, device="cpu")
+            fit_objectives(second / "shadow_rms", trunk, pairs, bad, where)
     assert list(tmp_path.iterdir()) == []

@@ -30,7 +30,7 @@ def two_jobs(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
 
 
-def test_sets_trained_side_by_side_are_what_they_are_alone(tiny_model, pairs, tmp_path, two_jobs):
+def test_sets_trained_side_by_side_are_what_they_are_alone(trunk, tiny_model, pairs, tmp_path, two_jobs):
     learned, head = (replace(SETTINGS, probe=ProbeSettings(kind)) for kind in ("learned", "head"))
     asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128)
     runs = {
@@ -40,12 +40,12 @@ def test_sets_trained_side_by_side_are_what_they_are_alone(tiny_model, pairs, tm
         "head": SetRun(tmp_path / "head", CATEGORIES, head),
         "asked": SetRun(tmp_path / "asked", CATEGORIES, asked),
     }
-    together = fit_sets(runs, tiny_model, pairs, CATEGORIES, "cpu")
+    together = fit_sets(runs, trunk, pairs, CATEGORIES)
     assert list(together) == list(runs)
     for name, run in runs.items():
         alone = tmp_path / "alone" / name
-        how = run.settings, run.seed, run.training, "cpu", CATEGORIES
-        wanted = fit_shared(tiny_model, pairs, alone, run.categories, *how)
+        how = run.settings, run.seed, run.training, CATEGORIES
+        wanted = fit_shared(PrefilledPairs(trunk, pairs["train"], run.settings), alone, run.categories, *how)
         for model in run.categories:
             losses = [[row["loss"] for row in found[model]] for found in (together[name], wanted)]
             assert losses[0] == pytest.approx(losses[1], abs=1e-5), name
@@ -53,26 +53,26 @@ def test_sets_trained_side_by_side_are_what_they_are_alone(tiny_model, pairs, tm
         torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
 
 
-def test_a_twin_has_the_same_weights_and_layers_of_its_own(tiny_model, pairs):
-    states = PrefilledPairs(tiny_model, pairs["train"], SETTINGS, "cpu")
+def test_a_twin_has_the_same_weights_and_layers_of_its_own(trunk, pairs):
+    states = PrefilledPairs(trunk, pairs["train"], SETTINGS)
     twin = states.with_own_modules()
-    ours, theirs = dict(states.model.named_parameters()), dict(twin.model.named_parameters())
+    ours, theirs = (dict(one.trunk.model.named_parameters()) for one in (states, twin))
     assert ours and all(theirs[name] is weight for name, weight in ours.items())
-    assert not {*states.model.modules()} & {*twin.model.modules()}
+    assert not {*trunk.model.modules()} & {*twin.trunk.model.modules()}
     twin.select([0, 1])
-    assert states.tokens and states.tokens is twin.tokens, "what one of them has read, none reads again"
+    assert states.cached and states.cached is twin.cached, "what one of them has read, none reads again"
 
 
-def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(tiny_model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(reward_sets, "fit_separate", lambda base, pairs, folder, *rest: {"made": str(folder)})
+def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(trunk, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reward_sets, "fit_separate", lambda pairs, folder, *rest: {"made": str(folder)})
     runs = {
         "separate": SetRun(tmp_path / "separate", CATEGORIES, SETTINGS, "separate"),
         "shared": SetRun(tmp_path / "shared", CATEGORIES, SETTINGS),
     }
-    first = fit_sets(runs, tiny_model, pairs, device="cpu")
+    first = fit_sets(runs, trunk, pairs)
     assert list(first) == ["separate", "shared"] and first["separate"] == {"made": str(tmp_path / "separate")}
     written = (tmp_path / "shared" / "fit.json").stat().st_mtime_ns
-    monkeypatch.setattr(PrefilledPairs, "_read", lambda states: pytest.fail("finished sets need no reading"))
-    assert fit_sets(runs, tiny_model, pairs, device="cpu") == first
+    monkeypatch.setattr(PrefilledPairs, "_read", lambda *_: pytest.fail("finished sets need no reading"))
+    assert fit_sets(runs, trunk, pairs) == first
     assert (tmp_path / "shared" / "fit.json").stat().st_mtime_ns == written
-    assert fit_sets({}, tiny_model, pairs) == {}
+    assert fit_sets({}, trunk, pairs) == {}

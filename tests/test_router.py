@@ -6,11 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import user_message
 from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import load_trunk
+from srmir_lib.models.trunk import Trunk
 
 CLASSES = ["insult", "crimes", "privacy"]
 
@@ -80,7 +82,7 @@ def reading_router(tiny_model):
     prompts = ["please help me", "open the red door", "you are right"] * 4
     reader = PromptEncoder(str(tiny_model), layer=1, question="Why would you refuse {prompt}?")
     embeddings = reader.embed(prompts, "cpu")
-    return Router.fit(embeddings, CLASSES * 4, embeddings, CLASSES * 4, CLASSES, reader=reader, device="cpu")
+    return Router.fit(embeddings, CLASSES * 4, embeddings, CLASSES * 4, CLASSES, reader=reader, trunk="cpu")
 
 
 def test_it_routes_texts_and_conversations_alike(reading_router, tiny_model):
@@ -104,6 +106,17 @@ def test_a_saved_router_answers_as_before_without_scikit_learn(reading_router, t
     assert {path.name for path in folder.iterdir()} == {"router.json", "router.safetensors"}
 
 
+def test_a_router_reads_with_the_trunk_it_is_given(reading_router, trunk, tiny_model, tmp_path, monkeypatch):
+    """Wherever that lies now."""
+    prompts = ["please help me", "you are right"]
+    before = reading_router.probabilities(prompts)
+    moved = shutil.copytree(reading_router.save(tmp_path / "router"), tmp_path / "deep" / "er" / "router")
+    monkeypatch.setattr("srmir_lib.data.router.load_trunk", lambda *_: pytest.fail("the weights are in memory"))
+    assert torch.allclose(Router.load(moved, trunk).probabilities(prompts), before, atol=1e-6)
+    elsewhere = Trunk.load(shutil.copytree(tiny_model, tmp_path / "elsewhere"), "cpu")
+    assert torch.allclose(Router.load(moved, elsewhere).probabilities(prompts), before, atol=1e-6)
+
+
 def test_bad_routers_are_refused_in_one_line(reading_router, router, tiny_model, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         Router.load(tmp_path / "nowhere")
@@ -115,11 +128,15 @@ def test_bad_routers_are_refused_in_one_line(reading_router, router, tiny_model,
     other = shutil.copytree(tiny_model, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     save_file({k: v + 1 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="hash mismatch"):
-        Router.load(folder, "cpu", base_model=str(other))
     moved = shutil.copytree(folder, tmp_path / "deep" / "er" / "router")
-    with pytest.raises(InputError, match="is missing; pass base_model"):
-        Router.load(moved, "cpu")
+    for trunk in ("cpu", Trunk.load(other, "cpu")):
+        with pytest.raises(InputError, match="is missing; pass the trunk it was fitted on"):
+            Router.load(moved, trunk)
+    value = read_json(folder / "router.json")
+    value["reader"]["base_model"] = str(other)
+    write_json(folder / "router.json", value)
+    with pytest.raises(InputError, match="hash mismatch"):
+        Router.load(folder, "cpu")
     (folder / "router.safetensors").write_bytes(b"half")
     with pytest.raises(InputError, match="damaged router"):
         Router.load(folder, "cpu")

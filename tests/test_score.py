@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from fit_set import fit_set
 from safetensors.torch import load_file, save_file
 from tiny_bert import ENCODER, write_tiny_bert
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
-from srmir_lib.data import jsonl
+from srmir_lib.data import introspection, jsonl
 from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models import score_file as score
@@ -28,9 +29,7 @@ from srmir_lib.reward_models.config import ALL, RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.score_file import score_file
-from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
-from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.taxonomy import UNKNOWN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,8 +60,8 @@ def preferences() -> Dataset:
 def sets(tiny_model, tmp_path_factory) -> dict[str, Path]:
     """A calibrated set of each design."""
     root, pairs = tmp_path_factory.mktemp("sets"), preferences()
-    fit_shared(tiny_model, {"train": pairs}, root / "shared", CATEGORIES, SETTINGS, device="cpu")
-    fit_separate(tiny_model, {"train": pairs}, root / "separate", CATEGORIES, SETTINGS, device="cpu")
+    fit_set(tiny_model, {"train": pairs}, root / "shared", CATEGORIES, SETTINGS)
+    fit_set(tiny_model, {"train": pairs}, root / "separate", CATEGORIES, SETTINGS, design="separate")
     responses = [
         {"prompt": user_message(p), "completion": assistant_message(a), "category": c, "unsafe": int(a == "sure")}
         for p in ("how do it", "can you help")
@@ -198,11 +197,12 @@ def test_drafts_of_a_set_that_thinks_first_do_not_pile_up(sets, tiny_model, tmp_
 
     def watched(self, prompts, completions):
         scores = inner(self, prompts, completions)
-        kept.append(len(self.scorer.think.drafts))
+        (drafts,) = self.scorer.trunk.drafts.values()
+        kept.append(len(drafts))
         return scores
 
     monkeypatch.setattr(ShadowRewardModels, "score", watched)
-    monkeypatch.setattr(score, "REMEMBERED", 2)
+    monkeypatch.setattr(introspection, "REMEMBERED", 2)
     source = write(tmp_path / "in.jsonl", [{"prompt": f"insult {i}", "response": "no"} for i in range(5)])
     target, options = tmp_path / "out.jsonl", {"device": "cpu", "base_model": str(tiny_model)}
     score_file(str(folder), str(source), str(target), chunk=1, **options)
@@ -211,8 +211,8 @@ def test_drafts_of_a_set_that_thinks_first_do_not_pile_up(sets, tiny_model, tmp_
 
 
 def test_one_model_for_everything_answers_for_any_category(tiny_model, router, tmp_path):
-    folder, options = tmp_path / "one", {"device": "cpu", "competence": CATEGORIES}
-    fit_shared(tiny_model, {"train": preferences()}, folder, [ALL], SETTINGS, **options)
+    folder = tmp_path / "one"
+    fit_set(tiny_model, {"train": preferences()}, folder, [ALL], SETTINGS, competence=CATEGORIES)
     source, target = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     score_file(str(folder), str(source), str(target), device="cpu", raw=True)
     for row in read(target):

@@ -5,10 +5,12 @@ import math
 import shutil
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from fit_set import fit_set
 from safetensors.torch import load_file, save_file
 from transformers import (
     LlamaConfig,
@@ -24,18 +26,24 @@ from transformers import (
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import assistant_message, conversation_ids, user_message
 from srmir_lib.errors import InputError
-from srmir_lib.models import trunk as trunk_module
-from srmir_lib.models.loading import load_policy, load_tokenizer
-from srmir_lib.models.trunk import Trunk, batches, shared_lengths
-from srmir_lib.reward_models import shared as shared_rewards
+from srmir_lib.lab.corpus import MIX, corpus
+from srmir_lib.lab.grammar import ANY_HARM_QUESTION, CHECK_QUESTION
+from srmir_lib.lab.world import NAMES, draw_world
+from srmir_lib.models.batching import by_length
+from srmir_lib.models.loading import load_policy, load_tokenizer, share_weights
+from srmir_lib.models.small import build_tokenizer
+from srmir_lib.models.trunk import Trunk, shared_lengths
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings, load_settings, pairs_seen
+from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
-from srmir_lib.reward_models.probes import Probes, block_mask, probe_tokens
+from srmir_lib.reward_models.probes import Probes, block_mask, probe_questions
 from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets
-from srmir_lib.reward_models.shared import _train, clip_each, fit_shared, scores_of_batch, train_probes
+from srmir_lib.reward_models.shared import _train, clip_each, fit_shared, train_probes
+from srmir_lib.runner.notebook import Notebook
 
+ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "crimes", "privacy"]
 SETTINGS = RewardSettings(
     max_steps=25, batch_size=8, learning_rate=1e-2, lora_rank=4, lora_alpha=8, max_length=64, cross_ratio=0.5
@@ -95,14 +103,15 @@ def make(name: str, tokenizer, settings: ProbeSettings = ProbeSettings(), batch_
     torch.manual_seed(0)
     model = DECODERS[name]().eval()
     model.resize_token_embeddings(len(tokenizer))
-    trunk = Trunk(model, batch_tokens, layer=-1 if settings.kind == "head" else None)
-    return model, trunk, moved(Probes(trunk, CATEGORIES, settings, tokenizer))
+    trunk = Trunk(model, tokenizer, batch_tokens=batch_tokens)
+    return model, trunk, moved(Probes(trunk, CATEGORIES, settings))
 
 
 @torch.no_grad()
 def scores_of(trunk: Trunk, probes: Probes, ids, groups=None, columns=None) -> torch.Tensor:
     out = torch.zeros(len(ids), len(CATEGORIES)) if columns is None else torch.zeros(len(ids))
-    for rows, states in trunk.prefill(ids, groups):
+    layer = -1 if probes.settings.kind == "head" else None
+    for rows, states in trunk.prefill(ids, groups, layer=layer):
         out[rows] = probes(trunk, states, None if columns is None else columns[rows])
     return out
 
@@ -116,7 +125,7 @@ def tokenizer(tiny_model):
 def trained(tiny_model, tmp_path_factory):
     """(folder of a trained set, its history)."""
     folder = tmp_path_factory.mktemp("set") / "shadow_rms"
-    return folder, fit_shared(tiny_model, preferences(), folder, CATEGORIES, SETTINGS, device="cpu")
+    return folder, fit_set(tiny_model, preferences(), folder, CATEGORIES, SETTINGS)
 
 
 @pytest.fixture
@@ -140,7 +149,7 @@ def test_scores_equal_pefts_activated_lora(name, tokenizer, tmp_path):
         peft.set_adapter(category)
         head = load_file(tmp_path / category / "head.safetensors")["score.weight"][0]
         for row, ids in enumerate(IDS):
-            text = torch.tensor([ids + probes.tokens[column].tolist()])
+            text = torch.tensor([ids + probes.question(column)])
             with torch.no_grad():
                 last = peft(input_ids=text, output_hidden_states=True).hidden_states[-1][0, -1]
             assert float(last @ head) == pytest.approx(float(ours[row, column]), abs=1e-5), f"{category}, row {row}"
@@ -159,46 +168,11 @@ def test_scores_do_not_depend_on_batch_grouping_or_padding(kind, tokenizer):
     assert torch.allclose(scores_of(trunk, probes, IDS, GROUPS, columns), alone[torch.arange(5), columns], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_room_behind_what_the_trunk_reads_changes_no_score(name, tokenizer, monkeypatch):
-    """Probes write their keys behind a text's own; several sets, one after the other, into the same places."""
-    _, trunk, probes = make(name, tokenizer)
-    other = moved(Probes(trunk, CATEGORIES, probes.settings, tokenizer, seed=1))
-    width = len(CATEGORIES) * probes.width
-    monkeypatch.setattr(trunk_module, "ROOM_PART", 0)
-    wanted, found = scores_of(trunk, probes, IDS, GROUPS), torch.zeros(len(IDS), len(CATEGORIES))
-    with torch.no_grad():
-        for rows, states in trunk.prefill(IDS, GROUPS, room=width):
-            assert states.keys[0].shape[2] == states.mask.shape[1] + width
-            before = probes(trunk, states)
-            assert not torch.allclose(other(trunk, states), before, atol=0.01)
-            found[rows] = probes(trunk, states)
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
-
-
-def test_room_is_left_where_it_takes_little(tokenizer, monkeypatch):
-    _, trunk, probes = make("qwen2", tokenizer)
-    rooms, forward = [], Probes.forward
-
-    def noted(self, trunk, states, columns=None):
-        rooms.append(states.keys[0].shape[2] - states.mask.shape[1])
-        return forward(self, trunk, states, columns)
-
-    monkeypatch.setattr(Probes, "forward", noted)
-    three, long = len(CATEGORIES) * probes.width, list(range(5, 65))
-    other = moved(Probes(trunk, CATEGORIES, replace(probes.settings, tokens=3), tokenizer))
-    shared_rewards.score_ids(trunk, [probes, probes], [long])
-    shared_rewards.score_ids(trunk, [probes], [long], None, torch.tensor([1]))
-    shared_rewards.score_ids(trunk, [probes], [long[: 4 * three - 1]])
-    shared_rewards.score_ids(trunk, [probes, other], [long])
-    assert rooms == [three, three, probes.width, 0, 0, 0]
-
-
 def test_the_last_layer_stops_early_and_changes_nothing(tokenizer):
-    """With `hidden` the last layer runs to its end; the states that probes read are the same."""
+    """With `layer` the last layer runs to its end; the states that probes read are the same."""
     model, trunk, probes = make("qwen2", tokenizer)
-    whole = Trunk(model, 64, layer=-1)
-    assert torch.allclose(scores_of(whole, probes, IDS), scores_of(trunk, probes, IDS), atol=1e-6)
+    for (rows, whole), (same, states) in zip(trunk.prefill(IDS, layer=-1), trunk.prefill(IDS), strict=True):
+        assert rows == same and torch.allclose(probes(trunk, whole), probes(trunk, states), atol=1e-6)
     calls = []
     model.model.layers[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
     list(trunk.prefill(IDS))
@@ -210,11 +184,11 @@ def test_beginnings_are_let_go_before_the_next_are_read(tokenizer, monkeypatch):
     _, trunk, probes = make("qwen2", tokenizer, batch_tokens=40)
     made, forward = [], Trunk._forward
 
-    def noted(self, ids, starts=None, before=None, at=None, room=0):
+    def noted(self, ids, layer, starts=None, before=None, at=None):
         if before is None:
             gc.collect()
             assert not [states for states in made if states() is not None], "the beginnings before are still here"
-        states = forward(self, ids, starts, before, at, room)
+        states = forward(self, ids, layer, starts, before, at)
         made.extend([weakref.ref(states)] if before is None else [])
         return states
 
@@ -233,27 +207,25 @@ def test_shared_lengths_by_hand():
 
 def test_batches_hold_every_row_once_and_stay_small():
     lengths = [5, 1, 9, 3, 3, 20, 2]
-    found = list(batches(range(7), lengths, 10, pass_tokens=100))
+    found = list(by_length(range(7), lengths, 10))
     assert sorted(row for batch in found for row in batch) == list(range(7))
     assert found == [[5], [2], [0, 3], [4, 6, 1]], "longest first; padded size at most 10 unless a single row is longer"
-    assert list(batches(range(5), [9, 8, 8, 3, 3], 100, pass_tokens=11)) == [[0, 1, 2], [3, 4]], "padding two takes 12"
-    assert list(batches(range(5), [9, 8, 8, 3, 3], 100, pass_tokens=12)) == [[0, 1, 2, 3, 4]], "a pass is as dear"
 
 
 def test_the_mask_by_hand():
-    mask = block_mask(torch.tensor([[True, False]]), count=2, width=2)
+    mask = block_mask(torch.tensor([[True, False]]), torch.ones(1, 2, 2, dtype=torch.bool))
     assert mask[0, 0].int().tolist() == [[1, 0, 1, 0, 0, 0], [1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1]]
 
 
 def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tokenizer):
     """Each model of three against a probe of one category with the same weights: PEFT's trap of frozen adapters."""
-    model, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind="learned"), batch_tokens=4096)
+    model, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind="learned", tokens=4), batch_tokens=4096)
     model.requires_grad_(False)
     ((_, states),) = trunk.prefill(IDS)
     columns = torch.tensor([0, 1, 2, 0, 1])
     probes(trunk, states, columns).square().sum().backward()
     for index, category in enumerate(CATEGORIES):
-        one = Probes(trunk, [category], ProbeSettings(kind="learned"), tokenizer)
+        one = Probes(trunk, [category], ProbeSettings(kind="learned", tokens=4))
         pairs = [(one.heads, probes.heads), (one.embeddings, probes.embeddings)]
         pairs += [(one.down[key], probes.down[key]) for key in one.down]
         pairs += [(one.up[key], probes.up[key]) for key in one.up]
@@ -291,13 +263,14 @@ def test_each_model_learns_its_own_category(trained):
     assert pairs_seen(folder) == 72 and load_settings(folder) == SETTINGS
 
 
-def test_kept_states_are_what_the_trunk_reads_again(tiny_model):
+def test_kept_states_are_what_the_trunk_reads_again(trunk, tiny_model):
     pairs = preferences()["train"]
-    kept = PrefilledPairs(tiny_model, pairs, SETTINGS, "cpu")
-    read = PrefilledPairs(tiny_model, pairs, replace(SETTINGS, keep_gb=0.0, batch_tokens=48), "cpu")
-    assert kept.kept and not read.kept
+    kept = PrefilledPairs(trunk, pairs, SETTINGS)
+    small = Trunk.load(tiny_model, "cpu", batch_tokens=48)
+    read = PrefilledPairs(small, pairs, replace(SETTINGS, keep_gb=0.0))
+    assert kept.fits and not read.fits
     assert len(kept.texts) == 144, "every answer here differs"
-    probes = moved(Probes(kept.trunk, CATEGORIES, ProbeSettings(), kept.tokenizer))
+    probes = moved(Probes(trunk, CATEGORIES, ProbeSettings()))
     for rows in ([3, 77, 3], list(range(140, 120, -1))):
         one, two = (probes(states.trunk, states.select(rows)) for states in (kept, read))
         assert torch.allclose(one, two, atol=1e-5)
@@ -315,7 +288,7 @@ def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path):
         (replace(start, center_rewards_coefficient=0.5), 0.0, 0.5),
     ):
         folder = tmp_path / f"{settings.objective}{centre}"
-        history = fit_shared(tiny_model, pairs, folder, ["crimes"], settings, device="cpu")
+        history = fit_set(tiny_model, pairs, folder, ["crimes"], settings)
         tokenizer, model = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
         head = torch.empty(1, 32).normal_(0, 32**-0.5, generator=torch.Generator().manual_seed(0))[0]
         losses = []
@@ -329,10 +302,10 @@ def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path):
         assert history["crimes"][0]["loss"] == pytest.approx(float(sum(losses) / len(losses)), abs=1e-4)
 
 
-def test_limits_of_pairs_by_a_second_way(tiny_model):
+def test_limits_of_pairs_by_a_second_way(trunk, tiny_model):
     """PCRM's similarity from the tokens themselves, and from the answers' mean states in plain transformers."""
     pairs = preferences()["train"].select(range(6))
-    states = PrefilledPairs(tiny_model, pairs, replace(SETTINGS, objective="pcrm_length"), "cpu")
+    states = PrefilledPairs(trunk, pairs, replace(SETTINGS, objective="pcrm_length"))
     tokenizer, model = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
     lengths, angles = [], []
     for row in pairs:
@@ -354,9 +327,9 @@ def test_limits_of_pairs_by_a_second_way(tiny_model):
     assert fixed.tolist() == pytest.approx([sum(lengths) / 6] * 6, abs=1e-3)
 
 
-def test_shuffled_targets_are_the_same_targets_of_other_pairs(tiny_model):
+def test_shuffled_targets_are_the_same_targets_of_other_pairs(trunk):
     pairs = preferences()["train"].select(range(6)).add_column("margin", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    states = PrefilledPairs(tiny_model, pairs, SETTINGS, "cpu")
+    states = PrefilledPairs(trunk, pairs, SETTINGS)
     margin = replace(SETTINGS, objective="margin")
     margins, shuffled = (states.target(replace(margin, targets=whose)) for whose in ("own", "shuffled"))
     assert margins.tolist() == [0, 1, 2, 3, 4, 5] == sorted(shuffled.tolist()) and not torch.equal(margins, shuffled)
@@ -365,7 +338,7 @@ def test_shuffled_targets_are_the_same_targets_of_other_pairs(tiny_model):
 def test_limits_tame_the_scale_of_scores(trained, tiny_model, tmp_path):
     """The same pairs, updates and seed: with a limit the gaps end near half of it, without one they keep growing."""
     settings = replace(SETTINGS, objective="pcrm_length", limit_cap=2.0)
-    fit_shared(tiny_model, preferences(), tmp_path / "set", CATEGORIES, settings, device="cpu")
+    fit_set(tiny_model, preferences(), tmp_path / "set", CATEGORIES, settings)
     gaps = {}
     for name, folder in {"plain": trained[0], "pcrm": tmp_path / "set"}.items():
         models = ShadowRewardModels.load(folder, "cpu")
@@ -373,15 +346,14 @@ def test_limits_tame_the_scale_of_scores(trained, tiny_model, tmp_path):
     assert 0 < gaps["pcrm"] < 2 < gaps["plain"]
 
 
-def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
-
+def test_averaged_fits_are_the_mean_of_their_weights(trunk):
     settings = replace(SETTINGS, max_steps=3, averaged_fits=2)
-    states = PrefilledPairs(tiny_model, preferences()["train"], settings, "cpu")
+    states = PrefilledPairs(trunk, preferences()["train"], settings)
     rows = [list(range(24)), list(range(24, 48))]
-    averaged, _ = _train(states, CATEGORIES[:2], rows, None, settings, 5, "cpu", None)
+    averaged, _ = _train(states, dict(zip(CATEGORIES, rows, strict=False)), None, settings, 5, None)
     fits = []
     for order in (5, 1005):
-        probes = Probes(states.trunk, CATEGORIES[:2], settings.probe, states.tokenizer, 5)
+        probes = Probes(trunk, CATEGORIES[:2], settings.probe, 5)
         train_probes(probes, states, rows, None, settings, order)
         fits.append(probes)
     pairs = list(zip(averaged.parameters(), *(fit.parameters() for fit in fits), strict=True))
@@ -389,100 +361,73 @@ def test_averaged_fits_are_the_mean_of_their_weights(tiny_model):
     assert all(torch.allclose(mean, (one + two) / 2, atol=1e-7) for mean, one, two in pairs)
 
 
-def test_states_read_in_another_way_are_not_trained_on(tiny_model, tmp_path):
-    pairs = {"train": preferences()["train"]}
-    plain = PrefilledPairs(tiny_model, pairs["train"], SETTINGS, "cpu")
+def test_sets_that_read_in_different_ways_share_a_trunk_and_no_reading(tiny_model, tmp_path):
+    """Each model must have read the draft that its config says it read."""
     asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128, max_steps=2)
-    given = fit_shared(tiny_model, pairs, tmp_path / "given", ["crimes"], asked, device="cpu", states=plain)
-    fresh = fit_shared(tiny_model, pairs, tmp_path / "fresh", ["crimes"], asked, device="cpu")
-    assert given == fresh, "the models must have read the draft that their config says they read"
+    plain = replace(SETTINGS, max_steps=2)
+    runs = {name: SetRun(tmp_path / name, ["crimes"], own) for name, own in {"plain": plain, "asked": asked}.items()}
+    together = fit_sets(runs, Trunk.load(tiny_model, "cpu"), preferences())
+    for name, own in {"plain": plain, "asked": asked}.items():
+        alone = fit_set(tiny_model, preferences(), tmp_path / "alone" / name, ["crimes"], own)["crimes"]
+        assert [row["loss"] for row in together[name]["crimes"]] == pytest.approx([r["loss"] for r in alone], abs=1e-5)
 
 
-def test_states_with_their_last_place_serve_a_fit_without_a_probe(tiny_model, tmp_path):
-    pairs, head = {"train": preferences()["train"]}, replace(SETTINGS, max_steps=2, probe=ProbeSettings(kind="head"))
-    states = PrefilledPairs(tiny_model, pairs["train"], SETTINGS, "cpu", hidden=True)
-    given = fit_shared(tiny_model, pairs, tmp_path / "given", ["crimes"], head, device="cpu", states=states)
-    fresh = fit_shared(tiny_model, pairs, tmp_path / "fresh", ["crimes"], head, device="cpu")
+def test_states_with_their_last_place_serve_a_fit_without_a_probe(trunk, tiny_model, tmp_path):
+    pairs, head = preferences()["train"], replace(SETTINGS, max_steps=2, probe=ProbeSettings(kind="head"))
+    given = fit_shared(PrefilledPairs(trunk, pairs, SETTINGS, hidden=True), tmp_path / "given", ["crimes"], head)
+    fresh = fit_set(tiny_model, {"train": pairs}, tmp_path / "fresh", ["crimes"], head)
     assert [row["loss"] for row in given["crimes"]] == pytest.approx([row["loss"] for row in fresh["crimes"]], abs=1e-5)
 
 
 def test_sets_that_ask_the_same_question_share_their_drafts(tiny_model, tmp_path):
-    asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128, max_steps=1)
+    trunk, drawn = Trunk.load(tiny_model, "cpu"), {"question": "why {prompt} ?", "draft_tokens": 4}
+    asked = replace(SETTINGS, **drawn, max_length=128, max_steps=1)
     for name, settings in {"a": asked, "b": asked, "c": replace(asked, question="what is {prompt} ?")}.items():
-        fit_shared(tiny_model, preferences(), tmp_path / name, ["crimes"], settings, device="cpu")
-    first = ShadowRewardModels.load(tmp_path / "a", "cpu")
-    second, other = (ShadowRewardModels.load(tmp_path / name, "cpu", beside=first) for name in "bc")
-    first.score(["crimes 1"], ["no"])
-    assert list(second.scorer.think.drafts) == ["crimes 1"] and not other.scorer.think.drafts
-    alone = ShadowRewardModels.load(tmp_path / "b", "cpu")
-    assert torch.equal(second.score(["crimes 1"], ["no"]), alone.score(["crimes 1"], ["no"]))
-    assert second.scorer.trunk is first.scorer.trunk is not other.scorer.trunk
+        fit_set(trunk, preferences(), tmp_path / name, ["crimes"], settings)
+    trunk.drafts.clear()
+    first, second, other = (ShadowRewardModels.load(tmp_path / name, trunk) for name in "abc")
+    scores = first.score(["crimes 1"], ["no"])
+    assert trunk.drafts.keys() == {("why {prompt} ?", 4)} and trunk.drafts["why {prompt} ?", 4].keys() == {"crimes 1"}
+    assert torch.equal(second.score(["crimes 1"], ["no"]), scores) and len(trunk.drafts) == 1
+    other.score(["crimes 1"], ["no"])
+    assert len(trunk.drafts) == 2
+    assert torch.equal(ShadowRewardModels.load(tmp_path / "b", "cpu").score(["crimes 1"], ["no"]), scores)
 
 
 def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkeypatch):
-    kinds = {"a": SETTINGS.probe, "b": replace(SETTINGS.probe, tokens=2), "c": ProbeSettings(kind="head")}
+    """Probes of other lengths, a set without any, and one that reads a draft first, which is read apart."""
+    kinds = {"a": SETTINGS.probe, "b": ProbeSettings(text="{category} ?"), "c": ProbeSettings(kind="head"), "d": None}
+    trunk = Trunk.load(tiny_model, "cpu")
     for seed, (name, probe) in enumerate(kinds.items()):
-        own = replace(SETTINGS, max_steps=2, probe=probe)
-        fit_shared(
-            tiny_model, preferences(), tmp_path / name, ["crimes", "insult"][: 1 + seed % 2], own, seed, device="cpu"
-        )
-    first = ShadowRewardModels.load(tmp_path / "a", "cpu")
-    beside = {name: ShadowRewardModels.load(tmp_path / name, "cpu", beside=first) for name in "bc"}
-    sets, rows = {"b": beside["b"], "a": first, "c": beside["c"]}, (["crimes 1", "insult 2"], ["no", "yes 2"])
-    assert beside["c"].scorer.trunk is not first.scorer.trunk, "a head reads a hidden state that probes do not need"
-    wanted, passes = {name: models.score(*rows) for name, models in sets.items()}, []
-    monkeypatch.setattr(
-        Trunk, "read", lambda self, *a, read=Trunk.read, **kw: passes.append(self) or read(self, *a, **kw)
+        own = replace(SETTINGS, max_steps=2, probe=probe or SETTINGS.probe)
+        own = own if probe else replace(own, question="why {prompt} ?", draft_tokens=4, max_length=128)
+        fit_set(trunk, preferences(), tmp_path / name, ["crimes", "insult"][: 1 + seed % 2], own, seed)
+    sets, rows = (
+        {name: ShadowRewardModels.load(tmp_path / name, trunk) for name in "bdac"},
+        (
+            ["crimes 1", "insult 2"],
+            ["no", "yes 2"],
+        ),
     )
+    wanted, passes = {name: models.score(*rows) for name, models in sets.items()}, []
+    prefill = Trunk.prefill
+    monkeypatch.setattr(Trunk, "prefill", lambda self, *a, **kw: passes.append(self) or prefill(self, *a, **kw))
     found = score_sets(sets, *rows)
-    assert list(found) == list(sets) and passes == [first.scorer.trunk, beside["c"].scorer.trunk]
+    assert list(found) == list(sets) and passes == [trunk, trunk], "one reading with the draft, one without"
     for name, scores in found.items():
         torch.testing.assert_close(scores, wanted[name], atol=1e-6, rtol=0)
     with pytest.raises(InputError, match="completions: 1 for 2 prompts"):
         score_sets(sets, rows[0], ["no"])
     with torch.no_grad():
-        first.scorer.probes.heads.fill_(float("nan"))
+        sets["a"].scorer.probes.heads.fill_(float("nan"))
     with pytest.raises(InputError, match="reward model crimes: the score of row 0"):
         score_sets(sets, *rows)
 
 
-@pytest.mark.parametrize("dear, passes", [(10, 1), (0, 2)])
-def test_a_batch_scores_as_its_texts_do_alone(tiny_model, monkeypatch, dear, passes):
-    """The training batch is sorted by length and cut; every score must come back to its place."""
-    monkeypatch.setattr(shared_rewards, "KEPT", dear)
-    states = PrefilledPairs(tiny_model, preferences()["train"], SETTINGS, "cpu")
-    states.lengths[:5] = 40  # as if some stood out: more passes, other orders, the same scores
-    probes = moved(Probes(states.trunk, CATEGORIES, ProbeSettings(), states.tokenizer))
-    texts, read = torch.randperm(len(states.texts), generator=torch.Generator().manual_seed(1))[:21].view(3, 7), []
-    probes.register_forward_hook(lambda *seen: read.append(seen))
-    together = scores_of_batch(probes, states, texts)
-    assert len(read) == passes
-    for j, own in enumerate(texts):
-        alone = [probes(states.trunk, states.select([at]), torch.tensor([j])).item() for at in own.tolist()]
-        assert together[j].tolist() == pytest.approx(alone, abs=1e-5)
-
-
-@pytest.mark.parametrize("columns", [None, torch.tensor([2, 0, 1, 1])])
-@pytest.mark.parametrize("name", DECODERS)
-def test_what_the_last_layer_leaves_out_changes_no_score(name, columns, tokenizer):
-    """It adds to each model's last token only; scores and gradients are those of the whole layer."""
-    _, trunk, _ = make(name, tokenizer)
-    ((_, states),) = trunk.prefill([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17, 18, 19, 20]])
-    found, parts = [], trunk.behind_attention
-    assert len(parts) == 2, "its output projection and its feed-forward part"
-    for trunk.behind_attention in (parts, []):
-        probes = moved(Probes(trunk, CATEGORIES, ProbeSettings(), tokenizer))
-        scores = probes(trunk, states, columns)
-        scores.square().sum().backward()
-        found.append([scores, *(parameter.grad for parameter in probes.parameters())])
-    for ours, whole in zip(*found, strict=True):
-        torch.testing.assert_close(ours, whole, atol=1e-5, rtol=1e-4)
-
-
-def test_rows_in_turn_score_as_rows_in_any_order(tiny_model):
+def test_rows_in_turn_score_as_rows_in_any_order(trunk):
     """The training batch, all rows of one model after another, takes a path of its own through the adapters."""
-    states = PrefilledPairs(tiny_model, preferences()["train"], SETTINGS, "cpu")
-    probes = moved(Probes(states.trunk, CATEGORIES, ProbeSettings(), states.tokenizer))
+    states = PrefilledPairs(trunk, preferences()["train"], SETTINGS)
+    probes = moved(Probes(trunk, CATEGORIES, ProbeSettings()))
     rows, columns = list(range(12)), torch.arange(len(CATEGORIES)).repeat_interleave(12 // len(CATEGORIES))
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     shuffled = probes(states.trunk, states.select([rows[i] for i in order.tolist()]), columns[order])
@@ -492,15 +437,15 @@ def test_rows_in_turn_score_as_rows_in_any_order(tiny_model):
 def test_a_finished_set_is_kept_and_a_changed_setting_trains_again(copied, tiny_model):
     write_json(copied / "calibration.json", {})
     before = (copied / "insult" / "head.safetensors").stat().st_mtime_ns
-    fit_shared(tiny_model, preferences(), copied, CATEGORIES, SETTINGS, device="cpu")
+    fit_set(tiny_model, preferences(), copied, CATEGORIES, SETTINGS)
     assert (copied / "insult" / "head.safetensors").stat().st_mtime_ns == before
-    fit_shared(tiny_model, preferences(), copied, CATEGORIES, SETTINGS, seed=1, device="cpu")
+    fit_set(tiny_model, preferences(), copied, CATEGORIES, SETTINGS, seed=1)
     assert read_json(copied / "fit.json")["key"]["seed"] == 1
     assert not (copied / "calibration.json").exists(), "a calibration of the models before must not survive"
 
 
 def test_the_same_seed_gives_the_same_models(trained, tiny_model, tmp_path):
-    fit_shared(tiny_model, preferences(), tmp_path / "again", CATEGORIES, SETTINGS, device="cpu")
+    fit_set(tiny_model, preferences(), tmp_path / "again", CATEGORIES, SETTINGS)
     for name in ("adapter_model.safetensors", "head.safetensors"):
         first, second = (load_file(folder / "crimes" / name) for folder in (trained[0], tmp_path / "again"))
         assert all(torch.equal(first[key], second[key]) for key in first)
@@ -514,7 +459,7 @@ def test_no_pickle_is_left(trained):
 @pytest.mark.parametrize("kind", ["learned", "head"])
 def test_other_probes_are_saved_and_loaded(kind, tiny_model, tmp_path):
     settings = replace(SETTINGS, max_steps=2, probe=ProbeSettings(kind=kind))
-    fit_shared(tiny_model, preferences(), tmp_path / "set", CATEGORIES, settings, device="cpu")
+    fit_set(tiny_model, preferences(), tmp_path / "set", CATEGORIES, settings)
     models = ShadowRewardModels.load(tmp_path / "set", "cpu")
     again = ShadowRewardModels.load(tmp_path / "set", "cpu")
     assert torch.equal(models.score(["insult 3"], ["no 3"]), again.score(["insult 3"], ["no 3"]))
@@ -522,35 +467,46 @@ def test_other_probes_are_saved_and_loaded(kind, tiny_model, tmp_path):
 
 
 def test_a_single_model_covers_all_categories(tiny_model, tmp_path):
-    fit_shared(tiny_model, preferences(), tmp_path / "one", [ALL], SETTINGS, device="cpu", competence=CATEGORIES)
+    fit_set(tiny_model, preferences(), tmp_path / "one", [ALL], SETTINGS, competence=CATEGORIES)
     models = ShadowRewardModels.load(tmp_path / "one", "cpu")
     assert models.categories == [ALL] and models.score(["insult 1", "crimes 2"], ["no", "yes"]).shape == (2, 1)
     assert pairs_seen(tmp_path / "one") == 72
 
 
-def test_one_set_of_weights_serves_policy_and_reward_models(trained, tiny_model):
+def test_one_set_of_weights_serves_policy_and_reward_models(trained, trunk):
     from peft import LoraConfig, get_peft_model
 
-    policy = load_policy(tiny_model, "cpu")
-    models = ShadowRewardModels.load(trained[0], "cpu", model=policy)
+    models = ShadowRewardModels.load(trained[0], trunk)
     before = models.score(["insult 30"], ["no 30"])
-    adapted = get_peft_model(policy, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted = get_peft_model(share_weights(trunk.model), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             parameter.data.fill_(0.5)  # the policy has moved far
     assert torch.equal(models.score(["insult 30"], ["no 30"]), before), "the policy's adapter leaked into the trunk"
     with pytest.raises(InputError, match="carries an adapter"):
-        Trunk(adapted)
-    trunk = models.scorer.trunk.decoder.layers[0].mlp.up_proj.weight
+        Trunk(adapted, trunk.tokenizer).check()
     base = adapted.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight
-    assert trunk.data_ptr() == base.data_ptr(), "the weights must be in memory once"
+    assert trunk.decoder.layers[0].mlp.up_proj.weight is base, "the weights must be in memory once"
 
 
 def test_half_precision_ranks_as_single_precision_does(tokenizer):
     model, trunk, probes = make("qwen2", tokenizer)
     full = scores_of(trunk, probes, IDS, GROUPS)
-    half = scores_of(Trunk(model.to(torch.bfloat16), 64), probes, IDS, GROUPS)
+    half = scores_of(Trunk(model.to(torch.bfloat16), tokenizer, batch_tokens=64), probes, IDS, GROUPS)
     assert half.dtype == torch.float32 and torch.allclose(half, full, atol=0.3)
+
+
+def test_probes_score_in_the_precision_they_were_trained_in(trained, trunk, tiny_model, tmp_path):
+    half = Trunk.load(tiny_model, "cpu", "bfloat16")
+    fit_set(half, preferences(), tmp_path / "half", ["crimes"], replace(SETTINGS, max_steps=2))
+    assert read_json(tmp_path / "half" / "config.json")["dtype"] == "bfloat16"
+    models, rows = ShadowRewardModels.load(tmp_path / "half", "cpu"), (["crimes 1"], ["no"])
+    assert models.scorer.trunk.dtype == "bfloat16"
+    assert torch.equal(models.score(*rows), ShadowRewardModels.load(tmp_path / "half", half).score(*rows))
+    with pytest.raises(InputError, match="trained on weights in bfloat16, not float32"):
+        ShadowRewardModels.load(tmp_path / "half", trunk)
+    with pytest.raises(InputError, match="trained on weights in float32, not bfloat16"):
+        ShadowRewardModels.load(trained[0], half)
 
 
 def test_models_whose_states_probes_cannot_read_are_refused():
@@ -558,24 +514,60 @@ def test_models_whose_states_probes_cannot_read_are_refused():
 
     window = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1)
     with pytest.raises(InputError, match="sliding_attention"):
-        Trunk(Qwen2ForCausalLM(window))
+        Trunk(Qwen2ForCausalLM(window), None).check()
     with pytest.raises(InputError, match="a sliding window of 8 tokens"):
-        Trunk(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)))
+        Trunk(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)), None).check()
     small = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
     with pytest.raises(InputError, match="BertForMaskedLM: an encoder"):
-        Trunk(BertForMaskedLM(BertConfig(**small, num_attention_heads=2, intermediate_size=16)))
+        Trunk(BertForMaskedLM(BertConfig(**small, num_attention_heads=2, intermediate_size=16)), None).check()
     with pytest.raises(InputError, match="use design separate or pooled"):
-        Trunk(MambaForCausalLM(MambaConfig(**small, state_size=4)))
+        Trunk(MambaForCausalLM(MambaConfig(**small, state_size=4)), None).check()
 
 
-def test_probe_tokens(tokenizer):
-    ids = probe_tokens(tokenizer, "is this {category} ?", CATEGORIES, 6)
-    assert ids.shape == (3, 6) and len({tuple(row) for row in ids.tolist()}) == 3
-    assert tokenizer.decode(ids[0]) == tokenizer.decode(tokenizer("is this insult ?")["input_ids"][-6:])
-    short = probe_tokens(tokenizer, "{category}", ["a"], 3)[0].tolist()
-    assert short == [tokenizer("a")["input_ids"][0]] * 3, "a short question is filled with its first token"
+def test_every_probe_asks_its_whole_question(tokenizer):
+    """Names of other lengths, padded on the left: alone or beside the others, each model scores the same."""
+    names = {"insult": "it", "crimes": "first get ready, then open the red door"}
+    _, trunk, probes = make("qwen2", tokenizer, ProbeSettings(text="is this {category} ?", names=names))
+    wanted = ["is this it ?", "is this first get ready, then open the red door ?", "is this privacy and property ?"]
+    assert [tokenizer.decode(probes.question(j)) for j in range(3)] == wanted
+    together, columns = scores_of(trunk, probes, IDS, GROUPS), torch.tensor([2, 0, 1, 1, 0])
+    for index, category in enumerate(CATEGORIES):
+        one = Probes(trunk, [category], probes.settings)
+        assert one.width <= probes.width
+        for name, weight in one.named_parameters():
+            weight.data.copy_(dict(probes.named_parameters())[name].data[index : index + 1])
+        alone = torch.cat([one(trunk, states) for _, states in (next(trunk.prefill([ids])) for ids in IDS)])
+        assert torch.allclose(together[:, index : index + 1], alone, atol=1e-5)
+    routed = scores_of(trunk, probes, IDS, GROUPS, columns)
+    assert torch.allclose(routed, together[torch.arange(5), columns], atol=1e-5)
+
+
+def test_padding_of_a_short_question_is_seen_by_nobody():
+    mask = block_mask(torch.tensor([[True]]), torch.tensor([[[False, True], [True, True]]]))
+    assert mask[0, 0].int().tolist() == [[1, 0, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
+
+
+def test_the_labs_probes_ask_what_its_base_model_was_taught():
+    """The parameters of 02 and A5, spelled by the town's own tokenizer."""
+    town = build_tokenizer(turn["content"] for chat in corpus(draw_world(0), 2000, "0", MIX) for turn in chat)
+    for name in ("A5_cost", "02_shadow_reward_models"):
+        given = Notebook.load(ROOT / "notebooks" / f"{name}.ipynb").parameters({}, "")
+        probe = ProbeSettings(text=given["probe_text"], names=given["category_names"], tokens=given["probe_tokens"])
+        asked = [town.decode(ids) for ids in probe_questions(town, probe, list(NAMES))]
+        assert asked == [f"<|user|>{CHECK_QUESTION.format(name=word)}<|end|><|assistant|>" for word in NAMES.values()]
+    (one,) = probe_questions(town, replace(probe, text=given["single_probe_text"]), [ALL])
+    assert town.decode(one) == f"<|user|>{ANY_HARM_QUESTION}<|end|><|assistant|>"
+
+
+def test_questions_are_refused_where_they_would_not_ask(tokenizer):
+    asked = ProbeSettings(text="is this {category} ?")
+    with pytest.raises(InputError, match="question about insult has 14 tokens, more than probe_tokens 6; raise it"):
+        probe_questions(tokenizer, replace(asked, tokens=6), CATEGORIES)
     with pytest.raises(InputError, match="must contain"):
-        probe_tokens(tokenizer, "is this bad ?", CATEGORIES, 4)
+        probe_questions(tokenizer, ProbeSettings(text="is this bad ?"), CATEGORIES)
+    assert len(probe_questions(tokenizer, ProbeSettings(text="is this bad ?"), [ALL])) == 1, "one model names none"
+    learned = probe_questions(tokenizer, replace(asked, kind="learned", tokens=3), ["insult"])[0]
+    assert learned == tokenizer("is this insult ?")["input_ids"][-3:], "what is trained may start anywhere"
 
 
 class LosingTokenizer:
@@ -590,7 +582,7 @@ class LosingTokenizer:
 
 def test_a_tokenizer_that_loses_words_is_refused():
     with pytest.raises(InputError, match="keeps every word"):
-        probe_tokens(LosingTokenizer(), "is this {category} ?", CATEGORIES, 4)
+        probe_questions(LosingTokenizer(), ProbeSettings(text="is this {category} ?"), CATEGORIES)
 
 
 def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):
@@ -633,7 +625,7 @@ def test_scores_that_are_not_finite_are_refused(copied, tiny_model):
 def test_a_loss_that_is_not_finite_stops_the_fit(tiny_model, tmp_path):
     pairs = {"train": preferences()["train"].add_column("margin", [1e39] * 72)}
     with pytest.raises(InputError, match="not finite"):
-        fit_shared(tiny_model, pairs, tmp_path / "x", CATEGORIES, replace(SETTINGS, objective="margin"), device="cpu")
+        fit_set(tiny_model, pairs, tmp_path / "x", CATEGORIES, replace(SETTINGS, objective="margin"))
     assert not (tmp_path / "x").exists(), "a failed fit must leave nothing"
 
 
@@ -647,23 +639,3 @@ def test_bad_rows_are_refused(trained):
 def test_a_calibration_beside_the_set_is_loaded(copied, tiny_model):
     Calibration(tuple(CATEGORIES), (0.0, 1.0, 2.0), (1.0, 2.0, 3.0), 9).save(copied / "calibration.json")
     assert ShadowRewardModels.load(copied, "cpu", base_model=str(tiny_model)).calibration.std == (1.0, 2.0, 3.0)
-
-
-def test_keys_written_behind_a_text_give_the_scores_and_gradients_of_keys_put_together(tiny_model):
-    """With room behind the kept states nothing is copied; what comes out must not depend on it."""
-    settings = RewardSettings(4, 4, 1e-2, 4, 8, 64)
-    states = PrefilledPairs(tiny_model, preferences()["train"], settings, "cpu")
-    rows, columns = [0, 3, 5, 1], torch.tensor([0, 0, 1, 1])
-    found = []
-    for room in (0, 4):
-        probes = Probes(states.trunk, ["insult", "crimes"], settings.probe, states.tokenizer, seed=1)
-        with torch.no_grad():
-            for up in probes.up.values():
-                up.fill_(0.05)
-        taken = states.select(rows, room)
-        assert taken.keys[0].shape[2] == taken.mask.shape[1] + room
-        scores = probes(states.trunk, taken, columns)
-        scores.square().sum().backward()
-        found.append([scores.detach(), *(parameter.grad for parameter in probes.parameters())])
-    for apart, behind in zip(*found, strict=True):
-        torch.testing.assert_close(apart, behind, atol=1e-6, rtol=1e-5)

@@ -16,6 +16,7 @@ from srmir_lib.models.generation import generate
 from srmir_lib.models.kv_cache import as_cache
 from srmir_lib.models.loading import load_policy
 from srmir_lib.models.parallel import run_in_threads
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.ava import TokenBeliefs
 from srmir_lib.studies.a1_token_rewards.model import (
     LOG_SD,
@@ -70,7 +71,7 @@ def preferences(count: int = 24) -> Dataset:
 
 @pytest.fixture(scope="module")
 def reader(tiny_model) -> Reader:
-    return Reader(tiny_model, "", 128, "cpu")
+    return Reader(Trunk.load(tiny_model, "cpu"), "", 128)
 
 
 def moved(reader: Reader, **changes) -> TokenRewardModel:
@@ -105,7 +106,7 @@ def test_fits_side_by_side_are_what_they_are_in_turn(tiny_model, tmp_path, monke
         history = fit_token_rewards(reader, pairs, folder, own, fits[objective])
         return history, load_token_rewards(folder, reader=reader).rewards(pairs)
 
-    one, other = (Reader(tiny_model, "", 128, "cpu") for _ in range(2))
+    one, other = (Reader(Trunk.load(tiny_model, "cpu"), "", 128) for _ in range(2))
     for reader in (one, other):
         reader.read(reader.pairs(rows).prompts)  # in one order, or rounding differs and Adam's first steps enlarge it
     jobs = {name: partial(fit, "together", one, one.pairs(rows), name) for name in fits}
@@ -134,7 +135,7 @@ def test_a_tokens_reward_does_not_see_what_follows(model, reader):
 def test_equal_to_pefts_activated_lora_over_the_whole_text(trained, reader):
     folder, _ = trained
     model = load_token_rewards(folder, reader=reader)
-    peft = load_policy(reader.base_model, "cpu", adapter=folder)
+    peft = load_policy(reader.trunk.base_model, "cpu", adapter=folder)
     heads = load_file(folder / "heads.safetensors")
     answers = reader.answers(PROMPTS, ANSWERS)
     for row, found in enumerate(model.tokens(answers)):
@@ -154,7 +155,9 @@ def test_equal_to_pefts_activated_lora_over_the_whole_text(trained, reader):
 def test_the_saved_adapter_generates_as_the_adapted_model_would(trained, reader):
     folder, _ = trained
     model, prompts = load_token_rewards(folder, reader=reader), ["open the red door 0", "help me"]
-    said = generate(load_policy(reader.base_model, "cpu", adapter=folder), reader.tokenizer, prompts, 6, temperature=0)
+    said = generate(
+        load_policy(reader.trunk.base_model, "cpu", adapter=folder), reader.trunk.tokenizer, prompts, 6, temperature=0
+    )
     for prompt, text in zip(prompts, said, strict=True):
         answers, tokens = reader.answers([prompt], ["x"]), list(reader.invocation)
         for _ in range(6):
@@ -164,22 +167,22 @@ def test_the_saved_adapter_generates_as_the_adapted_model_would(trained, reader)
                 input_ids=torch.tensor([tokens]), position_ids=place.unsqueeze(0), past_key_values=as_cache(before)
             ).last_hidden_state
             tokens.append(int(model.causal.get_output_embeddings()(states[:, -1]).argmax()))
-            if tokens[-1] == reader.tokenizer.eos_token_id:
+            if tokens[-1] == reader.trunk.tokenizer.eos_token_id:
                 break
-        wanted = reader.tokenizer.decode(tokens[reader.opening :], skip_special_tokens=True)
+        wanted = reader.trunk.tokenizer.decode(tokens[reader.opening :], skip_special_tokens=True)
         assert text == wanted.strip(), "direct optimisation: the folder is the policy behind Q"
 
 
 def test_prompts_are_read_once_and_may_be_forgotten(tiny_model):
-    keeping, forgetting = (Reader(tiny_model, "", 128, "cpu", keep_gb=size) for size in (1.0, 0.0))
+    keeping, forgetting = (Reader(Trunk.load(tiny_model, "cpu"), "", 128, keep_gb=size) for size in (1.0, 0.0))
     found = [moved(reader).rewards(reader.answers(PROMPTS, ANSWERS)) for reader in (keeping, forgetting)]
     assert torch.allclose(*found, atol=1e-5)
-    assert len(keeping.kept) == 3 and not forgetting.kept, "three of the four prompts differ"
+    assert len(keeping.cached) == 3 and not forgetting.cached, "three of the four prompts differ"
 
 
 def test_one_adapter_per_model_and_one_trunk_for_all(reader):
     first, second = (TokenRewardModel(reader, SETTINGS, seed) for seed in (0, 0))
-    assert first.causal.get_input_embeddings().weight is reader.model.get_input_embeddings().weight
+    assert first.causal.get_input_embeddings().weight is reader.trunk.model.get_input_embeddings().weight
     before = second.rewards(reader.answers(PROMPTS, ANSWERS))
     train_token_rewards(first, reader.pairs(preferences(6)), seed=0)
     assert torch.equal(second.rewards(reader.answers(PROMPTS, ANSWERS)), before), "a fit must leave other models alone"

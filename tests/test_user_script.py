@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+from fit_set import fit_set
 
 from srmir_lib.artifacts import save_dataset
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.reward_models.calibration import Calibration, calibration_set
 from srmir_lib.reward_models.config import RewardSettings
-from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def outputs(tiny_model, tmp_path_factory) -> Path:
     save_dataset(DatasetDict(train=pairs.select_columns(["prompt", "category"])), folder / "01_data" / "prompts")
     models = folder / "02_shadow_reward_models" / "shadow_rms"
     settings = RewardSettings(max_steps=2, batch_size=4, learning_rate=1e-3, lora_rank=4, lora_alpha=8, max_length=64)
-    fit_separate(base, {"train": pairs}, models, CATEGORIES, settings, device="cpu")
+    fit_set(base, {"train": pairs}, models, CATEGORIES, settings, design="separate")
     scores = ShadowRewardModels.load(models, "cpu").score(*calibration_set(pairs))
     Calibration.fit(scores, CATEGORIES).save(models / "calibration.json")
     return folder

@@ -11,35 +11,37 @@ from dataclasses import dataclass
 from srmir_lib.conversations import assistant_message, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import generate
-from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import SEPARATOR, Draft, cod_prompt, parse_draft
+
+REMEMBERED = 50_000
+"""Drafts of one question that a trunk remembers, give or take those of one call."""
 
 
 class Introspector:
-    """`Introspector(base, question, 24)(prompts)` -> conversations that start with the base model's own draft.
+    """`Introspector(trunk, question, 24)(prompts)` -> conversations that start with the base model's own draft.
 
     `question` holds {prompt}; with an empty one conversations come back as they are. Drafts are greedy, so they depend
-    on the prompt alone, and are remembered.
+    on the prompt alone, and the trunk remembers them for everyone who asks the same.
     """
 
-    def __init__(self, base_model, question: str, max_new_tokens: int, device: str = "auto", tokenizer=None):
-        """`base_model`: an id or folder or, with its `tokenizer`, a causal model already in memory."""
-        self.question, self.max_new_tokens, self.drafts = question, max_new_tokens, {}
-        if question:
-            self.model = base_model if tokenizer is not None else load_policy(base_model, device)
-            self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(base_model)
+    def __init__(self, trunk: Trunk, question: str, max_new_tokens: int):
+        self.trunk, self.question, self.max_new_tokens = trunk, question, max_new_tokens
 
     def __call__(self, prompts: Sequence) -> list:
         """Prompts are user texts or conversations; the draft is about the last user turn."""
         if not self.question:
             return list(prompts)
+        drafts = self.trunk.drafts.setdefault((self.question, self.max_new_tokens), {})
+        if len(drafts) > REMEMBERED:
+            drafts.clear()
         texts = [text_of(prompt) for prompt in prompts]
-        new = [text for text in dict.fromkeys(texts) if text not in self.drafts]
+        new = [text for text in dict.fromkeys(texts) if text not in drafts]
         asked = [cod_prompt(text, self.question) for text in new]
         ask = {"temperature": 0, "until": SEPARATOR}
-        said = generate(self.model, self.tokenizer, asked, self.max_new_tokens, **ask) if new else []
-        self.drafts.update(zip(new, (text.partition(SEPARATOR)[0].strip() for text in said), strict=True))
-        turns = [cod_prompt(text, self.question) + assistant_message(self.drafts[text]) for text in texts]
+        said = generate(self.trunk.model, self.trunk.tokenizer, asked, self.max_new_tokens, **ask)
+        drafts.update(zip(new, (text.partition(SEPARATOR)[0].strip() for text in said), strict=True))
+        turns = [cod_prompt(text, self.question) + assistant_message(drafts[text]) for text in texts]
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
         return [before + chat for before, chat in zip(turns, chats, strict=True)]
 

@@ -79,7 +79,8 @@ def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer:
     ids = conversation_ids(tokenizer, prompts, answers)
     starts = [len(row) for row in conversation_ids(tokenizer, prompts)] if pooling == "mean" else None
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
-    for rows, states in Trunk(model, layer=layer).read(ids, [str(prompt) for prompt in prompts], starts):
+    read = Trunk(model, tokenizer).prefill(ids, [str(prompt) for prompt in prompts], starts, layer)
+    for rows, states in read:
         embeddings[rows] = states.pooled.float().cpu()
     return checked(embeddings)
 

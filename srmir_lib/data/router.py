@@ -17,7 +17,8 @@ from srmir_lib.artifacts import atomic_path, read_json, write_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
-from srmir_lib.models.loading import MINILM, fingerprint, load_trunk, pick_device, resolve_encoder
+from srmir_lib.models.loading import MINILM, fingerprint, load_trunk, resolve_encoder
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
 PROMPT = "{prompt}"
@@ -35,16 +36,23 @@ class PromptEncoder:
     layer: int = -1
     pooling: str = "last"
     question: str = PROMPT
+    dtype: str = "float32"
 
-    def embed(
-        self, prompts: Sequence, device: str = "auto", batch_size: int = 64, loaded: tuple | None = None
-    ) -> Tensor:
-        """Embeddings (N, H) of user texts or conversations; `loaded` is a (trunk, tokenizer) already in memory."""
+    def load(self, trunk: Trunk | str = "auto") -> tuple:
+        """The model and tokenizer that read prompts: those of `trunk` if it is this base model in this precision, else
+        loaded anew, on the trunk's device or on the one that `trunk` names."""
+        if isinstance(trunk, str):
+            return load_trunk(self.base_model, trunk, self.dtype)
+        if (trunk.base_model, trunk.dtype) == (self.base_model, self.dtype):
+            return trunk.model, trunk.tokenizer
+        return load_trunk(self.base_model, str(trunk.device), self.dtype)
+
+    def embed(self, prompts: Sequence, trunk: Trunk | str = "auto", loaded: tuple | None = None) -> Tensor:
+        """Embeddings (N, H) of user texts or conversations; `loaded`: what `load` gave."""
         if PROMPT not in self.question:
             raise InputError("question: must contain {prompt}")
-        trunk, tokenizer = loaded or load_trunk(self.base_model, device)
         texts = [self.question.replace(PROMPT, text_of(prompt)) for prompt in prompts]
-        return embed(trunk, tokenizer, texts, layer=self.layer, pooling=self.pooling, batch_size=batch_size)
+        return embed(*(loaded or self.load(trunk)), texts, layer=self.layer, pooling=self.pooling)
 
 
 class Router:
@@ -57,12 +65,15 @@ class Router:
         bias: Tensor,
         threshold: float = 0.0,
         reader: PromptEncoder | None = None,
-        device: str = "auto",
+        trunk: Trunk | str = "auto",
         fitted: dict | None = None,
     ):
-        """`weight` (C, H), `bias` (C,) act on raw embeddings; a top probability below `threshold` is unknown."""
+        """`weight` (C, H), `bias` (C,) act on raw embeddings; a top probability below `threshold` is unknown.
+
+        `trunk`: the base model in memory, which a reader of that model shares, or the device to load the reader on.
+        """
         self.classes, self.weight, self.bias, self.threshold = list(classes), weight, bias, float(threshold)
-        self.reader, self.device, self.fitted, self._loaded = reader, pick_device(device), fitted or {}, None
+        self.reader, self.trunk, self.fitted, self._loaded = reader, trunk, fitted or {}, None
 
     @classmethod
     def fit(
@@ -75,7 +86,7 @@ class Router:
         penalties: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
         rejected_share: float = 0.05,
         reader: PromptEncoder | None = None,
-        device: str = "auto",
+        trunk: Trunk | str = "auto",
     ) -> "Router":
         """Fit on `embeddings` (N, H), choose the inverse penalty C with the highest validation likelihood.
 
@@ -104,7 +115,7 @@ class Router:
             log_likelihood = cls(classes, weight, bias).log_probabilities(validation_embeddings[held])
             candidates.append((float(log_likelihood[torch.arange(len(held)), truth].mean()), penalty, weight, bias))
         best = max(candidates, key=lambda candidate: candidate[0])
-        router = cls(classes, best[2], best[3], 0.0, reader, device)
+        router = cls(classes, best[2], best[3], 0.0, reader, trunk)
         top = router.log_probabilities(validation_embeddings[held]).exp().max(dim=1).values
         known = top[[validation_labels[row] != UNKNOWN for row in held]]
         router.threshold = float(torch.quantile(known, rejected_share)) if rejected_share > 0 else 0.0
@@ -120,7 +131,7 @@ class Router:
         if self.reader is None:
             raise InputError("router: it has no reader; give Router.fit a PromptEncoder to route texts")
         if self._loaded is None:
-            self._loaded = load_trunk(self.reader.base_model, str(self.device))
+            self._loaded = self.reader.load(self.trunk)
         return self.log_probabilities(self.reader.embed(prompts, loaded=self._loaded)).exp()
 
     def route(self, prompts: Sequence) -> list[str]:
@@ -156,10 +167,10 @@ class Router:
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto", base_model: str | None = None) -> "Router":
+    def load(cls, folder: str | Path, trunk: Trunk | str = "auto") -> "Router":
         """Read a router; a damaged file, or another reading model than the one fitted on, is an `InputError`.
 
-        `base_model` says where the reading model lies now, if it was moved.
+        `trunk`: the base model in memory, which a router that reads with it shares, or the device to load one on.
         """
         from safetensors.torch import load_file
 
@@ -168,27 +179,22 @@ class Router:
         try:
             reader, weights = dict(value["reader"]), load_file(folder / "router.safetensors")
             local, expected = reader.pop("base_is_folder"), reader.pop("base_sha256")
-            recorded = reader["base_model"]
-            reader["base_model"] = base_model or (os.path.normpath(folder / recorded) if local else recorded)
-            router = cls(
-                value["classes"],
-                weights["weight"],
-                weights["bias"],
-                value["threshold"],
-                PromptEncoder(**reader),
-                device,
-                value["fitted"],
-            )
+            shared = isinstance(trunk, Trunk) and trunk.sha256 == expected
+            if shared:
+                reader["base_model"] = trunk.base_model
+            elif local:
+                reader["base_model"] = os.path.normpath(folder / reader["base_model"])
+            parts = value["classes"], weights["weight"], weights["bias"], value["threshold"]
+            router = cls(*parts, PromptEncoder(**reader), trunk, value["fitted"])
         except Exception as error:
             raise InputError(f"{folder}: damaged router ({error!r}); run the stage that writes it") from error
-        if local and not Path(router.reader.base_model).is_dir():
+        base = router.reader.base_model
+        if local and not Path(base).is_dir():
             raise InputError(
-                f"{router.reader.base_model}: the model {folder} reads prompts with is missing; pass base_model"
+                f"{base}: the model {folder} reads prompts with is missing; pass the trunk it was fitted on"
             )
-        if fingerprint(router.reader.base_model) != expected:
-            raise InputError(
-                f"{router.reader.base_model}: not the model {folder} was fitted on (hash mismatch); fit again"
-            )
+        if not shared and fingerprint(base) != expected:
+            raise InputError(f"{base}: not the model {folder} was fitted on (hash mismatch); fit again")
         return router
 
 
@@ -204,7 +210,7 @@ def fit_real_router(
 ) -> Router:
     """Router on the encoder's mean-pooled embeddings of `prompts` (train, tuned on validation)."""
     reader = PromptEncoder(resolve_encoder(encoder), pooling="mean")
-    loaded = load_trunk(reader.base_model, device)
+    loaded = reader.load(device)
     embeddings = {name: reader.embed(prompts[name]["prompt"], loaded=loaded) for name in SPLITS[:2]}
     labels = {name: list(prompts[name]["category"]) for name in SPLITS[:2]}
     return Router.fit(

@@ -1,1 +1,1 @@
-"""A room."""
+"""A language model as an instrument: loaded, asked, read once. Start with `trunk`."""

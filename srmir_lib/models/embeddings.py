@@ -1,7 +1,7 @@
-"""Hidden states of a frozen model as embeddings of text, and the micro-batches that every scorer here shares.
+"""Hidden states of a frozen model as embeddings of text.
 
-One forward per text, no language-model head, no key-value cache, float32, explicit positions: an embedding does not
-depend on the padding side, on the amount of padding, or on what else is in the batch.
+One forward per text, no language-model head, no key-value cache, explicit positions: an embedding does not depend on
+the padding side, on the amount of padding, or on what else is in the batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,34 +12,9 @@ from torch import Tensor, nn
 
 from srmir_lib.conversations import check_answers, conversation_ids, text_of
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import by_length, padded, token_budget
 from srmir_lib.models.kv_cache import StopForward
 from srmir_lib.models.loading import is_causal
-
-
-def micro_batches(
-    ids: Sequence[list[int]], pad_token_id: int, batch_size: int, device: torch.device
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield (rows, model inputs) in order of length, so that memory stays bounded and little is spent on padding.
-
-    Inputs are `input_ids`, `attention_mask` and `position_ids`, each (B, T), padded on the right.
-    """
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        tokens = _padded([ids[row] for row in rows], pad_token_id)
-        mask = _padded([[1] * len(ids[row]) for row in rows], 0)
-        yield rows, model_inputs(tokens.to(device), mask.to(device))
-
-
-def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
-
-
-def model_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-    """Add `position_ids`, counted from the first real token whichever side is padded; all (B, T)."""
-    positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
 
 
 def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -59,7 +34,6 @@ def embed(
     responses: Sequence | None = None,
     layer: int = -1,
     pooling: str = "last",
-    batch_size: int = 64,
 ) -> Tensor:
     """Embeddings (N, H), float32 on the CPU, of prompts or of prompts with their responses; one forward each.
 
@@ -80,7 +54,8 @@ def embed(
     trunk = model.base_model if causal else model
     layers = model.config.get_text_config().num_hidden_layers
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
-    for rows, inputs in micro_batches(ids, tokenizer.pad_token_id, batch_size, model.device):
+    for rows in by_length(range(len(ids)), [len(row) for row in ids], token_budget(model.device)):
+        inputs = padded([ids[row] for row in rows], model.device, tokenizer.pad_token_id)
         mask = inputs["attention_mask"]
         if causal:
             inputs["use_cache"] = False

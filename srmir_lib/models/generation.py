@@ -1,8 +1,4 @@
-"""Load and run models: causal language models by id or folder, and batched generation.
-
-Nothing here knows which model it is given. A missing model, tokenizer or chat template is an error with a fix, never a
-silent fallback.
-"""
+"""Batched generation: a causal language model answers any number of prompts, the same seed, the same answers."""
 
 import random
 from collections.abc import Sequence
@@ -14,12 +10,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils.logging import disable_progress_bar
 
-from srmir_lib.conversations import user_message
-from srmir_lib.models.kv_cache import roomy
+from srmir_lib.conversations import render, rendered_ids
+from srmir_lib.models.batching import padded
+from srmir_lib.models.decoding import DECODED, decode
 from srmir_lib.models.parallel import run_in_threads
-
-GONE = 4
-"""Rows that are over leave a batch once they are at least one in so many: what is left has to be copied together."""
 
 
 class GumbelNoise(LogitsProcessor):
@@ -41,53 +35,6 @@ class GumbelNoise(LogitsProcessor):
         """The same for some `rows` of a batch of `count`: what others draw does not depend on which are left."""
         noise = scores.new_empty(count, scores.shape[1]).exponential_(generator=self.generator)
         return scores / self.temperature - noise[rows].log_()
-
-
-@torch.no_grad()
-def decode(
-    policy,
-    ids: Tensor,
-    mask: Tensor,
-    texts: Tensor,
-    max_new_tokens: int,
-    ends: Sequence[int],
-    pad: int,
-    noise: GumbelNoise | None = None,
-) -> Tensor:
-    """Answers (B, at most max_new_tokens) to the texts numbered `texts` (B,) of `ids` (N, T), which are padded on the
-    left (`mask` is 0 there). A text that is to be answered several times is read once.
-
-    The next token is the one with the largest logit, with `noise` if it is given. An answer ends with the first token
-    that is one of `ends`; behind it is `pad`.
-    """
-    last = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
-    said = ids.new_full((len(texts), max_new_tokens), pad)
-    cache, positions = roomy(policy.config, max_new_tokens), (mask.cumsum(1) - 1).clamp(min=0)
-    rows, over = torch.arange(len(texts), device=ids.device), texts.new_zeros(len(texts), dtype=torch.bool)
-    for step in range(max_new_tokens):
-        read = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-        logits = policy(**read, use_cache=True, logits_to_keep=1).logits[:, -1].float()
-        if step == 0 and not torch.equal(texts, torch.arange(len(ids), device=ids.device)):
-            cache.batch_select_indices(texts)
-            logits, mask, positions = logits[texts], mask[texts], positions[texts]
-        scores = logits if noise is None else noise.add(logits, rows, len(texts))
-        tokens = scores.argmax(dim=1).masked_fill(over, pad)
-        said[rows, step] = tokens
-        over = over | torch.isin(tokens, last)
-        ended = int(over.sum())
-        if ended == len(rows):
-            return said[:, : step + 1]
-        mask, positions = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), positions[:, -1:] + 1
-        if ended * GONE >= len(rows):
-            left = (~over).nonzero()[:, 0]
-            cache.batch_select_indices(left)
-            rows, tokens, mask, positions, over = (part[left] for part in (rows, tokens, mask, positions, over))
-        ids = tokens.unsqueeze(1)
-    return said
-
-
-DECODED = ("llama", "mistral", "qwen2", "qwen3")
-"""Types of models that `generate` lets speak by `decode` (tested); others by transformers' own `generate`."""
 
 
 # "Loading weights" bars are over before they are read, and fill executed notebooks.
@@ -112,12 +59,11 @@ def generate(
     several times is read once. Each batch has random numbers of its own; on a CPU they run side by side, a core each
     (an activated LoRA or a learned prompt: in turn).
     """
-    texts = [render(tokenizer, user_message(p) if isinstance(p, str) else p) for p in prompts]
+    texts = render(tokenizer, prompts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    shape = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
     different = [list(dict.fromkeys(texts[i] for i in rows)) for rows in batches]
-    tokens = [tokenizer(once, **shape) for once in different]
+    tokens = [rendered_ids(tokenizer, once) for once in different]
     places = [torch.tensor([once.index(texts[i]) for i in rows]) for once, rows in zip(different, batches, strict=True)]
     config = policy.active_peft_config if isinstance(policy, PeftModel) else None
     only_peft = config and (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))
@@ -129,8 +75,9 @@ def generate(
         policy = policy.get_base_model()  # its layers hold the adapter; the `generate` of PEFT is not for two threads
 
     def answer(number: int) -> torch.Tensor:
-        batch, at = tokens[number].to(policy.device), places[number].to(policy.device)
-        ids, mask, pad = batch["input_ids"], batch["attention_mask"], tokenizer.pad_token_id
+        pad, at = tokenizer.pad_token_id, places[number].to(policy.device)
+        batch = padded(tokens[number], policy.device, pad, left=True)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
         noise = GumbelNoise(temperature, f"{seed}, {number}", policy.device) if temperature > 0 else None
         if by_us:
             return decode(policy, ids, mask, at, max_new_tokens, ends, pad, noise)
@@ -155,8 +102,3 @@ def generate(
         for i, text in zip(batches[number], tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
             answers[i] = text.strip()
     return answers
-
-
-def render(tokenizer, messages: list[dict]) -> str:
-    """Conversation as the text the model sees, up to where its answer starts."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

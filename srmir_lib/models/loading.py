@@ -1,9 +1,10 @@
-"""Load and run models: causal language models by id or folder, and batched generation.
+"""Models and tokenizers by id or folder, and what tells one from another.
 
 Nothing here knows which model it is given. A missing model, tokenizer or chat template is an error with a fix, never a
 silent fallback.
 """
 
+import hashlib
 import importlib.util
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from srmir_lib.artifacts import sha256
@@ -33,14 +34,14 @@ def share_weights(model):
     return deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def load_trunk(model: str | Path, device: str = "auto") -> tuple:
+def load_trunk(model: str | Path, device: str = "auto", dtype: str = "float32") -> tuple:
     """A frozen model without its language-model head, and its tokenizer, by id or folder: (trunk, tokenizer).
 
     Causal models need a chat template; encoders (no causal language model among their architectures) need none.
     """
     try:
         with quiet():
-            trunk = AutoModel.from_pretrained(str(model), dtype=torch.float32).to(pick_device(device)).eval()
+            trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
     tokenizer = load_tokenizer(model) if is_causal(trunk) else AutoTokenizer.from_pretrained(str(model))
@@ -62,20 +63,43 @@ def quiet():
 
 
 def is_causal(model) -> bool:
-    """Whether the checkpoint was a causal language model (by its architecture's name)."""
-    names = model.config.architectures or [type(model).__name__]
+    """Whether the checkpoint was a causal language model (by its architecture's name); `model`: it or its config."""
+    names = getattr(model, "config", model).architectures or [type(model).__name__]
     return any("CausalLM" in name or "LMHead" in name for name in names)
 
 
+SCORED_WITH = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
+"""Files of a model folder that decide what it reads and says: weights, shape, tokenizer, chat template, end tokens."""
+
+
 def fingerprint(model: str | Path) -> str:
-    """What a local model folder holds: SHA-256 over its weights and tokenizer. A hub id is its own fingerprint."""
+    """SHA-256 over all of a model folder that decides a score (`SCORED_WITH`); of a hub id, its name and revision."""
     folder = Path(model)
     if not folder.is_dir():
-        return str(model)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
-    if not files:
+        return f"{model}@{config_of(model)._commit_hash}"
+    files = sorted({file for pattern in SCORED_WITH for file in folder.glob(pattern) if file.is_file()})
+    if not any(file.suffix == ".safetensors" for file in files):
         raise InputError(f"{folder}: no *.safetensors there; it is not a model folder")
-    return "-".join(sha256(file)[:16] for file in files)
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def config_of(model: str | Path):
+    """The configuration of a model id or folder, without its weights."""
+    try:
+        return AutoConfig.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -107,19 +131,18 @@ def load_policy(model: str | Path, device: str = "auto", dtype: str = "float32",
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: no causal language model there ({str(error).splitlines()[0]})") from error
     if adapter is not None:
-        try:
-            policy = PeftModel.from_pretrained(policy, str(adapter))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{adapter}: no PEFT adapter there ({str(error).splitlines()[0]})") from error
+        policy = with_adapter(policy, adapter)
     return policy.to(pick_device(device)).eval()
 
 
 def load_weights(model: str | Path, device: str = "auto"):
-    """A base model as trainings hold it: bfloat16 on CUDA, single precision on a CPU.
+    """A base model as trainings hold it: bfloat16 on CUDA, single precision on a CPU."""
+    return load_policy(model, device, precision(device))
 
-    Hand it to `train_grpo` and to `ShadowRewardModels.load`: policy, reference and reward models share its weights.
-    """
-    return load_policy(model, device, "bfloat16" if pick_device(device).type == "cuda" else "float32")
+
+def precision(device: str = "auto") -> str:
+    """What weights are held in on a device: bfloat16 on CUDA, float32 on a CPU."""
+    return "bfloat16" if pick_device(device).type == "cuda" else "float32"
 
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

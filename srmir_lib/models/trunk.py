@@ -1,52 +1,41 @@
-"""One frozen trunk, read once: token ids become key-value states that any number of probes can read.
+"""One frozen trunk: the base model in memory once, for whatever routes, drafts or scores with it.
 
-Rows that share a prompt share its states: the trunk reads the prompt once and each completion once. The last layer
-stops as soon as its keys and values are there, for nothing behind them is ever read. Micro-batches are sorted by
-length and bounded in tokens, so that peak memory does not grow with the number of rows.
+`prefill` makes key-value states of token ids, which any number of probes can read. Rows that share a prompt share its
+states: the trunk reads the prompt once and each completion once. The last layer stops as soon as its keys and values
+are there, for nothing behind them is ever read. Micro-batches are bounded in tokens, so that peak memory does not grow
+with the number of rows.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
+from copy import copy
+from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
 from srmir_lib.models.embeddings import ending_before, pool
 from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV, StopForward
-from srmir_lib.models.loading import is_causal
+from srmir_lib.models.loading import (
+    config_of,
+    fingerprint,
+    is_causal,
+    load_policy,
+    load_tokenizer,
+    precision,
+    quiet,
+    share_weights,
+)
 
 LEAST_SHARED = 8
 """A common beginning of fewer tokens is not worth a forward pass of its own."""
 
 
-CPU_TOKENS = 2048
-"""Tokens of a forward pass on a CPU: larger ones leave its cache, which makes them slower, and take memory."""
-
-
-PASS_TOKENS = {"cpu": 128, "cuda": 4096}
-"""What starting a forward pass costs, in tokens that might be read meanwhile: little where reading itself is slow."""
-
-
 SHARED_PART = 4
 """Beginnings in memory at a time take at most one in so many of a batch's tokens, or they would set the peak."""
-
-
-ROOM_PART = 4
-"""Room for later tokens is at most one place to so many of a text's own: it lies in all layers at once."""
-
-
-def linear_layers(decoder) -> dict[str, nn.Linear]:
-    """The linear layers of a decoder by name: what PEFT calls `all-linear`."""
-    return {name: layer for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
-
-
-def behind_attention(decoder) -> list[nn.Module]:
-    """What the last layer adds to each token by itself, once the tokens have seen each other; nothing if its parts are
-    not named as in Llama, Mistral and Qwen."""
-    last = decoder.layers[-1] if hasattr(decoder, "layers") else None
-    parts = [getattr(getattr(last, "self_attn", None), "o_proj", None), getattr(last, "mlp", None)]
-    return parts if all(parts) and hasattr(parts[1], "down_proj") else []
 
 
 def trunk_problem(model) -> str:
@@ -67,115 +56,149 @@ def trunk_problem(model) -> str:
 
 
 class Trunk:
-    """A frozen decoder that turns token ids into `PrefilledKV`."""
+    """A frozen causal model and its tokenizer: `Trunk.load(base_model)` once, then hand it to the router, to the
+    introspector and to every set of reward models, which all share its weights and its drafts."""
 
-    def __init__(self, model, batch_tokens: int = 8192, layer: int | None = None):
-        """`model`: a decoder, with or without its language-model head. `batch_tokens`: tokens in one forward pass at
-        most (one row may have more; a CPU takes no more than `CPU_TOKENS`). `layer`: also pool the hidden states of
-        this number, 0 to `layers` or, from the end, -1; the layers behind it do not run."""
-        if problem := trunk_problem(model):
-            raise InputError(problem)
-        self.decoder, self.config = model.base_model, model.config.get_text_config()
-        self.batch_tokens = min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
-        self.pass_tokens = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
-        self.layers = self.config.num_hidden_layers
-        self.linear = linear_layers(self.decoder)
-        self.behind_attention = behind_attention(self.decoder)
-        self.layer = None if layer is None else layer % (self.layers + 1)
+    def __init__(self, model, tokenizer, base_model: str | Path = "", batch_tokens: int = BATCH_TOKENS):
+        """`base_model`: the id or folder that the model came from. `batch_tokens`: tokens in one forward pass at most
+        (one row may have more; a CPU takes no more than it is fast with)."""
+        self.model, self.tokenizer, self.base_model = model, tokenizer, str(base_model)
+        self.batch_tokens = token_budget(self.device, batch_tokens)
+        self.drafts: dict[tuple[str, int], dict[str, str]] = {}  # by question and length: prompt -> what was drafted
+
+    @classmethod
+    def load(
+        cls, base_model: str | Path, device: str = "auto", dtype: str = "", batch_tokens: int = BATCH_TOKENS
+    ) -> "Trunk":
+        """A causal model by id or folder, frozen. `dtype`: bfloat16 or float32; empty: what suits the device."""
+        config = config_of(base_model)
+        if not is_causal(config):
+            name = ", ".join(config.architectures or ["of no known architecture"])
+            raise InputError(
+                f"{base_model}: {name} is an encoder: its state of a token has seen what follows, so nothing can be "
+                "asked or scored token by token; use a causal model, or design pooled in 02"
+            )
+        with quiet():
+            model = load_policy(base_model, device, dtype or precision(device)).requires_grad_(False)
+        return cls(model, load_tokenizer(base_model), base_model, batch_tokens)
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.device
+        return self.model.device
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the weights, such as float32."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def decoder(self):
+        """The model without its language-model head."""
+        return self.model.base_model
+
+    @property
+    def config(self):
+        return self.model.config.get_text_config()
+
+    @property
+    def linear(self) -> dict[str, nn.Linear]:
+        """The linear layers of the decoder by name: what PEFT calls `all-linear`."""
+        return {name: layer for name, layer in self.decoder.named_modules() if isinstance(layer, nn.Linear)}
+
+    @cached_property
+    def sha256(self) -> str:
+        """What tells this base model from every other (`fingerprint`)."""
+        return fingerprint(self.base_model)
+
+    def with_own_modules(self) -> "Trunk":
+        """The same weights and drafts under a second module tree: what probes or a policy's adapter add to a tree's
+        layers, every pass through them gets."""
+        twin = copy(self)
+        twin.model = share_weights(self.model)
+        return twin
+
+    def check(self) -> None:
+        """Refuse a model whose states cannot be kept for probes, with the reason."""
+        if problem := trunk_problem(self.model):
+            raise InputError(problem)
 
     def prefill(
         self,
         ids: Sequence[Sequence[int]],
         groups: Sequence[Hashable] | None = None,
         starts: Sequence[int] | None = None,
-        room: int = 0,
-    ) -> Iterator[tuple[list, PrefilledKV]]:
+        layer: int | None = None,
+    ) -> Iterator[tuple[list[int], PrefilledKV]]:
         """Yield (rows, `PrefilledKV`) until every row of `ids` was read once; in order of length, not of rows.
 
         `groups` names what rows may share (their prompt, say): what the rows of a group have in common at their
-        beginning is read once. The result does not depend on it, nor on what else is in the batch. `starts`: pool the
-        mean from these tokens on, instead of the last token. `room`: places behind a text's keys
-        and values for so many later tokens, left where they take little (`ROOM_PART`).
+        beginning is read once. The result does not depend on it, nor on what else is in the batch. `layer`: also pool
+        the hidden states of this number, 0 to `layers` or, from the end, -1, at the last token or, with `starts`, as
+        the mean from these tokens on; the layers behind it do not run.
         """
-        limit = getattr(self.config, "max_position_embeddings", None)
-        for row, tokens in enumerate(ids):
-            if not tokens or (limit is not None and len(tokens) > limit):
-                raise InputError(f"{len(tokens)} tokens of row {row}: too many or none; the model reads 1 to {limit}")
-        yield from self._prefill(ids, groups, starts, room)
+        self.check()
+        limit, lengths = getattr(self.config, "max_position_embeddings", None), [len(tokens) for tokens in ids]
+        for row, length in enumerate(lengths):
+            if not length or (limit is not None and length > limit):
+                raise InputError(f"{length} tokens of row {row}: too many or none; the model reads 1 to {limit}")
+        layers = self.config.num_hidden_layers
+        layer = None if layer is None else layer % (layers + 1)
+        shared = [0] * len(ids) if groups is None or layer == 0 else shared_lengths(ids, groups, starts)
 
-    def _prefill(self, ids, groups, starts, room: int) -> Iterator[tuple[list, PrefilledKV]]:
-        shared = [0] * len(ids)
-        if groups is not None and self.layer != 0:
-            shared = shared_lengths(ids, groups, starts)
-
-        def rest(rows: Sequence[int]) -> tuple[list[Sequence[int]], list[int] | None]:
-            """What follows the shared beginnings, and where in it the mean begins."""
+        def forward(rows: Sequence[int], before: PrefilledKV | None = None, at: Tensor | None = None) -> PrefilledKV:
+            """Read what follows the shared beginnings of these rows."""
             means = None if starts is None else [starts[row] - shared[row] for row in rows]
-            return [ids[row][shared[row] :] for row in rows], means
+            return self._forward([ids[row][shared[row] :] for row in rows], layer, means, before, at)
 
-        alone = [row for row in range(len(ids)) if not shared[row]]
-        for rows in batches(alone, [len(tokens) for tokens in ids], self.batch_tokens, self.pass_tokens):
-            yield rows, self._forward(*rest(rows), room=room)
+        for rows in by_length([row for row in range(len(ids)) if not shared[row]], lengths, self.batch_tokens):
+            yield rows, forward(rows)
         members: dict[Hashable, list[int]] = {}
         for row in range(len(ids)):
             if shared[row]:
                 members.setdefault(groups[row], []).append(row)
-        keys = list(members)
-        begun = [shared[members[key][0]] for key in keys]
+        texts = list(members.values())
+        begun = [shared[rows[0]] for rows in texts]
         # what is shared is copied, not read, but it takes memory: it counts half where it is the larger part
-        sizes = [max(len(row) - start, len(row) // 2) for row, start in zip(ids, shared, strict=True)]
-        for chunk in batches(range(len(keys)), begun, self.batch_tokens // SHARED_PART, self.pass_tokens):
-            before = self._forward([ids[members[keys[at]][0]][: begun[at]] for at in chunk])
-            of = {row: place for place, at in enumerate(chunk) for row in members[keys[at]]}
-            for rows in batches(of, sizes, self.batch_tokens, self.pass_tokens):
-                at = torch.tensor([of[row] for row in rows], device=self.device)
-                yield rows, self._forward(*rest(rows), before, at, room)
+        sizes = [max(length - start, length // 2) for length, start in zip(lengths, shared, strict=True)]
+        for chunk in by_length(range(len(texts)), begun, self.batch_tokens // SHARED_PART):
+            before = self._forward([ids[texts[at][0]][: begun[at]] for at in chunk], layer)
+            of = {row: place for place, at in enumerate(chunk) for row in texts[at]}
+            for rows in by_length(of, sizes, self.batch_tokens):
+                yield rows, forward(rows, before, torch.tensor([of[row] for row in rows], device=self.device))
             del before  # else it is in memory while the next is made
 
-    @torch.no_grad()  # not on `read`: around a generator it would hold what was yielded while the next is made
+    @torch.no_grad()  # not on `prefill`: around a generator it would hold what was yielded while the next is made
     def _forward(
         self,
         ids: Sequence[Sequence[int]],
+        layer: int | None,
         starts: Sequence[int] | None = None,
         before: PrefilledKV | None = None,
         at: Tensor | None = None,
-        room: int = 0,
     ) -> PrefilledKV:
         """Read texts, or what follows the texts `at` (B,) of `before`; padded on the right, with explicit positions."""
-        lengths = torch.tensor([len(tokens) for tokens in ids], device=self.device)
-        width = int(lengths.max())
-        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.device)
-        place, end = torch.arange(width, device=self.device).unsqueeze(0), lengths.unsqueeze(1)
-        new, positions = place < end, torch.minimum(place, end - 1)
+        inputs, layers = padded(ids, self.device), self.config.num_hidden_layers
+        new = inputs["attention_mask"]
+        mask = new.bool()
         if before is not None:
-            positions = positions + before.lengths[at].unsqueeze(1)
-        mask = torch.cat([before.mask[at], new], dim=1) if before is not None else new
-        inputs = {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
-        count = self.layers if self.layer is None else self.layer
-        cache = CaptureCache(count, before, at, stop=self.layer is None, room=room_behind(mask.shape[1], room))
-        with ending_before(self.decoder, self.layer, self.layers):
+            inputs["position_ids"] = inputs["position_ids"] + before.lengths[at].unsqueeze(1)
+            mask = torch.cat([before.mask[at], mask], dim=1)
+        inputs["attention_mask"] = mask.long()
+        cache = CaptureCache(layers if layer is None else layer, before, at, stop=layer is None)
+        with ending_before(self.decoder, layer, layers):
             try:
                 hidden = self.decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
             except StopForward as stop:
                 hidden = stop.hidden
         pooled = None
         if hidden is not None and starts is None:
-            pooled = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
+            pooled = pool(hidden, new, "last")
         elif hidden is not None:
-            pooled = pool(
-                hidden.float(), new & (place >= torch.tensor(starts, device=self.device).unsqueeze(1)), "mean"
-            )
+            first = torch.tensor(starts, device=self.device).unsqueeze(1)
+            place = torch.arange(new.shape[1], device=self.device)
+            pooled = pool(hidden.float(), new * (place >= first), "mean")
         keys, values = ([] if block is None else list(block) for block in (cache.keys, cache.values))
         return PrefilledKV(keys, values, mask, pooled)
-
-
-def room_behind(width: int, room: int) -> int:
-    """`room` places behind texts of `width`, where that takes little (`ROOM_PART`), else none."""
-    return room if ROOM_PART * room <= width else 0
 
 
 def shared_lengths(
@@ -198,19 +221,3 @@ def shared_lengths(
             for row in rows:
                 lengths[row] = common
     return lengths
-
-
-def batches(rows: Sequence[int], lengths: Sequence[int], batch_tokens: int, pass_tokens: int) -> Iterator[list[int]]:
-    """Rows in order of length, the longest first, cut where a padded batch would exceed `batch_tokens`.
-
-    Also cut where padding the shorter rest would take more than a pass of its own, which costs `pass_tokens` more.
-    """
-    order = sorted(rows, key=lambda row: -lengths[row])
-    start = 0
-    while start < len(order):
-        longest = max(1, lengths[order[start]])
-        end = min(len(order), start + max(1, batch_tokens // longest))
-        saved = ((at, (longest - lengths[order[at]]) * (end - at)) for at in range(start + 1, end))
-        end = next((at for at, tokens in saved if tokens > pass_tokens), end)
-        yield order[start:end]
-        start = end

@@ -1,1 +1,1 @@
-"""A room."""
+"""One score for every kind of harm, in three designs. Start with `shadow`, then `fit`."""

@@ -1,4 +1,4 @@
-"""The reward models of a set trained again, with another objective and nothing else changed."""
+"""Sets of reward models, trained: any number of them on one trunk and one reading of the pairs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from pathlib import Path
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.parallel import run_in_threads
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import RewardSettings, load_settings, override, read_config
+from srmir_lib.reward_models.pairs import TokenizedPairs, reading_of
 from srmir_lib.reward_models.pooled import load_pooled_settings
 from srmir_lib.reward_models.pooled_training import fit_pooled
-from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs, prefill_key
+from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shared import fit_shared
 
@@ -28,37 +30,39 @@ class SetRun:
 
 
 def fit_sets(
-    runs: Mapping[str, SetRun],
-    base_model: str | Path,
-    preferences: Mapping,
-    competence: Sequence[str] | None = None,
-    device: str = "auto",
-    states: PrefilledPairs | None = None,
+    runs: Mapping[str, SetRun], trunk: Trunk, preferences: Mapping, competence: Sequence[str] | None = None
 ) -> dict[str, dict[str, list[dict]]]:
     """Train every set that is not finished; returns the history of each set's models, by name of the set.
 
-    Sets of design `shared` learn from one reading of the pairs (`states`, if they have been read so already), on a CPU
-    side by side, each over a module tree of its own. Those of design `separate` train one after the other: their
-    trainer draws from the process's random numbers.
+    `preferences["train"]`: rows of prompt, chosen, rejected, category[, margin]. Sets of design `shared` learn from one
+    reading of the pairs, on a CPU side by side, each over a module tree of its own. Those of design `separate` train
+    one after the other: their trainer draws from the process's random numbers.
     """
-    shared = [run.settings for run in runs.values() if run.design == "shared"]
-    read = {} if states is None else {states.reading: states}
+    alike: dict[tuple, list[SetRun]] = {}
+    for run in runs.values():
+        alike.setdefault(reading_of(run.settings), []).append(run)
+    read = {key: _prepare(trunk, preferences["train"], of) for key, of in alike.items()}
     jobs, found = {}, {}
     for name, run in runs.items():
-        arguments = base_model, preferences, run.folder, run.categories, run.settings, run.seed, run.training, device
+        pairs = read[reading_of(run.settings)]
+        how = run.folder, run.categories, run.settings, run.seed, run.training, competence, name
         if run.design == "separate":
-            found[name] = fit_separate(*arguments, competence, name)
+            found[name] = fit_separate(pairs, *how)
             continue
-        reading = prefill_key(run.settings)
-        if reading not in read:
-            hidden = any(own.probe.kind == "head" for own in shared if prefill_key(own) == reading)
-            read[reading] = PrefilledPairs(base_model, preferences["train"], run.settings, device, "reading", hidden)
-        if not (run.folder / "fit.json").exists():
-            read[reading].keep()  # here and now, with all threads; finished sets need none of it
-        jobs[name] = partial(fit_shared, *arguments, competence, name, read[reading].with_own_modules())
-    if jobs:
-        found |= run_in_threads(jobs, next(iter(read.values())).trunk.device)
+        if not (Path(run.folder) / "fit.json").exists():
+            pairs.keep("reading")  # here and now, with all threads; finished sets need none of it
+        jobs[name] = partial(fit_shared, pairs.with_own_modules(), *how)
+    found |= run_in_threads(jobs, trunk.device)
     return {name: found[name] for name in runs}
+
+
+def _prepare(trunk: Trunk, pairs, runs: Sequence[SetRun]) -> TokenizedPairs:
+    """The pairs as these runs read them, for the trunk to read if one of them is `shared`."""
+    shared = [run.settings for run in runs if run.design == "shared"]
+    if not shared:
+        return TokenizedPairs(trunk, pairs, runs[0].settings)
+    hidden = any(settings.probe.kind == "head" for settings in shared)
+    return PrefilledPairs(trunk, pairs, shared[0], hidden)
 
 
 RESERVED = ("plain", "oracle")  # rows of 03 that are not trained
@@ -66,7 +70,7 @@ RESERVED = ("plain", "oracle")  # rows of 03 that are not trained
 
 def fit_objectives(
     before: str | Path,
-    base_model: str | Path,
+    base: Trunk | str,
     preferences: Mapping,
     objectives: Mapping[str, Mapping],
     folders: Mapping[str, Path],
@@ -78,7 +82,8 @@ def fit_objectives(
 
     `objectives`: name -> settings that differ from those of `before`; "seed" is added to `seed` and draws other heads,
     another order of the pairs and another sample of those of no category. The trunk of a `shared` set reads the pairs
-    once for all, and the sets train side by side. A `pooled` set learns from `labelled` responses as well.
+    once for all, and the sets train side by side. Of a `pooled` set `base` is the encoder's id or folder, and it learns
+    on `device`, from `labelled` responses as well.
     A name or setting that there is not is an `InputError`, before anything is trained.
     """
     config = read_config(before)
@@ -93,7 +98,7 @@ def fit_objectives(
         reading, settings = load_pooled_settings(before)
         for name, own in {name: override(settings, changes) for name, changes in runs.items()}.items():
             arguments = preferences["train"], folders[name], config["categories"], reading, own, drawn[name]
-            fit_pooled(base_model, labelled, *arguments, device)
+            fit_pooled(base, labelled, *arguments, device)
         return
     settings = load_settings(before)
     fit_sets(
@@ -101,7 +106,6 @@ def fit_objectives(
             name: SetRun(folders[name], config["categories"], own, config["design"], "own", drawn[name])
             for name, own in {name: override(settings, changes) for name, changes in runs.items()}.items()
         },
-        base_model,
+        base,
         preferences,
-        device=device,
     )

@@ -1,20 +1,77 @@
-"""What the designs of reward models share before they train: settings, the choice of pairs, tokens, the folder."""
+"""Preference pairs as every design learns from them: tokens, who sees which, and what an objective wants of each."""
 
+import hashlib
+import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from srmir_lib.conversations import conversation_ids, text_of
+from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import load_trunk, resolve_encoder
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.pcrm import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit, pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
-from srmir_lib.reward_models.config import ALL, LIMITS, check_objective
+from srmir_lib.reward_models.config import ALL, LIMITS, RewardSettings, check_objective
 from srmir_lib.taxonomy import UNKNOWN
+
+
+class TokenizedPairs:
+    """Preference pairs behind the drafts of a trunk, tokenized once for any number of sets that read alike."""
+
+    def __init__(self, trunk: Trunk, pairs, settings: RewardSettings):
+        """`pairs`: rows of prompt, chosen, rejected, category. `settings`: which question is asked first, and how long
+        a conversation may be; what else they say may differ from set to set."""
+        self.trunk, self.pairs, self.reading = trunk, pairs, reading_of(settings)
+        think = Introspector(trunk, settings.question, settings.draft_tokens)
+        self.data = tokenize_pairs(trunk.tokenizer, pairs, settings.max_length, think)
+        self.digests = [hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in self.data]
+
+    def rows(
+        self, categories: Sequence[str], settings: RewardSettings, training: str, seed: int, competence=None
+    ) -> dict[str, list[int]]:
+        """Which pairs each model sees, by `select_pairs`; `competence`: what a single model must cover."""
+        labels, covered = list(self.pairs["category"]), list(competence if competence is not None else categories)
+        ratios = settings.cross_ratio, settings.unknown_ratio, seed
+        return {name: select_pairs(labels, name, covered, training, *ratios) for name in categories}
+
+    def target(self, settings: RewardSettings) -> Tensor | None:
+        """What the objective wants of each reward gap, (N,) in score units: its margin, its limit, or nothing."""
+        ids = self.data["chosen_ids"], self.data["rejected_ids"]
+        return pair_targets(settings, self.pairs, *ids, (self.trunk.model, self.trunk.tokenizer))
+
+    def key(
+        self,
+        rows: Mapping[str, Sequence[int]],
+        target: Tensor | None,
+        settings: RewardSettings,
+        training: str,
+        seed: int,
+    ) -> dict:
+        """All that decides a fit: a finished one with the same key is kept."""
+        wanted = target.tolist() if target is not None else [None] * len(self.digests)
+        seen = {name: [(self.digests[row], wanted[row]) for row in own] for name, own in rows.items()}
+        return {
+            "settings": asdict(settings),
+            "seed": seed,
+            "training": training,
+            "base_sha256": self.trunk.sha256,
+            "dtype": self.trunk.dtype,
+            "pairs": {name: len(own) for name, own in rows.items()},
+            "pairs_sha256": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
+        }
+
+
+def reading_of(settings: RewardSettings) -> tuple:
+    """Which settings decide how pairs are tokenized: what was made with others must not be trained on."""
+    return settings.question, settings.draft_tokens, settings.max_length
 
 
 def select_pairs(
@@ -52,8 +109,6 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
     `think` maps prompts to conversations (an `Introspector`; the default leaves them as they are).
     TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
     """
-    from datasets import Dataset
-
     check_round_trip(tokenizer, [text_of(answer) for answer in pairs["chosen"]])
     prompts = think(pairs["prompt"])
     columns = {f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side]) for side in ("chosen", "rejected")}

@@ -152,9 +152,11 @@ class PooledScorer:
             raise InputError(f"{folder}/encoder: {found}; train the set again")
         self.model, self.tokens_per_batch = model.to(self.device).eval(), tokens_per_batch
 
-    def score(self, prompts: Sequence, completions: Sequence) -> Tensor:
-        """Raw scores (N, K), float32 on the CPU; a score does not depend on what else is in the batch."""
-        return score_pairs(self.model, self.tokenizer, prompts, completions, self.reading, self.tokens_per_batch)
+    def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
+        """Raw scores (N, K) or, with `columns`, row i by model `columns[i]`, (N,); float32 on the CPU. A score does not
+        depend on what else is in the batch."""
+        scores = score_pairs(self.model, self.tokenizer, prompts, completions, self.reading, self.tokens_per_batch)
+        return scores if columns is None else scores[torch.arange(len(scores)), columns]
 
 
 @torch.no_grad()

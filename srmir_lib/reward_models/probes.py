@@ -16,49 +16,54 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import padded
 from srmir_lib.models.kv_cache import PrefilledKV, as_cache
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import KINDS, ProbeSettings
+from srmir_lib.reward_models.config import ProbeSettings
 from srmir_lib.taxonomy import CATEGORIES
 
 
-def probe_tokens(tokenizer, text: str, categories: Sequence[str], count: int) -> Tensor:
-    """Token ids (K, m) of the question about every category: its last `count` tokens.
+def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str]) -> list[list[int]]:
+    """Token ids of the question about every category, whole, or the start of as many learned embeddings.
 
-    A question shorter than that is filled on the left with its own first token, over and over. Few tokens may be the
-    same for two categories: what tells their models apart is the adapter. A tokenizer that does not give the question
-    back and a question without {category} are `InputError`s.
+    A question that is longer than `settings.tokens`, a tokenizer that does not give it back, and a question of several
+    models without {category} are `InputError`s.
     """
-    if "{category}" not in text:
-        raise InputError(f"probe text: {text!r} must contain {{category}}")
-    rows = []
+    if "{category}" not in settings.text and len(categories) > 1:
+        raise InputError(f"probe text: {settings.text!r} must contain {{category}}")
+    rows, count = [], settings.tokens
     for category in categories:
-        question = text.replace("{category}", CATEGORIES.get(category, category.replace("_", " ")).lower())
+        name = settings.names.get(category) or CATEGORIES.get(category, category.replace("_", " ")).lower()
+        question = settings.text.replace("{category}", name)
         ids = tokenizer(question, add_special_tokens=False)["input_ids"]
         back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if back.strip() != question.strip():
             raise InputError(f"tokenizer: {question!r} comes back as {back!r}; use a tokenizer that keeps every word")
-        rows.append(([ids[0]] * count + ids)[-count:])
-    return torch.tensor(rows)
+        if settings.kind == "learned" and count:
+            ids = ([ids[0]] * count + ids)[-count:]
+        elif count and len(ids) > count:
+            raise InputError(
+                f"probe: the question about {category} has {len(ids)} tokens, more than probe_tokens {count}; "
+                "raise it, or give the category a shorter name"
+            )
+        rows.append(ids)
+    return rows
 
 
 class Probes(nn.Module):
     """K adapters and heads over one decoder. `probes(trunk, states)` is differentiable in them, not in the trunk."""
 
-    def __init__(self, trunk: Trunk, categories: Sequence[str], settings: ProbeSettings, tokenizer=None, seed: int = 0):
+    def __init__(self, trunk: Trunk, categories: Sequence[str], settings: ProbeSettings, seed: int = 0):
         super().__init__()
-        if settings.kind not in KINDS:
-            raise InputError(f"probe: {settings.kind!r} is none of {', '.join(KINDS)}")
         self.categories, self.settings = list(categories), settings
         self.scaling = settings.alpha / settings.rank
         count, size = len(self.categories), trunk.config.hidden_size
         generator = torch.Generator().manual_seed(seed)
         self.heads = nn.Parameter(torch.empty(count, size).normal_(0, size**-0.5, generator=generator))
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()  # LoRA's A (K, r, in) and B (K, out, r), by layer
-        self.tokens = self.embeddings = None
+        self.questions = self.embeddings = None
         if settings.kind == "head":
             return
         for name, layer in trunk.linear.items():
@@ -66,46 +71,43 @@ class Probes(nn.Module):
             down = torch.empty(count, settings.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
             self.down[_key(name)] = nn.Parameter(down)
             self.up[_key(name)] = nn.Parameter(torch.zeros(count, layer.out_features, settings.rank))
-        self.tokens = probe_tokens(tokenizer, settings.text, self.categories, settings.tokens)
+        questions = probe_questions(trunk.tokenizer, settings, self.categories)
+        self.questions = padded(questions, trunk.device, left=True)  # (K, m) each: all end at the same place
         if settings.kind == "learned":
-            start = trunk.decoder.get_input_embeddings().weight.detach().float().cpu()[self.tokens]
-            self.embeddings = nn.Parameter(start.clone())
+            start = trunk.decoder.get_input_embeddings().weight.detach()[self.questions["input_ids"]]
+            self.embeddings = nn.Parameter(start.float())
 
     @property
     def width(self) -> int:
-        """Tokens of a probe."""
-        return 0 if self.tokens is None else self.tokens.shape[1]
+        """Tokens of a probe, m: those of the longest question."""
+        return 0 if self.questions is None else self.questions["input_ids"].shape[1]
+
+    def question(self, index: int) -> list[int]:
+        """Token ids of the question that a model asks."""
+        return self.questions["input_ids"][index][self.questions["attention_mask"][index].bool()].tolist()
 
     def forward(self, trunk: Trunk, states: PrefilledKV, columns: Tensor | None = None) -> Tensor:
         """Scores (B, K) of B texts by every model or, with `columns` (B,), (B,): each by one model; in float32."""
         if self.settings.kind == "head":
             last = states.pooled.float()
             return last @ self.heads.T if columns is None else (last * self.heads[columns]).sum(dim=1)
-        rows, count, width = len(states), len(self.categories) if columns is None else 1, self.width
-        device = states.mask.device
-        inputs = self._inputs(trunk, columns, rows, device)
-        positions = states.lengths.unsqueeze(1) + torch.arange(width, device=device).repeat(count)
+        asked = slice(None) if columns is None else columns.unsqueeze(1)  # of each row, which models: all, or its own
+        table = trunk.decoder.get_input_embeddings()
+        known = table(self.questions["input_ids"]) if self.embeddings is None else self.embeddings
+        real, places = (self.questions[name][asked] for name in ("attention_mask", "position_ids"))
+        rows, (count, width) = len(states), real.shape[-2:]
         with self._active(trunk, columns):
             output = trunk.decoder(
-                inputs_embeds=inputs,
-                attention_mask=block_mask(states.mask, count, width),
-                position_ids=positions,
+                inputs_embeds=known[asked].to(table.weight.dtype).expand(rows, -1, -1, -1).flatten(1, 2),
+                attention_mask=block_mask(states.mask, real.bool().expand(rows, -1, -1)),
+                position_ids=states.lengths.unsqueeze(1) + places.expand(rows, -1, -1).flatten(1),
                 past_key_values=as_cache(states),
                 use_cache=True,
             )
-        last = output.last_hidden_state.view(rows, count, width, -1)[:, :, -1].float()
+        last = output.last_hidden_state.unflatten(1, (count, width))[:, :, -1].float()
         if columns is None:
             return torch.einsum("bkh,kh->bk", last, self.heads)
         return (last[:, 0] * self.heads[columns]).sum(dim=1)
-
-    def _inputs(self, trunk: Trunk, columns: Tensor | None, rows: int, device) -> Tensor:
-        """Embeddings of the probe tokens, (B, K m, H), or (B, m, H) for one model a row."""
-        table = trunk.decoder.get_input_embeddings()
-        known = self.embeddings if self.embeddings is not None else table(self.tokens.to(device))
-        known = known.to(table.weight.dtype)
-        if columns is not None:
-            return known[columns]
-        return known.flatten(0, 1).unsqueeze(0).expand(rows, -1, -1)
 
     @contextmanager
     def _active(self, trunk: Trunk, columns: Tensor | None) -> Iterator[None]:
@@ -128,16 +130,6 @@ class Probes(nn.Module):
                 return torch.baddbmm(own, low, up.mT, alpha=self.scaling).view(output.shape).to(output.dtype)
 
             handles.append(layer.register_forward_hook(add))
-        models = count if columns is None else 1
-        for module in trunk.behind_attention:  # of the last layer only each model's last token is of use
-
-            def last(module, args):
-                return (args[0].unflatten(1, (models, -1))[:, :, -1],)
-
-            def spread(module, args, output):
-                return pad(output.unsqueeze(2), (0, 0, self.width - 1, 0)).flatten(1, 2)
-
-            handles += [module.register_forward_pre_hook(last), module.register_forward_hook(spread)]
         try:
             yield
         finally:
@@ -171,7 +163,7 @@ class Probes(nn.Module):
                 target_modules=sorted({key.rpartition("/")[2] for key in self.down}),
                 task_type="CAUSAL_LM",
                 inference_mode=True,
-                alora_invocation_tokens=self.tokens[index].tolist(),
+                alora_invocation_tokens=self.question(index),
                 base_model_name_or_path=base_model,
             ).save_pretrained(where)
 
@@ -194,13 +186,14 @@ class Probes(nn.Module):
                     _copy(self.up[key][index], tensors[f"{name}.lora_B.weight"], file)
 
 
-def block_mask(mask: Tensor, count: int, width: int) -> Tensor:
-    """Who sees what: (B, 1, K m, T + K m) bool. Each probe sees the text (`mask`, (B, T)) and its own earlier tokens,
-    never another probe."""
-    size = count * width
+def block_mask(mask: Tensor, real: Tensor) -> Tensor:
+    """Who sees what: (B, 1, K m, T + K m) bool. Each probe sees the text (`mask`, (B, T)) and its own earlier tokens
+    (`real`, (B, K, m), are those that are no padding), never another probe."""
+    count, width = real.shape[1:]
     own = torch.block_diag(*[torch.ones(width, width, device=mask.device)] * count).tril().bool()
-    text = mask[:, None, None, :].expand(-1, 1, size, -1)
-    return torch.cat([text, own.expand(len(mask), 1, size, size)], dim=-1)
+    own = own & real.flatten(1).unsqueeze(1)
+    text = mask.unsqueeze(1).expand(-1, count * width, -1)
+    return torch.cat([text, own], dim=-1).unsqueeze(1)
 
 
 def _in_turn(columns: Tensor, count: int) -> bool:

@@ -26,10 +26,6 @@ from srmir_lib.taxonomy import UNKNOWN
 ALL = "all"  # as reward_model.ALL, which would import torch
 
 
-REMEMBERED = 50_000
-"""Drafts about distinct prompts that a set with an introspective question keeps in memory, give or take a chunk."""
-
-
 def score_file(
     models: str,
     source: str,
@@ -113,9 +109,6 @@ class _Scorer:
         prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
         scores = self.models.score(prompts, responses)
         scores = scores if self.calibration is None else self.calibration.apply(scores, responses)
-        think = getattr(self.models.scorer, "think", None)
-        if think is not None and len(think.drafts) > REMEMBERED:
-            think.drafts.clear()
         names = [row.get("category") for row in rows]
         homeless = [at for at, name in enumerate(names) if name is None]
         if self.router and homeless:

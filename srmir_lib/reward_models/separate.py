@@ -5,17 +5,19 @@ without this library. Training sees right-padded conversations in the chat templ
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from srmir_lib.conversations import conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
-from srmir_lib.models.embeddings import micro_batches
-from srmir_lib.models.loading import load_tokenizer, pick_device, quiet
+from srmir_lib.models.batching import by_length, padded
+from srmir_lib.models.loading import load_tokenizer, quiet, share_weights
+from srmir_lib.models.trunk import Trunk
 
 
 def base_classifier(base_model: str | Path):
@@ -29,25 +31,29 @@ def base_classifier(base_model: str | Path):
     return classifier
 
 
-class SeparateScorer:
-    """One base model in memory, K adapters on it, one of them active at a time."""
+def classifier_on(trunk: Trunk):
+    """The same over the trunk's own weights; only weights of another precision than float32 are loaded once more."""
+    if trunk.dtype != "float32":
+        return base_classifier(trunk.base_model).to(trunk.device)
+    config = deepcopy(trunk.model.config)
+    config.num_labels, config.get_text_config().pad_token_id = 1, trunk.tokenizer.pad_token_id
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    setattr(classifier, classifier.base_model_prefix, share_weights(trunk.model).base_model)
+    classifier.score = nn.Linear(trunk.config.hidden_size, 1, bias=False, device=trunk.device)
+    return classifier
 
-    def __init__(
-        self,
-        folder: str | Path,
-        base_model: str | Path,
-        categories: Sequence[str],
-        device: str = "auto",
-        batch_size: int = 64,
-        question: str = "",
-        draft_tokens: int = 24,
-    ):
+
+class SeparateScorer:
+    """K adapters on the weights of a trunk, one of them active at a time."""
+
+    def __init__(self, folder: Path, config: dict, trunk: Trunk):
+        """Read a set that `fit_separate` wrote."""
         from peft import PeftModel
 
-        folder, self.categories, self.batch_size = Path(folder), list(categories), batch_size
-        self.tokenizer, self.device = load_tokenizer(base_model), pick_device(device)
-        self.think = Introspector(base_model, question, draft_tokens, device)
-        model = base_classifier(base_model).to(self.device)
+        self.trunk, self.categories = trunk, config["categories"]
+        self.think = Introspector(trunk, config["question"], config["draft_tokens"])
+        model, options = classifier_on(trunk), {"torch_device": str(trunk.device)}
         for category in self.categories:
             adapter = folder / category
             if not (adapter / "adapter_model.safetensors").is_file():
@@ -56,24 +62,21 @@ class SeparateScorer:
                 )
             try:
                 if isinstance(model, PeftModel):
-                    model.load_adapter(adapter, category, torch_device=str(self.device))
+                    model.load_adapter(adapter, category, **options)
                 else:
-                    model = PeftModel.from_pretrained(
-                        model, adapter, adapter_name=category, torch_device=str(self.device)
-                    )
+                    model = PeftModel.from_pretrained(model, adapter, adapter_name=category, **options)
             except Exception as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"{adapter}: damaged adapter ({reason}); train it again (02)") from error
         self.model = model.eval()
 
-    def score(self, prompts: Sequence, completions: Sequence) -> Tensor:
-        """Every model on every row: (N, K), float32, on the CPU."""
-        ids = conversation_ids(self.tokenizer, self.think(prompts), completions)
-        return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)
-
-    def score_routed(self, prompts: Sequence, completions: Sequence, columns: Tensor) -> Tensor:
-        """Row i by model `columns[i]` only: (N,). Costs one forward a row, whatever K is."""
-        ids, scores = conversation_ids(self.tokenizer, self.think(prompts), completions), torch.zeros(len(columns))
+    def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
+        """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only, (N,), which costs one
+        forward a row, whatever K is; on the CPU."""
+        ids = conversation_ids(self.trunk.tokenizer, self.think(prompts), completions)
+        if columns is None:
+            return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)
+        scores = torch.zeros(len(columns))
         for column in sorted(set(columns.tolist())):
             rows = (columns == column).nonzero().flatten()
             scores[rows] = self.score_ids([ids[row] for row in rows.tolist()], self.categories[column])
@@ -82,12 +85,13 @@ class SeparateScorer:
     @torch.no_grad()
     def score_ids(self, ids: Sequence[list[int]], category: str) -> Tensor:
         """Scores (N,) of tokenized conversations by one category's model; an empty list gives an empty tensor."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for row, tokens in enumerate(ids):
-            if limit is not None and len(tokens) > limit:
-                raise InputError(f"row {row}: {len(tokens)} tokens, but the reward model reads at most {limit}")
+        limit, lengths = getattr(self.trunk.config, "max_position_embeddings", None), [len(tokens) for tokens in ids]
+        for row, length in enumerate(lengths):
+            if limit is not None and length > limit:
+                raise InputError(f"row {row}: {length} tokens, but the reward model reads at most {limit}")
         self.model.set_adapter(category)  # freezes the others: right for scoring, wrong for joint training
         scores = torch.zeros(len(ids))
-        for rows, inputs in micro_batches(ids, self.tokenizer.pad_token_id, self.batch_size, self.device):
+        for rows in by_length(range(len(ids)), lengths, self.trunk.batch_tokens):
+            inputs = padded([ids[row] for row in rows], self.trunk.device, self.trunk.tokenizer.pad_token_id)
             scores[rows] = self.model(**inputs, use_cache=False).logits.squeeze(-1).float().cpu()
         return scores

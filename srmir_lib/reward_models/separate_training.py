@@ -3,11 +3,8 @@
 PCRM's limits and WARM's averages are variants of the same run. Importing TRL takes seconds: scoring does without it.
 """
 
-import hashlib
-import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,12 +15,11 @@ from transformers import PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from srmir_lib.artifacts import atomic_path, read_json, write_json
-from srmir_lib.data.introspection import Introspector
-from srmir_lib.models.loading import fingerprint, load_tokenizer, load_trunk, pick_device
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.pcrm import pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
 from srmir_lib.reward_models.config import LIMITS, RewardSettings, write_config
-from srmir_lib.reward_models.pairs import pair_targets, select_pairs, tokenize_pairs
+from srmir_lib.reward_models.pairs import TokenizedPairs
 from srmir_lib.reward_models.separate import base_classifier
 
 
@@ -39,66 +35,48 @@ class PCRMRewardTrainer(RewardTrainer):
 
 
 def fit_separate(
-    base_model: str | Path,
-    preferences: Mapping,
+    pairs: TokenizedPairs,
     output_dir: str | Path,
     categories: Sequence[str],
     settings: RewardSettings,
     seed: int = 0,
     training: str = "own",
-    device: str = "auto",
     competence: Sequence[str] | None = None,
     progress: str | None = None,
 ) -> dict[str, list[dict]]:
-    """Train one model per category on `preferences["train"]` (columns prompt, chosen, rejected, category[, margin]).
+    """Train one model per category on the pairs that `select_pairs` gives it, from the trunk's base model.
 
     `categories=[ALL]` trains a single model on all the pairs of `competence` (the categories it must cover). Finished
     category folders with the same data, settings and seed are kept, so a killed run goes on. Returns the history
     (loss, accuracy, ... per logged step) of each model; the set is read by `ShadowRewardModels.load(output_dir)`.
     """
-    output_dir, history = Path(output_dir), {}
-    tokenizer, pairs, base_sha256 = load_tokenizer(base_model), preferences["train"], fingerprint(base_model)
-    covered = list(competence if competence is not None else categories)
-    think = Introspector(base_model, settings.question, settings.draft_tokens, device)
-    data = tokenize_pairs(tokenizer, pairs, settings.max_length, think)
-    reader = load_trunk(base_model, device) if settings.objective == "pcrm_cosine" else ()
-    target = pair_targets(settings, pairs, data["chosen_ids"], data["rejected_ids"], reader)
+    output_dir, history, target, data = Path(output_dir), {}, pairs.target(settings), pairs.data
     if target is not None:
         data = data.add_column("margin", target.tolist())  # TRL's name for what a pair's gap is compared with
-    labels = list(pairs["category"])
-    write_config(output_dir, output_dir, "separate", base_model, base_sha256, categories, settings, training)
-    for category in tqdm(categories, desc=progress, disable=progress is None, leave=False):
-        rows = select_pairs(labels, category, covered, training, settings.cross_ratio, settings.unknown_ratio, seed)
-        own = data.select(rows)
-        key = {
-            "settings": asdict(settings),
-            "seed": seed,
-            "training": training,
-            "base_sha256": base_sha256,
-            "pairs": len(rows),
-            "pairs_sha256": hashlib.sha256(json.dumps(own.to_dict()).encode()).hexdigest(),
-        }
+    rows = pairs.rows(categories, settings, training, seed, competence)
+    write_config(output_dir, output_dir, "separate", pairs.trunk, categories, settings, training)
+    for category, own in tqdm(rows.items(), desc=progress, disable=progress is None, leave=False):
+        key = pairs.key({category: own}, target, settings, training, seed)
         done = output_dir / category / "fit.json"
         fit = read_json(done) if done.exists() else {}
         if fit.get("key") != key:
             (output_dir / "calibration.json").unlink(missing_ok=True)  # it described the scores of the model before
             with atomic_path(output_dir / category) as fresh:
-                history_of = _train_averaged(base_model, tokenizer, own, settings, seed, device, fresh)
-                fit = {"key": key, "history": history_of}
+                fit = {"key": key, "history": _train_averaged(pairs.trunk, data.select(own), settings, seed, fresh)}
                 write_json(fresh / "fit.json", fit)
         history[category] = fit["history"]
     return history
 
 
-def _train_averaged(base_model, tokenizer, data, settings: RewardSettings, seed: int, device: str, folder: Path):
+def _train_averaged(trunk: Trunk, data, settings: RewardSettings, seed: int, folder: Path):
     """One model in `folder` and its history; with `averaged_fits`, the mean of the weights of so many fits from one
     start, each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187). An adapter's two factors are
     averaged each for itself."""
-    history = _train(base_model, tokenizer, data, settings, seed, seed, device, folder)
+    history = _train(trunk, data, settings, seed, seed, folder)
     file, fits = folder / "adapter_model.safetensors", []
     for order in range(1, settings.averaged_fits):
         with tempfile.TemporaryDirectory() as scratch:
-            _train(base_model, tokenizer, data, settings, seed, seed + 1000 * order, device, Path(scratch))
+            _train(trunk, data, settings, seed, seed + 1000 * order, Path(scratch))
             fits.append(load_file(Path(scratch) / file.name))
     if fits:
         fits.append(load_file(file))
@@ -106,13 +84,13 @@ def _train_averaged(base_model, tokenizer, data, settings: RewardSettings, seed:
     return history
 
 
-def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, order: int, device: str, folder: Path):
+def _train(trunk: Trunk, data, settings: RewardSettings, seed: int, order: int, folder: Path):
     """One `RewardTrainer` run: adapter and head to `folder`, the logged steps returned. No checkpoints remain.
 
     `seed` draws the head and the adapter, `order` the batches.
     """
     set_seed(seed)  # the new head and the adapter are drawn from it
-    classifier = base_classifier(base_model)
+    classifier = base_classifier(trunk.base_model)  # with weights of its own: TRL trains inside them
     lora = LoraConfig(
         task_type="SEQ_CLS",
         r=settings.lora_rank,
@@ -128,11 +106,11 @@ def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, ord
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             center_rewards_coefficient=settings.center_rewards_coefficient or None,
-            max_length=None,  # checked in tokenize_pairs
+            max_length=None,  # checked in `tokenize_pairs`
             seed=seed,
             data_seed=order,
-            bf16=settings.bf16,
-            use_cpu=pick_device(device).type == "cpu",
+            bf16=False,
+            use_cpu=trunk.device.type == "cpu",
             gradient_checkpointing=False,
             dataloader_pin_memory=False,
             logging_steps=max(1, settings.max_steps // 10),
@@ -142,7 +120,7 @@ def _train(base_model, tokenizer, data, settings: RewardSettings, seed: int, ord
         )
         kind = PCRMRewardTrainer if settings.objective in LIMITS else RewardTrainer
         trainer = kind(
-            model=classifier, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora
+            model=classifier, args=arguments, train_dataset=data, processing_class=trunk.tokenizer, peft_config=lora
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -12,72 +12,48 @@ import torch
 from torch import Tensor
 
 from srmir_lib.errors import InputError
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import THINKING, check_base, read_config
+from srmir_lib.reward_models.config import find_trunk, read_config
 from srmir_lib.reward_models.pooled import PooledScorer
 from srmir_lib.reward_models.separate import SeparateScorer
-from srmir_lib.reward_models.shared import load_shared
+from srmir_lib.reward_models.shared import SharedScorer
 
 
 class ShadowRewardModels:
-    """K reward models that score (prompt, response) pairs; higher is better. Made by `load` or by a design's `fit`.
+    """K reward models that score (prompt, response) pairs; higher is better.
 
-    A scorer is what a design provides: `score(prompts, completions) -> (N, K)`, and, where running one model for a row
-    is cheaper, `score_routed(prompts, completions, columns) -> (N,)`.
+    `scorer` is the design: `score(prompts, completions, columns=None)` gives (N, K), or (N,) of the models `columns`.
     """
 
-    def __init__(self, scorer, categories: Sequence[str], design: str, calibration: Calibration | None = None):
-        self.scorer, self.categories, self.design = scorer, list(categories), design
-        self.calibration, self.asks = calibration, None
+    def __init__(
+        self,
+        scorer: SharedScorer | SeparateScorer | PooledScorer,
+        categories: Sequence[str],
+        design: str,
+        calibration: Calibration | None = None,
+    ):
+        self.scorer, self.categories, self.design, self.calibration = scorer, list(categories), design, calibration
 
     @classmethod
     def load(
-        cls,
-        folder: str | Path,
-        device: str = "auto",
-        base_model: str | None = None,
-        batch_size: int = 64,
-        batch_tokens: int = 8192,
-        model=None,
-        beside: "ShadowRewardModels | None" = None,
+        cls, folder: str | Path, trunk: Trunk | str = "auto", base_model: str | None = None
     ) -> "ShadowRewardModels":
-        """Read a `shadow_rms/` folder. `base_model` says where the base model lies now, if it was moved.
-
-        `batch_size`: rows of one forward pass (separate); `batch_tokens`: tokens of one (shared). `model`: the base
-        model if it is in memory already; the shared design then uses its weights, and needs none of its own. `beside`:
-        another set in memory; if it asks the same base model the same question, both use one store of drafts and, in
-        the shared design, one trunk.
+        """Read a `shadow_rms/` folder. `trunk`: the base model in memory, whose weights and drafts are used, or the
+        device to load one on. `base_model`: where the base model lies now, if it was moved.
 
         A missing folder or category, or another base model than the one trained on, is an `InputError`.
         """
         folder = Path(folder)
         config = read_config(folder)
-        if config["design"] == "shared":
-            base = check_base(folder, config, base_model)
-            scorer = load_shared(folder, base, config, device, batch_tokens, model)
-        elif config["design"] == "separate":
-            base = check_base(folder, config, base_model)
-            scorer = SeparateScorer(
-                folder,
-                base,
-                config["categories"],
-                device,
-                batch_size,
-                **{k: config[k] for k in THINKING if k in config},
-            )
+        if config["design"] == "pooled":
+            scorer = PooledScorer(folder, trunk if isinstance(trunk, str) else str(trunk.device))
         else:
-            scorer = PooledScorer(folder, device)
+            trunk = find_trunk(folder, config, trunk, base_model)
+            scorer = (SharedScorer.load if config["design"] == "shared" else SeparateScorer)(folder, config, trunk)
         calibration = folder / "calibration.json"
         calibration = Calibration.load(calibration) if calibration.exists() else None
-        models = cls(scorer, config["categories"], config["design"], calibration)
-        if "question" in config:
-            models.asks = tuple(config[key] for key in ("base_sha256", *THINKING))
-            if beside is not None and beside.asks == models.asks:
-                if beside.design == models.design == "shared":
-                    scorer.join(beside.scorer)
-                else:
-                    scorer.think.drafts = beside.scorer.think.drafts
-        return models
+        return cls(scorer, config["categories"], config["design"], calibration)
 
     def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:
         """Raw scores (N, K), float32 on the CPU; with `categories` (one key a row) the scores (N,) of those models.
@@ -86,17 +62,11 @@ class ShadowRewardModels:
         and a category without a model are `InputError`s.
         """
         _as_many(prompts, completions)
-        if categories is None:
-            scores = self.scorer.score(prompts, completions)
-        else:
-            columns = self._columns(categories, len(prompts))
-            if hasattr(self.scorer, "score_routed"):
-                scores = self.scorer.score_routed(prompts, completions, columns)
-            else:
-                scores = self.scorer.score(prompts, completions)[torch.arange(len(columns)), columns]
-        return self._finite(scores, categories)
+        columns = None if categories is None else self._columns(categories, len(prompts))
+        return self.finite(self.scorer.score(prompts, completions, columns), categories)
 
-    def _finite(self, scores: Tensor, categories: Sequence[str] | None = None) -> Tensor:
+    def finite(self, scores: Tensor, categories: Sequence[str] | None = None) -> Tensor:
+        """The same scores, if all are finite; `categories`: whose they are, if they are (N,)."""
         bad = (~scores.isfinite()).nonzero()
         if len(bad):
             row = int(bad[0, 0])
@@ -114,19 +84,19 @@ class ShadowRewardModels:
 
 
 def score_sets(sets: Mapping[str, ShadowRewardModels], prompts: Sequence, completions: Sequence) -> dict[str, Tensor]:
-    """`score` of several sets on the same rows, name -> (N, K); sets on one trunk (see `beside`) read them once."""
+    """`score` of several sets on the same rows, name -> (N, K); shared sets that read alike read the rows once."""
     _as_many(prompts, completions)
-    trunks: dict[int, list[str]] = {}
+    alike: dict[object, list[str]] = {}
     for name, models in sets.items():
-        trunks.setdefault(id(getattr(models.scorer, "trunk", models)), []).append(name)
+        alike.setdefault(models.scorer.reading if models.design == "shared" else name, []).append(name)
     found = {}
-    for names in trunks.values():
-        first = sets[names[0]]
+    for names in alike.values():
+        first = sets[names[0]].scorer
         if len(names) == 1:
-            found[names[0]] = first.score(prompts, completions)
-            continue
-        scores = first.scorer.score_by([sets[name].scorer.probes for name in names], prompts, completions)
-        found |= {name: sets[name]._finite(own) for name, own in zip(names, scores, strict=True)}
+            scores = [first.score(prompts, completions)]
+        else:
+            scores = first.score_by([sets[name].scorer.probes for name in names], prompts, completions)
+        found |= {name: sets[name].finite(own) for name, own in zip(names, scores, strict=True)}
     return {name: found[name] for name in sets}
 
 

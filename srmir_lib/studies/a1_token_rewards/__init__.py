@@ -1,1 +1,1 @@
-"""A room."""
+"""Bayesian token rewards (notebook A1): `reader` reads, `model` believes, `training` teaches."""

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import by_length
 from srmir_lib.models.kv_cache import as_cache
 from srmir_lib.models.loading import share_weights
-from srmir_lib.models.trunk import batches
 from srmir_lib.papers.ava import (
     FORMS,
     READOUTS,
@@ -128,7 +128,7 @@ class TokenRewardModel:
             torch.manual_seed(seed)
             shape = {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}
             lora = LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")
-            self.adapted = get_peft_model(share_weights(reader.model), lora).eval()
+            self.adapted = get_peft_model(share_weights(reader.trunk.model), lora).eval()
         self.causal = self.adapted.get_base_model()
         self.heads = TokenHeads(self.causal.config.get_text_config().hidden_size, seed).to(self.causal.device)
 
@@ -171,7 +171,7 @@ class TokenRewardModel:
     def _read(self, answers: Answers, with_q: bool = False) -> Iterator[tuple[list[int], TokenBeliefs]]:
         """(rows, their beliefs) until every answer was read; beliefs that are not finite are an `InputError`."""
         lengths = [len(prompt) + len(tail) for prompt, tail in zip(answers.prompts, answers.tails, strict=True)]
-        for rows in batches(range(len(lengths)), lengths, self.reader.batch_tokens, self.reader.trunk.pass_tokens):
+        for rows in by_length(range(len(lengths)), lengths, self.reader.trunk.batch_tokens):
             beliefs = self.beliefs(answers, rows, with_q)
             check_beliefs(beliefs, rows)
             yield rows, TokenBeliefs(*(part.cpu() for part in beliefs))
@@ -219,7 +219,7 @@ class TokenRewardModel:
         """Write PEFT's Activated LoRA (adapter_config.json, adapter_model.safetensors) and `heads.safetensors`."""
         config = self.adapted.peft_config["default"]
         config.alora_invocation_tokens = self.reader.invocation
-        config.base_model_name_or_path = str(self.reader.base_model)
+        config.base_model_name_or_path = self.reader.trunk.base_model
         self.adapted.save_pretrained(str(folder))
         config.alora_invocation_tokens = None
         tensors = {name: value.cpu().contiguous() for name, value in self.heads.state_dict().items()}

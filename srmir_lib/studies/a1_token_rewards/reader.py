@@ -3,19 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig
 
 from srmir_lib.conversations import conversation_ids, text_of, user_message
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.kv_cache import PrefilledKV
-from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer, quiet
 from srmir_lib.models.trunk import Trunk
 
 
@@ -37,31 +34,16 @@ class Answers(NamedTuple):
 class Reader:
     """A frozen causal model that drafts, tokenizes, and reads each distinct prompt once for any number of models."""
 
-    def __init__(
-        self,
-        base_model: str | Path,
-        question: str,
-        max_length: int,
-        device: str = "auto",
-        draft_tokens: int = 24,
-        batch_tokens: int = 8192,
-        keep_gb: float = 1.5,
-        model=None,
-    ):
-        """`question` holds {prompt} and is asked before judging, for `draft_tokens` at most; "" asks nothing.
+    def __init__(self, trunk: Trunk, question: str, max_length: int, draft_tokens: int = 24, keep_gb: float = 1.5):
+        """`question` holds {prompt} and is asked before scoring, for `draft_tokens` at most; "" asks nothing.
 
-        `max_length`: tokens of the longest conversation. `batch_tokens`: tokens in one forward pass. `keep_gb`: states
-        of prompts in memory at most; the rest is read again. `model`: the base model, if it is in memory.
+        `max_length`: tokens of the longest conversation. `keep_gb`: states of prompts in memory at most; the rest is
+        read again.
         """
-        check_causal(base_model)
-        self.base_model, self.base_sha256 = base_model, fingerprint(base_model)
-        self.tokenizer, self.max_length, self.batch_tokens = load_tokenizer(base_model), max_length, batch_tokens
-        with quiet():
-            self.model = (load_policy(base_model, device) if model is None else model).requires_grad_(False)
-        self.trunk = Trunk(self.model, batch_tokens)
-        self.think = Introspector(self.model, question, draft_tokens, tokenizer=self.tokenizer)
-        self.invocation = invocation_tokens(self.tokenizer)
-        self.opening, self.room, self.kept = len(self.invocation), keep_gb * 1e9, {}
+        self.trunk, self.max_length = trunk, max_length
+        self.think = Introspector(trunk, question, draft_tokens)
+        self.invocation = invocation_tokens(trunk.tokenizer)
+        self.opening, self.spare, self.cached = len(self.invocation), keep_gb * 1e9, {}
         self.reading = Lock()
 
     def answers(self, prompts: Sequence, completions: Sequence, allow_empty: bool = False) -> Answers:
@@ -72,8 +54,8 @@ class Reader:
             if not (allow_empty or text_of(completion).strip()):
                 raise InputError(f"completions: the answer of row {row} is empty; leave the row out")
         chats = self.think(prompts)
-        before = conversation_ids(self.tokenizer, chats)
-        whole = conversation_ids(self.tokenizer, chats, completions)
+        before = conversation_ids(self.trunk.tokenizer, chats)
+        whole = conversation_ids(self.trunk.tokenizer, chats, completions)
         for row, (start, ids) in enumerate(zip(before, whole, strict=True)):
             if ids[: len(start)] != start:
                 raise InputError(f"row {row}: the chat template changes the prompt once it is answered; use another")
@@ -91,34 +73,21 @@ class Reader:
         """The states of `prompts` (token ids), in that order; one may come twice. Fits may ask side by side."""
         keys, found = [tuple(prompt) for prompt in prompts], {}
         with self.reading:
-            new = [key for key in dict.fromkeys(keys) if key not in self.kept]
+            new = [key for key in dict.fromkeys(keys) if key not in self.cached]
             for rows, states in self.trunk.prefill([list(key) for key in new]) if new else ():
                 layers = torch.stack([*states.keys, *states.values])  # (2 L, B, heads, T, size)
                 for place, row in enumerate(rows):
                     found[new[row]] = layers[:, place][:, :, states.mask[place]].permute(2, 0, 1, 3).contiguous()
-            texts = [self.kept[key] if key in self.kept else found[key] for key in keys]
+            texts = [self.cached[key] if key in self.cached else found[key] for key in keys]
             for key, text in found.items():
-                self.room -= text.nbytes
-                if self.room >= 0:
-                    self.kept[key] = text
+                self.spare -= text.nbytes
+                if self.spare >= 0:
+                    self.cached[key] = text
         layers = pad_sequence(texts, batch_first=True).permute(2, 0, 3, 1, 4)
         lengths = torch.tensor([len(text) for text in texts], device=layers.device)
         mask = torch.arange(layers.shape[3], device=layers.device) < lengths.unsqueeze(1)
         half = len(layers) // 2
         return PrefilledKV(list(layers[:half]), list(layers[half:]), mask)
-
-
-def check_causal(base_model: str | Path) -> None:
-    """Refuse a model whose states have seen what follows, with the reason and what to do."""
-    try:
-        names = AutoConfig.from_pretrained(str(base_model)).architectures or []
-    except (OSError, ValueError) as error:
-        raise InputError(f"{base_model}: no model there ({str(error).splitlines()[0]})") from error
-    if not any("CausalLM" in name or "LMHead" in name for name in names):
-        raise InputError(
-            f"{base_model}: {', '.join(names) or 'of no known architecture'} is an encoder: its state of a token has "
-            "seen what follows, so no token has a reward of its own; use a causal model, or design pooled in 02"
-        )
 
 
 def invocation_tokens(tokenizer) -> list[int]:

@@ -3,7 +3,6 @@
 A fit is a folder: PEFT's adapter, `heads.safetensors`, `config.json` (how it reads), `fit.json` (how it was trained).
 """
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from tqdm.auto import tqdm
 
 from srmir_lib.artifacts import atomic_path, read_json, write_json
 from srmir_lib.errors import InputError
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.ava import TokenBeliefs, answer_reward, ava_demonstration_objective, ava_preference_objective
 from srmir_lib.papers.srmir import bradley_terry_loss
-from srmir_lib.reward_models.config import check_base
+from srmir_lib.reward_models.config import base_of, find_trunk
 from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel, TokenSettings
 from srmir_lib.studies.a1_token_rewards.reader import Answers, Reader
@@ -48,7 +48,7 @@ def fit_token_rewards(
     """
     output_dir = Path(output_dir)
     key = {"settings": asdict(settings), "seed": seed}
-    key |= {"pairs_sha256": pairs.sha256(), "base_sha256": reader.base_sha256}
+    key |= {"pairs_sha256": pairs.sha256(), "base_sha256": reader.trunk.sha256, "dtype": reader.trunk.dtype}
     done = output_dir / "fit.json"
     fit = read_json(done) if done.exists() else {}
     if fit.get("key") != key:
@@ -94,25 +94,21 @@ def train_token_rewards(model: TokenRewardModel, pairs: Answers, seed: int, prog
 
 
 def load_token_rewards(
-    folder: str | Path, device: str = "auto", base_model: str | None = None, reader: Reader | None = None
+    folder: str | Path, trunk: Trunk | str = "auto", base_model: str | None = None, reader: Reader | None = None
 ) -> TokenRewardModel:
-    """Read what `fit_token_rewards` wrote. `base_model`: where the base model lies now, if it was moved; `reader`: one
-    in memory, which must hold that base model."""
+    """Read what `fit_token_rewards` wrote. `trunk`: the base model in memory, or the device to load one on;
+    `base_model`: where it lies now, if it was moved; `reader`: one in memory, which must read with that base model."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of a token reward; run A1_bayesian_rewards")
     config, fit = read_json(folder / "config.json"), read_json(folder / "fit.json")
-    if reader is None:
-        base = check_base(folder, config, base_model)
-        reader = Reader(base, device=device, **{name: config[name] for name in READING})
-    elif reader.base_sha256 != config.get("base_sha256"):
-        raise InputError(f"{folder}: trained on another base model than {reader.base_model}; train it again (A1)")
+    trunk = find_trunk(folder, config, reader.trunk if reader is not None else trunk, base_model)
+    reader = reader or Reader(trunk, **{name: config[name] for name in READING})
     return TokenRewardModel(reader, TokenSettings(**fit["key"]["settings"]), fit["key"]["seed"]).load(folder)
 
 
 def _config(reader: Reader, final: Path) -> dict:
     """How the fit reads, and on which base model it stands; `final`: where its folder will lie."""
-    base, think = Path(reader.base_model), reader.think
-    where = os.path.relpath(base.resolve(), final.resolve()) if base.is_dir() else str(reader.base_model)
-    reading = dict(zip(READING, (think.question, think.max_new_tokens, reader.max_length), strict=True))
-    return {"base_model": where, "base_is_folder": base.is_dir(), "base_sha256": reader.base_sha256, **reading}
+    think = reader.think
+    reading = zip(READING, (think.question, think.max_new_tokens, reader.max_length), strict=True)
+    return base_of(reader.trunk, final) | dict(reading)

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from srmir_lib.conversations import assistant_message, conversation_ids, user_message
 from srmir_lib.data.margins import annotate
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import by_length, padded
 from srmir_lib.models.loading import load_tokenizer
-from srmir_lib.models.trunk import PASS_TOKENS, Trunk, batches
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.legend import legend_margin
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.calibration import Calibration
@@ -34,7 +35,7 @@ SIDES = ("chosen", "rejected")
 
 
 LONGEST = 8192
-"""Positions that the random models have room for."""
+"""Positions of the random models."""
 
 
 def random_policy(shape: Shape, tokenizer, device: str = "cpu", dtype: str = "float32", seed: int = 0):
@@ -57,20 +58,16 @@ def random_classifiers(
     return models
 
 
-def random_set(
-    policy, tokenizer, count: int, settings: ProbeSettings, batch_tokens: int, seed: int = 0
-) -> ShadowRewardModels:
-    """`count` models of the shared design on the weights of `policy`, their adapters drawn wide enough to matter."""
-    names = category_names(tokenizer, count)
-    trunk = Trunk(policy, batch_tokens)
-    probes = Probes(trunk, names, settings, tokenizer, seed)
+def random_set(trunk: Trunk, count: int, settings: ProbeSettings, seed: int = 0) -> ShadowRewardModels:
+    """`count` models of the shared design on a trunk, their adapters drawn wide enough to matter."""
+    names = category_names(trunk.tokenizer, count)
+    probes = Probes(trunk, names, settings, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for up in probes.up.values():
             up.normal_(0, 0.05, generator=generator)
-    scorer = SharedScorer(trunk, probes.to(trunk.device).eval().requires_grad_(False), tokenizer, list)
     unit = Calibration(tuple(names), (0.0,) * count, (1.0,) * count, 2)
-    return ShadowRewardModels(scorer, names, "shared", unit)
+    return ShadowRewardModels(SharedScorer(trunk, probes.requires_grad_(False)), names, "shared", unit)
 
 
 def category_names(tokenizer, count: int) -> list[str]:
@@ -127,7 +124,7 @@ def contestants(
     order = {str(prompt): at for at, prompt in enumerate({str(prompt): 0 for prompt in prompts})}
     names = [shared.categories[order[str(prompt)] % len(shared.categories)] for prompt in prompts]
     columns, rows = {"category": names}, (prompts, completions)
-    watched = RewardFunction(shared, "categorized", monitor_every=1)
+    watched, trunk = RewardFunction(shared, "categorized", monitor_every=1), shared.scorer.trunk
     return {
         "seven": partial(score_as_trl, classifiers, tokenizer, *rows),
         "tuned": partial(score_tuned, classifiers, tokenizer, *rows, batch_tokens),
@@ -136,22 +133,22 @@ def contestants(
         "routed": partial(RewardFunction(shared, "categorized"), *rows, **columns),
         "watched": partial(watched, *rows, **columns, log_metric=lambda *_: None),
         "again": partial(RewardFunction(shared, "linear"), *rows),
-        "alone": lambda: score_ids(shared.scorer.trunk, [shared.scorer.probes], conversation_ids(tokenizer, *rows))[0],
+        "alone": lambda: score_ids(trunk, [shared.scorer.probes], conversation_ids(tokenizer, *rows))[0],
     }
 
 
 def growth(
-    policy, classifier, tokenizer, loads: Mapping, settings: ProbeSettings, batch_tokens: int, rounds: int, seed: int
+    trunk: Trunk, classifier, loads: Mapping, settings: ProbeSettings, rounds: int, seed: int
 ) -> dict[object, Spread]:
     """Our cost of every load in plain forwards, {its key: ratio}: a group scored by all models, over the same group
     scored by one classifier without waste. All loads race together."""
     runners = {}
     for key, load in loads.items():
-        rows = texts(tokenizer, load, 1, seed)
-        models = random_set(policy, tokenizer, load.models, settings, batch_tokens, seed)
+        rows = texts(trunk.tokenizer, load, 1, seed)
+        models = random_set(trunk, load.models, settings, seed)
         runners["shared", key] = partial(models.score, *rows)
-        runners["plain", key] = partial(score_tuned, [classifier], tokenizer, *rows, batch_tokens)
-    seconds = race(runners, rounds, policy.device.type)
+        runners["plain", key] = partial(score_tuned, [classifier], trunk.tokenizer, *rows, trunk.batch_tokens)
+    seconds = race(runners, rounds, trunk.device.type)
     return {key: ratio(seconds["shared", key], seconds["plain", key]) for key in loads}
 
 
@@ -180,9 +177,8 @@ def score_tuned(classifiers: Sequence, tokenizer, prompts: Sequence, completions
     """(N, K): the same with the waste taken out: tokenized once, no cache, micro-batches in order of length."""
     ids = conversation_ids(tokenizer, prompts, completions)
     scores = torch.zeros(len(ids), len(classifiers), device=classifiers[0].device)
-    for rows in batches(range(len(ids)), [len(row) for row in ids], batch_tokens, PASS_TOKENS[scores.device.type]):
-        inputs = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt")
-        inputs = inputs.to(scores.device)
+    for rows in by_length(range(len(ids)), [len(row) for row in ids], batch_tokens):
+        inputs = padded([ids[row] for row in rows], scores.device, tokenizer.pad_token_id)
         for j, classifier in enumerate(classifiers):
             scores[rows, j] = classifier(**inputs, use_cache=False).logits[:, 0]
     return scores
@@ -194,19 +190,19 @@ def free_reward(completions, **_) -> list[float]:
 
 
 @torch.no_grad()
-def score_with_peft(models: ShadowRewardModels, policy, prompts: Sequence, completions: Sequence) -> Tensor:
+def score_with_peft(models: ShadowRewardModels, prompts: Sequence, completions: Sequence) -> Tensor:
     """(N, K): PEFT's Activated LoRA (Greenewald et al. 2025) on each text with its question behind it; one forward for
     every text and model, nothing shared, nothing cached, no padding."""
     from peft import PeftModel
     from safetensors.torch import load_file
 
-    probes, prefix = models.scorer.probes, policy.base_model_prefix
-    ids = conversation_ids(models.scorer.tokenizer, prompts, completions)
+    probes, trunk = models.scorer.probes, models.scorer.trunk
+    ids, policy = conversation_ids(trunk.tokenizer, prompts, completions), trunk.model
     scores = torch.zeros(len(ids), len(models.categories))
     with tempfile.TemporaryDirectory() as folder:
-        probes.save(folder, prefix, "random")
+        probes.save(folder, policy.base_model_prefix, "random")
         for j, name in enumerate(models.categories):
-            where, question = Path(folder, name), probes.tokens[j].tolist()
+            where, question = Path(folder, name), probes.question(j)
             single = PeftModel.from_pretrained(deepcopy(policy), where).eval()
             head = load_file(where / "head.safetensors")["score.weight"][0].to(policy.device)
             for row, text in enumerate(ids):
@@ -261,7 +257,7 @@ def memory_of_shared(
     """For `cost.peak_bytes`: all models of the shared design, as a call that scores a number of rows."""
     tokenizer = load_tokenizer(base)
     policy = random_policy(shape, tokenizer, device, dtype)
-    models = random_set(policy, tokenizer, load.models, settings, batch_tokens)
+    models = random_set(Trunk(policy, tokenizer, batch_tokens=batch_tokens), load.models, settings)
     return lambda rows: partial(models.score, *texts(tokenizer, load, max(1, rows // load.group)))
 
 

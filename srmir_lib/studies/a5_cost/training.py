@@ -12,43 +12,37 @@ from transformers import TrainerCallback
 
 from srmir_lib.evaluation.reward_accuracy import is_correct
 from srmir_lib.models.loading import share_weights
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import RewardSettings
-from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
-from srmir_lib.reward_models.separate_training import fit_separate
+from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.shadow import ShadowRewardModels
-from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.studies.a5_cost.contestants import words
 from srmir_lib.studies.a5_cost.limits import Load, race
 
 
 def training_ladder(
     design: str,
-    base_model: str | Path,
+    trunk: Trunk,
     preferences: Mapping,
     categories: Sequence[str],
     settings: RewardSettings,
     budgets: Sequence[int],
     seed: int = 0,
-    device: str = "auto",
 ) -> list[dict]:
     """Train the set anew with every number of updates in `budgets`: rows of updates, seconds, validation, test.
 
-    Seconds are all that `fit_shared` or `fit_separate` takes: tokens, drafts, the trunk's reading, training, saving.
-    Accuracy is that of each pair's own model, a fraction of the split's pairs.
+    Seconds are all that `fit_sets` takes: tokens, drafts, the trunk's reading, training, saving. Accuracy is that of
+    each pair's own model, a fraction of the split's pairs.
     """
-    once, before, rows = {}, 0.0, []
-    if design == "shared":
-        start = time.perf_counter()
-        once["states"] = PrefilledPairs(base_model, preferences["train"], settings, device)
-        once["states"].keep()  # every budget would have to read the pairs
-        before = time.perf_counter() - start
+    rows = []
     for steps in budgets:
+        trunk.drafts.clear()  # every budget would have to draft
         with tempfile.TemporaryDirectory() as scratch:
-            folder, budget, start = Path(scratch, "set"), replace(settings, max_steps=steps), time.perf_counter()
-            fit = fit_shared if design == "shared" else fit_separate
-            fit(base_model, preferences, folder, categories, budget, seed, device=device, **once)
-            row = {"updates": steps, "seconds": before + time.perf_counter() - start}
-            models = ShadowRewardModels.load(folder, device)
+            run = SetRun(Path(scratch, "set"), categories, replace(settings, max_steps=steps), design, seed=seed)
+            start = time.perf_counter()
+            fit_sets({design: run}, trunk, preferences)
+            row = {"updates": steps, "seconds": time.perf_counter() - start}
+            models = ShadowRewardModels.load(run.folder, trunk)
             rows.append(row | {split: _accuracy(models, preferences[split]) for split in ("validation", "test")})
     return rows
 

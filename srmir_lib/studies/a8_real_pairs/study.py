@@ -22,13 +22,13 @@ from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data.margins import REFUSALS, annotate, estimate_direction, length_differences, with_margins
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
-from srmir_lib.models.loading import fingerprint, load_tokenizer, load_trunk, pick_device, resolve_encoder
+from srmir_lib.models.loading import fingerprint, load_trunk, pick_device, resolve_encoder
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ALL, EncoderSettings, RewardSettings
+from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.pooled import PairTokenizer, PooledScorer
 from srmir_lib.reward_models.pooled_training import fit_pooled
-from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
-from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.runner.manifest import git_state, machine, utc_now
 from srmir_lib.runner.stage import find_root
 from srmir_lib.statistics import auroc, correlation, pair_accuracy, resampled_t_interval
@@ -87,7 +87,7 @@ def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, an
         return score
 
     def shortened(prompts, answers) -> tuple[list, list]:
-        return _shortened(reader.tokenizer, prompts, answers, prompt_tokens, answer_tokens)
+        return _shortened(reader.trunk.tokenizer, prompts, answers, prompt_tokens, answer_tokens)
 
     def fit(data: PairData, seed: int) -> Score:
         columns = {name: [row[name] for row in data.train] for name in ("prompt", "chosen", "rejected")}
@@ -98,24 +98,22 @@ def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, an
         return score_of(model)
 
     _check_lengths(prompt_tokens, answer_tokens)
-    about = {"trunk": reader.base_sha256, "settings": asdict(settings)}
-    about |= {"device": reader.model.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
+    about = {"trunk": reader.trunk.sha256, "settings": asdict(settings)}
+    about |= {"device": reader.trunk.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
     return Method(about, fit)
 
 
 def reward_model_method(
-    base: str, design: str, settings: RewardSettings, prompt_tokens: int, answer_tokens: int, device: str = "auto"
+    trunk: Trunk, design: str, settings: RewardSettings, prompt_tokens: int, answer_tokens: int
 ) -> Method:
-    """One reward model on the causal model `base`: a probe on the frozen trunk (`shared`) or a LoRA model (`separate`);
-    texts are cut as in `token_method`."""
-    fits = {"shared": fit_shared, "separate": fit_separate}
-    if design not in fits:
+    """One reward model on a trunk: a probe (`shared`) or a LoRA model (`separate`); texts are cut as in
+    `token_method`."""
+    if design not in ("shared", "separate"):
         raise InputError(f"reward_models: design {design!r} is neither shared nor separate")
     _check_lengths(prompt_tokens, answer_tokens)
-    tokenizer = load_tokenizer(base)
 
     def shortened(prompts, answers) -> tuple[list, list]:
-        return _shortened(tokenizer, prompts, answers, prompt_tokens, answer_tokens)
+        return _shortened(trunk.tokenizer, prompts, answers, prompt_tokens, answer_tokens)
 
     def fit(data: PairData, seed: int) -> Score:
         given = {name: [row[name] for row in data.train] for name in ("prompt", "chosen", "rejected")}
@@ -123,15 +121,15 @@ def reward_model_method(
         rejected, label = shortened(given["prompt"], given["rejected"])[1], ["pairs"] * len(prompts)
         pairs = Dataset.from_dict({"prompt": prompts, "chosen": chosen, "rejected": rejected, "category": label})
         with tempfile.TemporaryDirectory() as scratch:
-            how = {"device": device, "competence": ["pairs"]}
-            fits[design](base, {"train": pairs}, f"{scratch}/set", [ALL], settings, seed, **how)
-            models = ShadowRewardModels.load(f"{scratch}/set", device)
+            run = SetRun(Path(scratch, "set"), [ALL], settings, design, seed=seed)
+            fit_sets({"set": run}, trunk, {"train": pairs}, ["pairs"])
+            models = ShadowRewardModels.load(run.folder, trunk)
         return lambda prompts, answers: models.score(*shortened(prompts, answers))[:, 0].numpy()
 
-    idle = {"keep_gb", "batch_tokens"} | ({"probe"} if design == "separate" else set())  # they change no score
+    idle = {"keep_gb"} | ({"probe"} if design == "separate" else set())  # they change no score
     used = {name: value for name, value in asdict(settings).items() if name not in idle}
-    about = {"trunk": fingerprint(base), "design": design, "settings": used}
-    about |= {"device": pick_device(device).type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
+    about = {"trunk": trunk.sha256, "design": design, "settings": used}
+    about |= {"device": trunk.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
     return Method(about, fit)
 
 
