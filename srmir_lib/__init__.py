@@ -2,7 +2,7 @@
 
 import warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Progress bars are plain text, so that a stored notebook keeps them; tqdm would warn that it finds no widgets.
 warnings.filterwarnings("ignore", message="IProgress not found")
