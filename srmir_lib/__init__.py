@@ -1,4 +1,7 @@
-"""SRMIR and the reward-model methods around it, as small readable functions. See README.md."""
+"""SRMIR and the reward-model methods around it, as small readable functions.
+
+README.md has a table of the packages; start with `papers`, the equations. `srmir` on the command line is `cli`.
+"""
 
 import warnings
 
