@@ -1,1 +1,1 @@
-"""A room."""
+"""One reward, one policy: what TRL calls as a reward, the trainings, and the alarm. Read `reward.py` first."""

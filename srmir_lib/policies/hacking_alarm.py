@@ -15,14 +15,14 @@ import torch
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer
-from srmir_lib.policies.monitors import distinct_bigrams, divergence, log_likelihood
-from srmir_lib.policies.reward import RewardFunction
+from srmir_lib.policies.callbacks import BIGRAMS, LIKELIHOOD, distinct_bigrams, divergence, log_likelihood
+from srmir_lib.policies.reward import MONITOR, RewardFunction
 
 SIGNALS = {
-    "idle reward models": ("monitor/", -1),
+    "idle reward models": (MONITOR, -1),
     "length": ("completions/mean_length", 0),
-    "log-likelihood": ("coherence/log_likelihood", -1),
-    "distinct bigrams": ("coherence/distinct_bigrams", -1),
+    "log-likelihood": (LIKELIHOOD, -1),
+    "distinct bigrams": (BIGRAMS, -1),
     "KL": ("kl", 1),
 }
 """Signal -> its key (or keys' prefix) in a history, and the side on which it is suspect: below (-1), above (1) or
