@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -58,18 +59,15 @@ def token_log_probabilities(
     values = []
     for start in range(0, len(prompt_ids), micro_batch):
         rows = range(start, min(start + micro_batch, len(prompt_ids)))
-        width = max(len(prompt_ids[i]) + len(completion_ids[i]) for i in rows)
-        ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
-        answer = torch.zeros(len(rows), width, dtype=torch.bool)
-        for k, i in enumerate(rows):
-            length, begin = len(prompt_ids[i]) + len(completion_ids[i]), len(prompt_ids[i])
-            ids[k, :length] = torch.tensor([*prompt_ids[i], *completion_ids[i]])
-            mask[k, :length], answer[k, begin:length] = 1, True
-        ids, mask, answer = (tensor.to(model.device) for tensor in (ids, mask, answer))
-        positions = torch.arange(width, device=model.device).expand(len(rows), -1)
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1].float()
+        texts = [torch.tensor([*prompt_ids[i], *completion_ids[i]], dtype=torch.long) for i in rows]
+        ids = pad_sequence(texts, batch_first=True).to(model.device)
+        begin, end = torch.tensor([(len(prompt_ids[i]), len(text)) for i, text in zip(rows, texts, strict=True)]).T
+        positions = torch.arange(ids.shape[1]).expand(len(rows), -1)
+        mask, answer = positions < end[:, None], (positions >= begin[:, None]) & (positions < end[:, None])
+        inputs = {"attention_mask": mask.long().to(ids.device), "position_ids": positions.to(ids.device)}
+        logits = model(input_ids=ids, **inputs).logits[:, :-1].float()
         token = logits.log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
-        values.append((token.cpu(), answer[:, 1:].float().cpu()))
+        values.append((token.cpu(), answer[:, 1:].float()))
     return values
 
 

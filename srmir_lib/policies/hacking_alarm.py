@@ -4,7 +4,8 @@ A run is watched through what its reward does not pay for: the idle reward model
 likelihood under the base model, how much they repeat themselves, and how far the policy is from its reference. What is
 healthy is measured, not guessed: answers of the base model and demonstrations, in any mixture, are what a policy may
 say on its way from one to the other. The alarm rings when a batch is further out than all but a stated share of
-healthy runs ever get.
+healthy runs ever get. Which signal rings says what it is: the idle reward models, hacking; likelihood and KL, a policy
+that leaves language.
 """
 
 from collections.abc import Mapping, Sequence

@@ -100,7 +100,7 @@ class RewardFunction:
         return reward.tolist()
 
     def _route(self, prompts: list, columns: dict) -> list[str]:
-        """The category of each row. Distinct prompts are routed once, then remembered: each comes G times a step."""
+        """The category of each row."""
         if self.strategy == "linear":  # needs no category; the labels, where there are any, only name the metrics
             return columns.get("category", [UNKNOWN] * len(prompts))
         if self.router == "label":
@@ -109,11 +109,7 @@ class RewardFunction:
             gold = self._column(columns, "gold_category")
             topics = columns.get("gold_topic", [UNKNOWN] * len(gold))
             return [topic if name == BENIGN else name for name, topic in zip(gold, topics, strict=True)]
-        texts = [text_of(prompt) for prompt in prompts]
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._routes]
-        if fresh:
-            self._routes.update(zip(fresh, self.router.route(fresh), strict=True))
-        return [self._routes[text] for text in texts]
+        return _remembered(self._routes, prompts, self.router.route)
 
     def _column(self, columns: dict, name: str) -> list[str]:
         if name not in columns:
@@ -151,13 +147,9 @@ class RewardFunction:
 
     def _soft_weights(self, prompts: list) -> Tensor:
         """The router's p(j | x), (N, K), in the order of the models."""
-        texts = [text_of(prompt) for prompt in prompts]
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._probabilities]
-        if fresh:
-            order = [self.router.classes.index(name) for name in self.models.categories]
-            probabilities = torch.as_tensor(self.router.probabilities(fresh)).float().cpu()[:, order]
-            self._probabilities.update(zip(fresh, probabilities / probabilities.sum(1, keepdim=True), strict=True))
-        return torch.stack([self._probabilities[text] for text in texts])
+        order = [self.router.classes.index(name) for name in self.models.categories]
+        likely = torch.stack(_remembered(self._probabilities, prompts, self.router.probabilities)).float().cpu()
+        return likely[:, order] / likely[:, order].sum(1, keepdim=True)
 
     def _report(self, log_metric: Callable, reward: Tensor, scores: Tensor | None, names: Sequence[str]) -> None:
         for name in sorted(set(names) - {UNKNOWN, BENIGN}):
@@ -168,3 +160,12 @@ class RewardFunction:
                 log_metric(MONITOR + name, scores[others, j].mean().item())
         if self.strategy != "linear":
             log_metric(UNKNOWN_SHARE, sum(name == UNKNOWN for name in names) / len(names))
+
+
+def _remembered(known: dict, prompts: Sequence, ask: Callable) -> list:
+    """What `ask` says of each prompt. Distinct prompts are asked about once, for each comes G times a step."""
+    texts = [text_of(prompt) for prompt in prompts]
+    fresh = [text for text in dict.fromkeys(texts) if text not in known]
+    if fresh:
+        known.update(zip(fresh, ask(fresh), strict=True))
+    return [known[text] for text in texts]

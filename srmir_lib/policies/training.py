@@ -103,12 +103,11 @@ def train_grpo(
     reward = RewardCallback(output_dir.name, reward_function, tokenizer, *looks)
     weights = load_weights(base_model, settings.device) if model is None else share_weights(model)
     trainer = GRPOTrainer(
-        model=weights if start is None else _go_on(weights, start),
+        **_policy(weights, settings, start),
         reward_funcs=[reward],
         args=config,
         train_dataset=prompts.select(prompt_order(len(prompts), settings)),
         processing_class=tokenizer,
-        peft_config=_lora(settings) if start is None else None,
         callbacks=[reward, MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -157,11 +156,10 @@ def _train(
     with no_dataset_bars():  # one bar for a training, its own, not five for reading the data
         weights = load_weights(base_model, settings.device)
         trainer = trainer_class(
-            model=weights if start is None else _go_on(weights, start),
+            **_policy(weights, settings, start),
             args=config,
             train_dataset=dataset,
             processing_class=tokenizer,
-            peft_config=_lora(settings) if start is None else None,
             callbacks=[RunCallback(output_dir.name)],
         )
     trainer.remove_callback(PrinterCallback)
@@ -190,14 +188,12 @@ def _arguments(settings: Settings, folder: Path) -> dict:
     }
 
 
-def _lora(settings: Settings) -> LoraConfig:
+def _policy(weights, settings: Settings, start) -> dict:
+    """What a trainer takes for its policy: a model and the shape of a new adapter, or one with that of `start`."""
+    if start is not None:
+        return {"model": PeftModel.from_pretrained(weights, str(start), is_trainable=True)}
     shape = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha}
-    return LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def _go_on(weights, start) -> PeftModel:
-    """The model with the adapter of the folder `start` on it, to be trained further."""
-    return PeftModel.from_pretrained(weights, str(start), is_trainable=True)
+    return {"model": weights, "peft_config": LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")}
 
 
 def _check_start(start, settings: Settings) -> str:
