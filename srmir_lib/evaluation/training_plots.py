@@ -21,6 +21,7 @@ from srmir_lib.evaluation.plots import (
     _subplots,
 )
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
+from srmir_lib.policies.reward import MONITOR
 
 SHADES = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -65,7 +66,7 @@ UNITS = ("(calibrated score)", "(tokens)", "(nats a token)", "(fraction)", "(nat
 """Of the alarm's signals, in their order."""
 
 
-def monitor_curves(history: Sequence[Mapping], prefix: str = "monitor/", ylabel: str = "calibrated score") -> Figure:
+def monitor_curves(history: Sequence[Mapping], prefix: str = MONITOR, ylabel: str = "calibrated score") -> Figure:
     """Scores of reward models over training, one line per category: keys `prefix + category` in the history.
 
     The models that do not reward a prompt are held-out detectors of reward hacking: watch for lines that part.

@@ -5,12 +5,14 @@ text. `pooled`: one encoder with K outputs. A set is a folder, read by `ShadowRe
 this library to be opened.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from srmir_lib.artifacts import sha256
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import THINKING, check_base, read_config
@@ -29,6 +31,7 @@ class ShadowRewardModels:
     def __init__(self, scorer, categories: Sequence[str], design: str, calibration: Calibration | None = None):
         self.scorer, self.categories, self.design = scorer, list(categories), design
         self.calibration, self.asks = calibration, None
+        self.fingerprint = ""  # hash of the files it was loaded from, which a resumed training compares
 
     @classmethod
     def load(
@@ -70,6 +73,8 @@ class ShadowRewardModels:
         calibration = folder / "calibration.json"
         calibration = Calibration.load(calibration) if calibration.exists() else None
         models = cls(scorer, config["categories"], config["design"], calibration)
+        files = [folder / "config.json", *sorted(folder.rglob("*.safetensors"))]
+        models.fingerprint = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
         if "question" in config:
             models.asks = tuple(config[key] for key in ("base_sha256", *THINKING))
             if beside is not None and beside.asks == models.asks:
