@@ -219,7 +219,7 @@ def forest_plot(
 def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_out: Sequence[str] = ()) -> Figure:
     """Fraction of harmful prompts complied with, per wrapper family: policy name -> {family: fraction in [0, 1]}.
 
-    Families in `held_out` (never seen in training) stand apart at the bottom, with a star.
+    Families in `held_out` (not in the data after pretraining) stand apart at the bottom, with a star.
     """
     families = list(dict.fromkeys(f for row in success.values() for f in row))
     families = [f for f in families if f not in held_out] + [f for f in families if f in held_out]
@@ -234,7 +234,7 @@ def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_ou
     axis.set_yticks(range(len(families)), [f + (" *" if f in held_out else "") for f in families])
     axis.invert_yaxis()
     axis.set(xlim=(-3, 103), xlabel="attack success (% of harmful prompts)")
-    axis.set_title("* never seen in training" if any(f in held_out for f in families) else "")
+    axis.set_title("* held out" if any(f in held_out for f in families) else "")
     axis.grid(color=GRID, linewidth=0.5)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
