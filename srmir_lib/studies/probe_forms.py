@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from srmir_lib.evaluation.reward_accuracy import is_correct, routed_gaps
+from srmir_lib.evaluation.reward_accuracy import routed_gaps
 from srmir_lib.reward_models.config import ProbeSettings
 from srmir_lib.reward_models.fit import SetRun
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
-from srmir_lib.statistics import bootstrap_interval
+from srmir_lib.statistics import bootstrap_interval, is_correct
 
 
 def probe_runs(first: SetRun, kinds: Sequence[tuple[str, int]], folder: str | Path) -> dict[str, SetRun]:
