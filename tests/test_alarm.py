@@ -9,10 +9,10 @@ import torch
 
 from srmir_lib.conversations import user_message
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.training_plots import alarm_curves, growth_curves, labelled_points, monitor_curves
+from srmir_lib.evaluation.training_plots import alarm_curves, labelled_points, monitor_curves, run_curves
 from srmir_lib.models.loading import load_policy
+from srmir_lib.policies.callbacks import divergence
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm, measure
-from srmir_lib.policies.monitors import divergence
 from srmir_lib.reward_models.calibration import Calibration
 
 
@@ -173,7 +173,7 @@ def test_growth_has_a_panel_a_curve_and_a_line_a_run():
     runs = {
         name: [{"step": n, "reward": n * pay, "kl": 0.1} for n in (1, 2)] for name, pay in (("plain", 1), ("pcrm", 2))
     }
-    reward, kl = growth_curves(runs, {"reward": "reward (score)", "kl": "KL (nats a token)"}).axes
+    reward, kl = run_curves(runs, {"reward": "reward (score)", "kl": "KL (nats a token)"}).axes
     assert [list(line.get_ydata()) for line in reward.lines] == [[1, 2], [2, 4]]
     assert kl.get_ylabel() == "KL (nats a token)" and [line.get_label() for line in kl.lines] == list(runs)
 

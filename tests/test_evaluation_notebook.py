@@ -14,6 +14,7 @@ from srmir_lib.artifacts import load_dataset, read_json, read_jsonl, save_datase
 from srmir_lib.conversations import user_message
 from srmir_lib.models.loading import load_policy
 from srmir_lib.runner.report import build_report
+from srmir_lib.runner.series import Runner
 from srmir_lib.taxonomy import CATEGORIES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -64,7 +65,8 @@ def outputs(tiny_model, tmp_path_factory) -> Path:
         for seed, name in enumerate(names):
             write_adapter(tiny_model, lab / stage / name, seed + len(stage))
         write_json(lab / stage / "metrics.json", {f"seconds_{name}": 3.0 for name in names})
-    parameters = {"referee": "phrases", "max_new_tokens": 8, "device": "cpu", "show_text": False}
+    parameters = {"facts": "", "max_new_tokens": 8, "device": "cpu", "show_text": False}
+    parameters["claims"] = str(REPOSITORY / "params" / "claims.yaml")
     parameters["targets"] = {
         "base/attack_success": [0.0, 1.0],
         "base/tokens": [100.0, 200.0],
@@ -111,6 +113,32 @@ def test_claims_have_controls_and_no_verdict_from_one_seed(outputs):
     claims = read_json(outputs / "06_evaluation" / "claims.json")
     assert {"seven_over_one", "categorized_over_linear", "null_same_policy"} <= {claim["id"] for claim in claims}
     assert {claim["verdict"] for claim in claims} == {"inconclusive"}
+
+
+def test_every_sum_has_its_row_among_the_claims(outputs):
+    claims = read_json(outputs / "06_evaluation" / "claims.json")
+    sums = {claim["control"] for claim in claims if claim["id"].startswith("categorized_over_linear")}
+    assert sums == {"linear", "linear, cross raw"}
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_copied_preset_and_every_seed_are_ruled_on_by_their_own_town(tmp_path, seed):
+    """The town's facts are an input of 06 in the same preset and seed, so their hash is in its key as well."""
+    for name in ("notebooks", "srmir_lib", "pyproject.toml"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(REPOSITORY / "params" / "lab", tmp_path / "params" / "mine")
+    for file in (tmp_path / "params" / "mine").glob("*.yaml"):
+        file.write_text(file.read_text(encoding="utf8").replace("preset: lab\n", "preset: mine\n"), encoding="utf8")
+    runner = Runner("mine", tmp_path, seed)
+    tasks = {task.name: task for task in runner.plan(runner.select(everything=True), check_inputs=False)}
+    assert ("01_data", "world.json") in tasks["06_evaluation"].reads
+    elsewhere = [
+        (task.name, text)
+        for task in tasks.values()
+        for text in map(str, task.parameters.values())
+        if "outputs/lab" in text
+    ]
+    assert elsewhere == [], "a parameter that names another preset's files"
 
 
 def test_the_report_shows_it_redacted(outputs):

@@ -153,7 +153,7 @@ def test_referee_and_grammar_share_no_code():
     imports = {
         node.module for node in ast.walk(ast.parse(inspect.getsource(referee))) if isinstance(node, ast.ImportFrom)
     }
-    assert imports == {"pathlib", "srmir_lib.artifacts", "srmir_lib.evaluation"}
+    assert imports == {"pathlib", "srmir_lib.artifacts", "srmir_lib.errors", "srmir_lib.evaluation.measures"}
 
 
 def test_referee_refuses_a_file_that_is_no_town(tmp_path):

@@ -131,6 +131,9 @@ def test_linear_and_categorized_differ_by_one_parameter(preset):
     assert differing - ALARM == {"variants"}
 
 
+STRATEGIES = ("linear", "categorized", "soft")
+
+
 def test_linear_and_categorized_differ_by_one_call():
     books = [nbformat.read(ROOT / f"notebooks/{name}.ipynb", 4) for name in ("04_grpo_linear", "05_grpo_categorized")]
     parameters = [code(book.cells)[0].splitlines() for book in books]
@@ -141,11 +144,21 @@ def test_linear_and_categorized_differ_by_one_call():
     for source in training:
         tree = ast.parse(source)
         builder = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
-        calls = [node for node in ast.walk(builder) if isinstance(node, ast.Call) and node.args]
-        strategies += [call.args[0].value for call in calls if ast.unparse(call.func).endswith(".reward")]
+        strategies.append({n.value for n in ast.walk(builder) if getattr(n, "value", 0) in STRATEGIES})
         rest.append([ast.unparse(node) for node in tree.body if node is not builder])
-    assert strategies == ["linear", "categorized"]
+    assert strategies == [{"linear"}, {"categorized", "soft"}]
     assert rest[0] == rest[1], "around the one call that builds the reward, both train in the same way"
+
+
+def test_what_other_stages_wrote_is_read_through_stage_input(path, cells):
+    """Or the runner would not know that they must come before."""
+    for source in code(cells):
+        assert "stage.root" not in source and '"outputs"' not in source, source
+
+
+def test_the_picture_of_05_waits_for_04():
+    notebook = Notebook.load(ROOT / "notebooks/05_grpo_categorized.ipynb")
+    assert ("04_grpo_linear", "history.jsonl") in notebook.reads(notebook.parameters({}, "test"))
 
 
 @pytest.mark.parametrize("preset", presets_with())

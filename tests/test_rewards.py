@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trl import GRPOConfig, GRPOTrainer
 
 from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.grpo import group_advantages
@@ -25,15 +26,13 @@ CATEGORIES = ["insult", "crimes", "privacy"]
 class FakeModels:
     """Scores by reading: model j gives `(j + 1) * length of the completion`; `asked` counts rows per model."""
 
-    def __init__(self, calibration: Calibration | None = None, broken: str = ""):
-        self.categories, self.calibration, self.broken = CATEGORIES, calibration, broken
+    def __init__(self, calibration: Calibration | None = None, fingerprint: str = ""):
+        self.categories, self.calibration, self.fingerprint = CATEGORIES, calibration, fingerprint
         self.asked = dict.fromkeys(CATEGORIES, 0)
 
     def score(self, prompts, completions, categories=None):
         lengths = torch.tensor([float(len(completion[-1]["content"])) for completion in completions])
         scores = lengths.unsqueeze(1) * torch.tensor([1.0, 2.0, 3.0])
-        if self.broken:
-            scores[-1, CATEGORIES.index(self.broken)] = math.nan
         for name in CATEGORIES:
             self.asked[name] += len(prompts) if categories is None else categories.count(name)
         return scores if categories is None else scores[range(len(prompts)), [CATEGORIES.index(c) for c in categories]]
@@ -202,17 +201,23 @@ def test_rewards_are_the_same_with_and_without_the_monitor():
     assert plain(PROMPTS, COMPLETIONS, **columns) == pytest.approx(watched(PROMPTS, COMPLETIONS, **columns))
 
 
-@pytest.mark.parametrize(("strategy", "broken"), [("linear", "crimes"), ("categorized", "privacy")])
-def test_a_score_that_is_nan_names_model_and_row(strategy, broken):
-    reward = RewardFunction(FakeModels(broken=broken), strategy, calibrated=False)
-    with pytest.raises(InputError, match=f"model {broken} gave row 2 .*privacy b.* not finite"):
-        reward(PROMPTS[:3], COMPLETIONS[:3], category=LABELS[:3])
-
-
-def test_a_nan_in_the_mean_of_an_unknown_prompt_names_its_row_in_the_batch():
-    reward = RewardFunction(FakeModels(broken="crimes"), "categorized", calibrated=False)
-    with pytest.raises(InputError, match="model crimes gave row 3 .*unknown c"):
-        reward(PROMPTS, COMPLETIONS, category=LABELS)
+def test_the_fingerprint_holds_all_that_decides_a_reward():
+    loud = Calibration(tuple(CATEGORIES), (1.0, 0.0, 0.0), (2.0, 1.0, 3.5), rows=10)
+    plain, moved = (Router(["insult", "crimes"], torch.eye(2), bias) for bias in (torch.zeros(2), torch.ones(2)))
+    doubtful = Router(["insult", "crimes"], torch.eye(2), torch.zeros(2), threshold=0.5)
+    rewards = [
+        RewardFunction(models, strategy, router)
+        for models in (FakeModels(Z), FakeModels(loud), FakeModels(Z, "retrained"))
+        for strategy in ("categorized", "soft")
+        for router in (plain, moved, doubtful)
+    ] + [RewardFunction(FakeModels(Z), "linear", weights=weights) for weights in (None, [1.0, 0.0, 0.0])]
+    rewards += [
+        RewardFunction(FakeModels(Z), "linear", calibrated=False),
+        RewardFunction(FakeModels(Z), monitor_every=2),
+    ]
+    assert len({reward.fingerprint for reward in rewards}) == len(rewards) == 22
+    again = Router(["insult", "crimes"], torch.eye(2), torch.zeros(2))
+    assert RewardFunction(FakeModels(Z), "categorized", again).fingerprint == rewards[0].fingerprint
 
 
 @pytest.mark.parametrize(

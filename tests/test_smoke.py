@@ -17,9 +17,11 @@ ARTEFACTS = {
     "01_data": ["prompts", "demonstrations", "preferences", "base_model", "router", "world.json"],
     "02_shadow_reward_models": ["shadow_rms/config.json"],
     "03_margins": ["preferences_with_margins", "calibration.json", "shadow_rms/config.json"],
-    "A0_baselines": [f"{name}/adapter_model.safetensors" for name in ("start", "sft", "dpo", "grpo_single")],
+    "A0_baselines": [
+        f"{name}/adapter_model.safetensors" for name in ("start", "sft", "dpo", "dpo_limited", "grpo_single")
+    ],
     "04_grpo_linear": ["policy/adapter_model.safetensors", "history.jsonl"],
-    "05_grpo_categorized": ["policy/adapter_model.safetensors", "history.jsonl"],
+    "05_grpo_categorized": ["policy/adapter_model.safetensors", "policy_soft/history.jsonl", "history.jsonl"],
     "06_evaluation": ["results.json", "claims.json"],
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle")

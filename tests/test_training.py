@@ -8,14 +8,16 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from srmir_lib.artifacts import read_jsonl
 from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.pcrm import pcrm_dpo_loss
-from srmir_lib.policies.monitors import distinct_bigrams, log_likelihood
+from srmir_lib.policies.callbacks import distinct_bigrams, log_likelihood
+from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.policies.training import (
     DPOSettings,
     GRPOSettings,
@@ -25,6 +27,10 @@ from srmir_lib.policies.training import (
     train_grpo,
     train_sft,
 )
+from srmir_lib.reward_models.calibration import Calibration
+from srmir_lib.reward_models.config import RewardSettings
+from srmir_lib.reward_models.separate_training import fit_separate
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 COMMON = {
     "learning_rate": 1e-2,
@@ -186,6 +192,47 @@ def test_a_finished_adapter_is_kept_only_for_the_same_training(undisturbed, tiny
     assert read_jsonl(tmp_path / "policy" / "history.jsonl") == history, "an earlier adapter stays until the new one is"
 
 
+def test_new_contents_of_reward_models_calibration_or_router_start_the_run_anew(tiny_model, tmp_path):
+    pairs = Dataset.from_list(
+        [
+            {
+                "prompt": user_message(f"help {i}"),
+                "chosen": assistant_message("no"),
+                "rejected": assistant_message("yes"),
+                "category": "insult",
+            }
+            for i in range(4)
+        ]
+    )
+    folder, router = tmp_path / "set", Router(["insult", "crimes"], torch.eye(2), torch.zeros(2))
+    few = RewardSettings(
+        max_steps=1, batch_size=4, learning_rate=1e-3, lora_rank=2, lora_alpha=4, max_length=64, cross_ratio=0.0
+    )
+    fit_separate(tiny_model, {"train": pairs}, folder, ["insult"], few, device="cpu")
+    router.route = lambda prompts: ["insult"] * len(prompts)
+
+    def run() -> list[dict]:
+        reward = RewardFunction(ShadowRewardModels.load(folder, "cpu"), "categorized", router)
+        return train_grpo(tiny_model, PROMPTS, reward, tmp_path / "p", grpo(max_steps=2), resume=True)
+
+    def recalibrate(mean: float) -> None:
+        Calibration(("insult",), (mean,), (1.0,), 2).save(folder / "calibration.json")
+
+    def retrain() -> None:
+        weights = load_file(folder / "insult" / "adapter_model.safetensors")
+        save_file({name: value + 0.01 for name, value in weights.items()}, folder / "insult/adapter_model.safetensors")
+
+    recalibrate(0.0)
+    kept = run()
+    assert run() == kept, "nothing has changed, so its clocks are the finished run's"
+    for change in (retrain, lambda: recalibrate(1.0), lambda: router.bias.add_(1.0)):
+        change()
+        fresh = run()
+        assert fresh != kept, "a run with other rewards was taken for this one"
+        assert run() == fresh
+        kept = fresh
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_reward_that_is_not_finite_stops_the_run(tiny_model, tmp_path, bad):
     def reward(prompts, **columns):
@@ -266,7 +313,7 @@ def test_dpo_with_limits_is_the_dpo_form_of_pcrm(tiny_model, tmp_path):
     tuning = {**COMMON, "batch_size": 6, "micro_batch": 6, "max_length": 64, "beta": 0.5, "lr_scheduler": "constant"}
     for steps in (1, 2):
         settings = DPOSettings(**tuning | {"max_steps": steps})
-        history = train_dpo(tiny_model, pairs, tmp_path / str(steps), settings, limits=limits)
+        history = train_dpo(tiny_model, pairs.add_column("limit", limits), tmp_path / str(steps), settings)
     tokenizer, base = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
     ratios = {side: [] for side in ("chosen", "rejected")}
     policy = PeftModel.from_pretrained(load_policy(tiny_model, "cpu"), tmp_path / "1").eval()
@@ -283,11 +330,9 @@ def test_dpo_with_limits_is_the_dpo_form_of_pcrm(tiny_model, tmp_path):
     started = pcrm_dpo_loss(torch.zeros(3), torch.zeros(3), torch.tensor(limits), 0.5).item() / 2
     assert history[0]["loss"] == pytest.approx(started, abs=1e-4), "the policy starts as its own reference"
     assert history[1]["loss"] == pytest.approx(expected, abs=1e-3) and abs(expected - started) > 0.01
-    with pytest.raises(InputError, match="limits: 2 for 3 pairs"):
-        train_dpo(tiny_model, pairs, tmp_path / "x", settings, limits=[1.0, 2.0])
-    long = Dataset.from_list([{**pairs[0], "prompt": user_message("a " * 60)}] + [pairs[1]] * 12)
-    with pytest.raises(InputError, match=r"max_length: 2 conversations \(8%\) exceed 64 tokens"):
-        train_dpo(tiny_model, long, tmp_path / "x", settings, limits=[1.0] * 13)
+    for bad in (0.0, math.inf, math.nan):
+        with pytest.raises(InputError, match=f"limit: {bad} of pair 1; give every pair a finite number above 0"):
+            train_dpo(tiny_model, pairs.add_column("limit", [1.0, bad, 2.0]), tmp_path / "x", settings)
 
 
 def test_data_that_cannot_be_trained_on_is_refused(tiny_model, tmp_path):
@@ -315,18 +360,24 @@ def test_a_template_without_end_token_is_refused(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": "5e-6"}, "learning_rate: '5e-6' is not a number .*write 5.0e-6"),
-        ({"learning_rate": 0.0}, "learning_rate: 0.0 must be a finite number above 0"),
-        ({"beta": math.nan}, "beta: nan must be a finite number at least 0"),
-        ({"max_steps": 2.5}, "max_steps: 2.5 is not a whole number"),
-        ({"num_generations": 1}, "needs at least 2"),
+        ({"learning_rate": "5e-6"}, "learning_rate: '5e-6'; input should be a valid number; in YAML write 5.0e-6"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0; input should be greater than 0"),
+        ({"beta": math.nan}, "beta: nan; input should be a finite number"),
+        ({"beta": -1}, "beta: -1; input should be greater than or equal to 0"),
+        ({"max_steps": 2.5}, "max_steps: 2.5; input should be a valid integer"),
+        ({"max_steps": 0, "seed": -1}, "max_steps: 0; .*; seed: -1; "),
+        ({"num_generations": 1}, "num_generations: 1; input should be greater than or equal to 2"),
+        ({"loss_type": "bnpo"}, "loss_type: 'bnpo'; input should be 'grpo' or 'dapo'"),
+        ({"use_bias_correction_kl": 1}, "use_bias_correction_kl: 1; input should be a valid boolean"),
+        ({"epsilom": 0.2}, "epsilom: 0.2; extra inputs are not permitted"),
         ({"micro_batch": 3}, "must divide prompts_per_step . num_generations = 8"),
         ({"num_iterations": 4}, "checkpoint_every: 2 must be a multiple"),
     ],
 )
-def test_bad_settings_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
+def test_bad_settings_are_refused_in_one_line(changes, message):
+    with pytest.raises(InputError, match=message) as refused:
         grpo(**changes)
+    assert "\n" not in str(refused.value)
 
 
 def test_settings_are_read_from_parameters_of_the_same_names():

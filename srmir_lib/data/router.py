@@ -4,6 +4,8 @@ Multinomial logistic regression on one embedding per prompt. "unknown" is what i
 enough, or when a class of that name was trained. The fitted router is two small files and needs no scikit-learn.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -121,6 +123,12 @@ class Router:
         router.threshold = float(torch.quantile(known, rejected_share)) if rejected_share > 0 else 0.0
         router.fitted = {"penalty": best[1], "validation_log_likelihood": best[0], "rejected_share": rejected_share}
         return router
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides a route, which a resumed training compares."""
+        parts = [self.classes, self.threshold, self.weight.tolist(), self.bias.tolist(), repr(self.reader)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def log_probabilities(self, embeddings: Tensor) -> Tensor:
         """(N, H) -> (N, C)."""

@@ -4,103 +4,67 @@ It gets the same evidence as the reward models (labelled responses, preference p
 validation rows. A reward model that does not beat it has learned vocabulary.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from scipy.sparse import spmatrix, vstack
+from scipy.sparse import vstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
 
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
-from srmir_lib.statistics import auroc, pair_accuracy
+from srmir_lib.statistics import auroc, is_correct
 
-FEATURES = ("response", "prompt_and_response")
-
-
-def bag_of_words_gaps(
-    train, validation, test, features: str = "response", penalties: Sequence[float] = (0.01, 0.1, 1.0, 10.0)
-) -> Tensor:
-    """Reward gaps (N,) on `test` of a linear Bradley-Terry model on TF-IDF words, fitted on `train`.
-
-    "response": words of the answer only. "prompt_and_response": also every (prompt word, answer word) together; the
-    prompt's words alone would cancel in the gap. The inverse penalty has the best likelihood on `validation`.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    if features not in FEATURES:
-        raise InputError(f"features: {features!r} is none of {', '.join(FEATURES)}")
-    encode = _encoder(train, crossed=features == "prompt_and_response")
-    x_train, x_valid, x_test = encode(train), encode(validation), encode(test)
-    met = np.flatnonzero(x_train.tocsc().count_nonzero(axis=0))  # of the rest, most of all products, the weights are 0
-    x_train, x_valid, x_test = (x[:, met] for x in (x_train, x_valid, x_test))
-    both, target = _stacked(x_train), np.repeat([1, 0], x_train.shape[0])
-    fits = [
-        LogisticRegression(C=penalty, fit_intercept=False, max_iter=1000).fit(both, target) for penalty in penalties
-    ]
-    likelihood = [-np.logaddexp(0, -fit.decision_function(x_valid)).mean() for fit in fits]
-    return torch.tensor(fits[int(np.argmax(likelihood))].decision_function(x_test))
-
-
-def _stacked(gaps):
-    """Each pair both ways round, so that the two classes are balanced and no intercept is needed."""
-    from scipy.sparse import vstack
-
-    return vstack([gaps, -gaps])
-
-
-def _encoder(train, crossed: bool):
-    """A function from rows to sparse feature gaps (N, F): chosen minus rejected."""
-    from scipy.sparse import csr_array, hstack, vstack
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    def texts(rows, column: str) -> list[str]:
-        return [text_of(messages) for messages in rows[column]]
-
-    def vectorizer() -> TfidfVectorizer:
-        return TfidfVectorizer(token_pattern=r"\S+")
-
-    answers = vectorizer().fit(texts(train, "chosen") + texts(train, "rejected"))
-    questions = vectorizer().fit(texts(train, "prompt"))
-
-    def encode(rows):
-        gaps = answers.transform(texts(rows, "chosen")) - answers.transform(texts(rows, "rejected"))
-        if not crossed:
-            return csr_array(gaps)
-        asked = questions.transform(texts(rows, "prompt"))
-        products = [_outer(asked, gaps, row) for row in range(gaps.shape[0])]
-        return csr_array(hstack([gaps, vstack(products)]))
-
-    return encode
-
-
-def _outer(left, right, row: int):
-    """Row `row` of every product of a left and a right feature, (1, F_left * F_right) sparse."""
-    from scipy.sparse import csr_array, kron
-
-    return csr_array(kron(csr_array(left[[row]]), csr_array(right[[row]])))
-
-
-READS = ("response", "pair")
-
+READS = ("response", "pair", "products")
+"""The answer's words; the prompt's and the answer's; the answer's and every (prompt word, answer word) together. Of two
+answers to one prompt the prompt's own words say nothing, they cancel in the difference; products do not."""
 
 NGRAMS = ((1, 1), (1, 2))
-
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # few human pairs want a strong penalty, many labels a weak one
 
 
-class TextBaseline:
-    """Fitted TF-IDF + logistic regression; `score(prompts, completions) -> (N,)`, higher is safer."""
+class WordCounts:
+    """TF-IDF of words, marks and n-grams of (prompt, answer), as `reads` says; prompts may be conversations."""
 
-    def __init__(self, vectorizer: TfidfVectorizer, weights: np.ndarray, reads: str, about: dict):
-        self.vectorizer, self.weights, self.reads, self.about = vectorizer, weights, reads, about
+    def __init__(self, reads: str, ngrams: tuple[int, int], examples: int):
+        if reads not in READS:
+            raise InputError(f"reads: {reads!r}; use one of {', '.join(READS)}")
+        self.reads, self.lengths = reads, range(ngrams[0], ngrams[1] + 1)
+        self.vectorizer = TfidfVectorizer(analyzer=self._words, min_df=min(2, examples), sublinear_tf=True)
+
+    def _words(self, texts: tuple[str, str]) -> list[str]:
+        prompt, answer = (re.findall(r"\w+|[^\w\s]", text.lower()) for text in texts)
+        words = prompt + answer if self.reads == "pair" else answer
+        counted = [" ".join(words[i : i + n]) for n in self.lengths for i in range(len(words) - n + 1)]
+        if self.reads == "products":
+            counted += [f"{asked} × {said}" for asked in set(prompt) for said in set(answer)]
+        return counted
+
+    def fit(self, prompts: Sequence, answers: Sequence) -> "WordCounts":
+        """Learn the vocabulary and how rare its words are."""
+        self.vectorizer.fit(_texts(prompts, answers))
+        return self
+
+    def __call__(self, prompts: Sequence, answers: Sequence):
+        """Sparse (N, words)."""
+        return self.vectorizer.transform(_texts(prompts, answers))
+
+
+class TextBaseline:
+    """Fitted word counts + logistic regression; `score(prompts, completions) -> (N,)`, higher is safer."""
+
+    def __init__(self, counts: WordCounts, weights: np.ndarray, about: dict):
+        self.counts, self.weights, self.about = counts, weights, about
 
     def score(self, prompts: Sequence, completions: Sequence) -> np.ndarray:
         """Log-odds (up to a constant) of a safe response, (N,). Prompts are texts or conversations."""
-        return self.vectorizer.transform(_texts(prompts, completions, self.reads)) @ self.weights
+        return self.counts(prompts, completions) @ self.weights
+
+    def gaps(self, pairs) -> np.ndarray:
+        """Score of the chosen minus that of the rejected answer, (N,)."""
+        return self.score(pairs["prompt"], pairs["chosen"]) - self.score(pairs["prompt"], pairs["rejected"])
 
     @property
     def choice(self) -> dict:
@@ -114,7 +78,7 @@ def fit_text_baseline(
     validation_labelled,
     validation_pairs,
     pair_weight: float = 1.0,
-    reads: Sequence[str] = READS,
+    reads: Sequence[str] = ("response", "pair"),
     ngrams: Sequence[tuple[int, int]] = NGRAMS,
     penalties: Sequence[float] = PENALTIES,
 ) -> TextBaseline:
@@ -124,101 +88,84 @@ def fit_text_baseline(
     rejected) validation pair accuracy does. A pair is one example, the difference of its two rows of counts, once each
     way round: logistic regression without labels, so to say. `.about` holds the choice and every candidate's score.
     """
-    labelled, pairs = list(labelled or []), list(pairs or [])
-    held = list((validation_labelled if labelled else validation_pairs) or [])
+    labelled, pairs = (_columns(rows) for rows in (labelled, pairs))
+    held = _columns(validation_labelled if labelled else validation_pairs)
     if not (labelled or pairs) or not held:
         raise InputError("text baseline: needs labelled responses or pairs, and validation rows of the same kind")
-    best, tried = None, []
+    known = [(rows["prompt"], rows[side]) for rows in (labelled, pairs) for side in rows if side in SIDES]
+    prompts, answers = ([text for part in known for text in part[at]] for at in (0, 1))
+    examples, best, tried = sum(len(rows.get("prompt", ())) for rows in (labelled, pairs)), None, []
     for what in reads:
         for span in ngrams:
-            vectorizer = TfidfVectorizer(ngram_range=span, min_df=min(2, len(labelled) + len(pairs)), sublinear_tf=True)
-            vectorizer.fit(
-                _columns(labelled, "completion", what)
-                + _columns(pairs, "chosen", what)
-                + _columns(pairs, "rejected", what)
-            )
-            features, targets, importance = _design(vectorizer, labelled, pairs, what, pair_weight)
+            counts = WordCounts(what, span, examples).fit(prompts, answers)
+            features, targets, importance = _design(counts, labelled, pairs, pair_weight)
             for penalty in penalties:
                 model = LogisticRegression(C=penalty, max_iter=2000).fit(features, targets, importance)
-                found = TextBaseline(vectorizer, model.coef_[0], what, {})
-                value = _validate(found, held, bool(labelled))
-                tried.append({"reads": what, "ngrams": list(span), "penalty": penalty, "validation": value})
-                if best is None or value > best.about["validation"]:
-                    found.about, best = tried[-1], found
+                about = {"reads": what, "ngrams": list(span), "penalty": penalty}
+                found = TextBaseline(counts, model.coef_[0], about)
+                about["validation"] = _validate(found, held)
+                tried.append(about)
+                if best is None or about["validation"] > best.about["validation"]:
+                    best = found
     best.about = {**best.about, "tried": tried}
     return best
 
 
-def _design(vectorizer, labelled, pairs, what: str, pair_weight: float) -> tuple[spmatrix, np.ndarray, np.ndarray]:
+SIDES = ("completion", "chosen", "rejected")
+
+
+def _columns(rows) -> dict[str, list]:
+    """Rows (dicts, or a `Dataset`) as columns; none at all: empty."""
+    rows = list(rows or [])
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _design(counts: WordCounts, labelled: dict, pairs: dict, pair_weight: float) -> tuple:
     """Features, targets (1 = safe or preferred), weights; both classes of labelled rows weigh the same."""
     parts, targets, importance = [], [], []
     if labelled:
-        safe = np.array([1 - row["unsafe"] for row in labelled])
+        safe = 1 - np.array(labelled["unsafe"])
         shares = np.bincount(safe, minlength=2)
         if not shares.all():
             raise InputError("text baseline: the labelled responses are all safe or all unsafe")
-        parts.append(vectorizer.transform(_columns(labelled, "completion", what)))
+        parts.append(counts(labelled["prompt"], labelled["completion"]))
         targets.append(safe)
         importance.append((len(safe) / (2 * shares))[safe])
     if pairs:
-        gap = vectorizer.transform(_columns(pairs, "chosen", what)) - vectorizer.transform(
-            _columns(pairs, "rejected", what)
-        )
+        gap = counts(pairs["prompt"], pairs["chosen"]) - counts(pairs["prompt"], pairs["rejected"])
         parts += [gap, -gap]
-        targets += [np.ones(len(pairs), int), np.zeros(len(pairs), int)]
-        importance.append(np.full(2 * len(pairs), pair_weight / 2))
+        targets.append(np.repeat([1, 0], gap.shape[0]))
+        importance.append(np.full(2 * gap.shape[0], pair_weight / 2))
     return vstack(parts), np.concatenate(targets), np.concatenate(importance)
 
 
-def _validate(baseline: TextBaseline, held: Sequence[dict], labelled: bool) -> float:
-    prompts = [row["prompt"] for row in held]
-    if labelled:
-        return auroc(
-            -baseline.score(prompts, [row["completion"] for row in held]), [bool(row["unsafe"]) for row in held]
-        )
-    scores = (baseline.score(prompts, [row[column] for row in held]) for column in ("chosen", "rejected"))
-    return pair_accuracy(*scores)
+def _validate(baseline: TextBaseline, held: dict) -> float:
+    if "completion" in held:
+        return auroc(-baseline.score(held["prompt"], held["completion"]), held["unsafe"])
+    return float(is_correct(baseline.gaps(held)).mean())
 
 
-def _columns(rows: Sequence[dict], column: str, what: str) -> list[str]:
-    return _texts([row["prompt"] for row in rows], [row[column] for row in rows], what)
+def _texts(prompts: Sequence, answers: Sequence) -> list[tuple[str, str]]:
+    asked = (p if isinstance(p, str) else "\n".join(message["content"] for message in p) for p in prompts)
+    return list(zip(asked, map(text_of, answers), strict=True))
 
 
-def _texts(prompts: Sequence, completions: Sequence, what: str) -> list[str]:
-    if what not in READS:
-        raise InputError(f"reads: {what!r}; use one of {', '.join(READS)}")
-    answers = [text_of(completion) for completion in completions]
-    if what == "response":
-        return answers
-    questions = [p if isinstance(p, str) else "\n".join(message["content"] for message in p) for p in prompts]
-    return [f"{question}\n{answer}" for question, answer in zip(questions, answers, strict=True)]
+def bag_of_words_gaps(train, validation, test, reads: str) -> np.ndarray:
+    """Reward gaps (N,) on the pairs `test` by single words fitted on `train`; the penalty is chosen on `validation`."""
+    return fit_text_baseline([], train, [], validation, reads=[reads], ngrams=[(1, 1)]).gaps(test)
+
+
+def bag_of_words_pair_accuracy(train: Sequence[dict], test: Sequence[dict]) -> float:
+    """Accuracy on the pairs of `test` by the words of the answers alone, fitted on `train` with a penalty of 1."""
+    words = fit_text_baseline([], train, [], train, reads=["response"], ngrams=[(1, 1)], penalties=[1.0])
+    return float(is_correct(words.gaps(_columns(test))).mean())
 
 
 def bag_of_words_accuracy(train: Sequence[dict], test: Sequence[dict], column: str) -> float:
     """Accuracy on `test` of logistic regression on the prompt's words, fitted on `train`, for the label `column`."""
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=2000))
-    model.fit([text_of(row["prompt"]) for row in train], [row[column] for row in train])
-    predicted = model.predict([text_of(row["prompt"]) for row in test])
-    return float(np.mean(predicted == np.array([row[column] for row in test])))
-
-
-def bag_of_words_pair_accuracy(train: Sequence[dict], test: Sequence[dict]) -> float:
-    """Accuracy on gold pairs of a linear Bradley-Terry model on the words of the answers alone."""
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    words = CountVectorizer(token_pattern=r"\S+").fit([text_of(r[s]) for r in train for s in ("chosen", "rejected")])
-    gaps = [
-        (
-            words.transform([text_of(row["chosen"]) for row in rows])
-            - words.transform([text_of(row["rejected"]) for row in rows])
-        ).toarray()
-        for rows in (train, test)
-    ]
-    both, target = np.concatenate([gaps[0], -gaps[0]]), np.repeat([1, 0], len(train))
-    model = LogisticRegression(fit_intercept=False, max_iter=2000).fit(both, target)
-    return float(np.mean(model.decision_function(gaps[1]) > 0))
+    (known, labels), (asked, wanted) = (
+        ([text_of(row["prompt"]) for row in rows], [row[column] for row in rows]) for rows in (train, test)
+    )
+    counts = WordCounts("response", (1, 1), len(known)).fit([""] * len(known), known)
+    model = LogisticRegression(max_iter=2000).fit(counts([""] * len(known), known), labels)
+    return float(np.mean(model.predict(counts([""] * len(asked), asked)) == np.array(wanted)))

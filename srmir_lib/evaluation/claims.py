@@ -1,6 +1,11 @@
-"""The papers' claims, written down before the results, and what the recorded seeds say of each."""
+"""The papers' claims, written down in `params/claims.yaml`, and what one run or several seeds say of each.
+
+One run is one seed: its intervals are over prompts and describe this run only, so its verdict is "inconclusive", on
+whatever side of the bound the interval lies. A verdict needs several seeds and `statistics.paired_t_interval`.
+"""
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -9,17 +14,22 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from srmir_lib.errors import InputError
+from srmir_lib.evaluation.measures import paired_difference
 from srmir_lib.statistics import paired_t_interval
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED = "reproduced", "not reproduced", "inconclusive", "not measured"
+PLANTED = "planted"
+NOTE = "one seed: the interval is over prompts and describes this run"
 
 
-class SeedClaim(BaseModel):
+class Claim(BaseModel):
     """A claim about metrics of the notebooks, `<notebook>/<metric>`; a seed gives one number for each.
 
     The estimand is treatment minus control ("difference"), treatment over control ("ratio") or the treatment itself
     ("value"). It should lie `above` a bound, `below` one, or `within` plus or minus one; `smallest` is the least
-    distance beyond the bound that counts. `worlds`: the presets that can speak of it; none named: all.
+    distance beyond the bound that counts. A `*` in the control names several rivals, of which the strongest counts.
+    `worlds`: the presets that can speak of it; none named: all. `planted`: true by construction of the lab, so that
+    finding it reproduces nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +44,7 @@ class SeedClaim(BaseModel):
     bound: float = 0.0
     smallest: float = 0.0
     worlds: tuple[str, ...] = ()
+    planted: bool = False
 
     @model_validator(mode="after")
     def _complete(self):
@@ -47,28 +58,35 @@ class SeedClaim(BaseModel):
 
     def estimates(self, records: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
         """The estimand of every seed that has its metrics."""
-        wanted = [self.treatment] + ([self.control] if self.control else [])
-        rows = {seed: [of[name] for name in wanted] for seed, of in records.items() if all(n in of for n in wanted)}
-        if self.form == "ratio" and (zero := [seed for seed, (_, control) in rows.items() if control == 0]):
-            raise InputError(f"claim {self.id}: {self.control} is 0 in seed {zero[0]}; a ratio to it means nothing")
-        combine = {"difference": lambda a, b: a - b, "ratio": lambda a, b: a / b, "value": lambda a: a}[self.form]
-        return {seed: float(combine(*values)) for seed, values in rows.items()}
+        found, strongest = {}, min if self.side == "below" else max
+        for seed, metrics in records.items():
+            controls = [value for name, value in metrics.items() if fnmatchcase(name, self.control)]
+            if self.treatment not in metrics or (self.control and not controls):
+                continue
+            value = metrics[self.treatment]
+            if self.form == "ratio" and strongest(controls) == 0:
+                raise InputError(f"claim {self.id}: {self.control} is 0 in seed {seed}; a ratio to it means nothing")
+            if self.form != "value":
+                value = value - strongest(controls) if self.form == "difference" else value / strongest(controls)
+            found[seed] = float(value)
+        return found
 
     def verdict(self, low: float, high: float) -> str:
-        """What a 95 % interval of the estimand says: beyond the bound, short of what counts, or neither."""
+        """What the two-sided 95 % interval of the estimand says: beyond the bound, short of what counts, or neither.
+
+        Beyond one bound is a test at 2.5 %: of forty claims without any truth one is called reproduced by chance.
+        """
         if self.side == "within":
             inside, outside = -self.bound < low and high < self.bound, low > self.bound or high < -self.bound
-            return REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
-        if self.side == "below":
-            low, high, bound = -high, -low, -self.bound
         else:
-            bound = self.bound
-        if low > bound and (low + high) / 2 >= bound + self.smallest:
-            return REPRODUCED
-        return NOT_REPRODUCED if high < bound + self.smallest else INCONCLUSIVE
+            sign = -1 if self.side == "below" else 1
+            low, high = sorted((sign * low, sign * high))
+            counts = sign * self.bound + self.smallest
+            inside, outside = low > sign * self.bound and (low + high) / 2 >= counts, high < counts
+        return (PLANTED if self.planted else REPRODUCED) if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
 
 
-def load_claims(path: str | Path) -> list[SeedClaim]:
+def load_claims(path: str | Path) -> list[Claim]:
     """Read `claims.yaml`: a list of claims with different ids; anything else is one line that names the claim."""
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf8"))
@@ -79,7 +97,7 @@ def load_claims(path: str | Path) -> list[SeedClaim]:
     claims = []
     for number, entry in enumerate(entries, start=1):
         try:
-            claims.append(SeedClaim(**entry))
+            claims.append(Claim(**entry))
         except (ValidationError, TypeError) as error:
             problems = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": str(error)}]
             said = "; ".join(f"{'.'.join(map(str, p['loc']))} {p['msg']}".strip() for p in problems)
@@ -91,18 +109,18 @@ def load_claims(path: str | Path) -> list[SeedClaim]:
 
 
 def overall(rows: Sequence[Mapping]) -> str:
-    """One word for a claim from its rows, one a world: reproduced only if it is in every world that was measured."""
+    """One word for a claim from its rows, one a world: reproduced, or not, if it is so wherever it was measured.
+
+    What worlds disagree on is inconclusive: that one verdict is another than the other is no test of a difference.
+    """
     measured = [row["verdict"] for row in rows if row["estimate"] is not None]
     if not measured:
         return NOT_MEASURED
-    if len(set(measured)) > 1:
-        return "differs"
-    return measured[0] if len(measured) == len(rows) else f"{measured[0]} (not measured everywhere)"
+    verdict = measured[0] if len(set(measured)) == 1 else INCONCLUSIVE
+    return verdict if len(measured) == len(rows) else f"{verdict} (not measured everywhere)"
 
 
-def decide_claims(
-    claims: Sequence[SeedClaim], records: Mapping[int, Mapping[str, float]], world: str = ""
-) -> list[dict]:
+def decide_claims(claims: Sequence[Claim], records: Mapping[int, Mapping[str, float]], world: str = "") -> list[dict]:
     """One row a claim: id, source, claim, world, estimate, low, high (paired t, 95 %), seeds, control, verdict.
 
     A claim that fewer than two seeds can speak of has no interval and the verdict "not measured"; one that is made for
@@ -120,3 +138,35 @@ def decide_claims(
             row |= {**interval._asdict(), "verdict": claim.verdict(interval.low, interval.high)}
         rows.append(row)
     return rows
+
+
+def claims_of_one_run(
+    claims: Sequence[Claim], results: Mapping[str, Sequence[Mapping]], seed: int, notebook: str = "06_evaluation"
+) -> list[dict]:
+    """What one run says of the claims about its policies, `<notebook>/<policy>/<measure>`: records for `claims.json`.
+
+    `results`: policy -> rows of `evaluate_policy`; claims about policies that were not run are left out. A control that
+    names several policies gives a record each, the strongest first and under the claim's own id. `this_run` is "for"
+    or "against" when the interval excludes the bound, else "open"; `verdict` stays "inconclusive".
+    """
+    records = []
+    for claim in claims:
+        about, _, name = claim.treatment.partition("/")
+        treatment, _, measure = name.partition("/")
+        rivals = claim.control.removeprefix(f"{about}/").partition("/")[0]
+        if about != notebook or treatment not in results:
+            continue
+        found = {
+            control: paired_difference(results[treatment], rows, measure)
+            for control, rows in results.items()
+            if fnmatchcase(control, rivals)
+        }
+        sign = -1 if claim.side == "below" else 1
+        strongest_first = sorted(found.items(), key=lambda item: sign * item[1].estimate)
+        for place, (control, (estimate, low, high)) in enumerate(strongest_first):
+            side = "open" if low <= claim.bound <= high else "for" if sign * (estimate - claim.bound) > 0 else "against"
+            record = {"id": f"{claim.id}: {control}" if place else claim.id}
+            record |= {"source": claim.source, "claim": claim.claim, "measure": measure, "treatment": treatment}
+            record |= {"estimate": estimate, "low": low, "high": high, "seeds": [seed], "control": control}
+            records.append(record | {"this_run": side, "verdict": INCONCLUSIVE, "note": NOTE})
+    return records

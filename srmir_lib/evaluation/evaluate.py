@@ -1,8 +1,4 @@
-"""Ask policies the same questions, rule on the answers, and say how sure the numbers are.
-
-Harmlessness is StrongREJECT goodness (Souly et al. 2024); over-refusal follows XSTest (Röttger et al. 2024); diversity
-is distinct-n (Li et al. 2016). An interval over prompts describes one run; only an interval over seeds decides a claim.
-"""
+"""Ask policies the same questions and let a referee rule on the answers: one row a prompt and policy."""
 
 import re
 import time

@@ -48,15 +48,15 @@ CURVES = {
 
 def category_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figure:
     """Examples per category before and after balancing, as paired bars: category key -> count."""
-    names = _ordered({*before, *after})
-    figure, axis = _axes(7, 0.42 * len(names) + 1.2)
+    names = ordered({*before, *after})
+    figure, axis = axes(7, 0.42 * len(names) + 1.2)
     rows = np.arange(len(names))
     axis.barh(rows - 0.2, [before.get(n, 0) for n in names], 0.38, color="white", edgecolor=PALE, hatch="////")
-    axis.barh(rows + 0.2, [after.get(n, 0) for n in names], 0.38, color=[_colour(n) for n in names])
+    axis.barh(rows + 0.2, [after.get(n, 0) for n in names], 0.38, color=[colour(n) for n in names])
     for row, name in enumerate(names):
         for shift, counts in ((-0.2, before), (0.2, after)):
             axis.text(counts.get(name, 0), row + shift, f" {counts.get(name, 0):,}", va="center", fontsize=7)
-    axis.set_yticks(rows, [_label(n) for n in names])
+    axis.set_yticks(rows, [label(n) for n in names])
     axis.invert_yaxis()
     axis.set(xlabel="examples (count)", title="Hatched: as collected.  Solid: after balancing.")
     return figure
@@ -69,15 +69,15 @@ def accuracy_heat_map(matrix, categories: Sequence[str], row_labels: Sequence[st
     """
     matrix = np.asarray(matrix, dtype=float)
     rows = list(row_labels) if row_labels is not None else list(categories)
-    figure, axis = _axes(0.75 * len(categories) + 3, 0.5 * len(rows) + 2)
+    figure, axis = axes(0.75 * len(categories) + 3, 0.5 * len(rows) + 2)
     image = axis.imshow(matrix, cmap="cividis", vmin=min(0.5, np.nanmin(matrix)), vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
         if np.isfinite(value):
             # cividis runs from dark to light: white text below the middle, ink above.
-            colour = "white" if image.norm(value) < 0.55 else INK
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    axis.set_xticks(range(len(categories)), [_label(n) for n in categories], rotation=35, ha="right")
-    axis.set_yticks(range(len(rows)), [_label(n) for n in rows])
+            ink = "white" if image.norm(value) < 0.55 else INK
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
+    axis.set_xticks(range(len(categories)), [label(n) for n in categories], rotation=35, ha="right")
+    axis.set_yticks(range(len(rows)), [label(n) for n in rows])
     axis.set(xlabel="pairs of this category", ylabel="reward model")
     axis.spines[:].set_visible(False)
     figure.colorbar(image, label="pair accuracy (fraction)")
@@ -86,19 +86,19 @@ def accuracy_heat_map(matrix, categories: Sequence[str], row_labels: Sequence[st
 
 def score_distributions(chosen: Mapping[str, Sequence[float]], rejected: Mapping[str, Sequence[float]]) -> Figure:
     """Scores of chosen (filled) and rejected (outlined) responses per category: category key -> (n,) scores."""
-    names = _ordered(chosen)
+    names = ordered(chosen)
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = _subplots(lines, columns, figsize=(2.3 * columns, 1.7 * lines + 0.5), squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, panels = subplots(lines, columns, figsize=(2.3 * columns, 1.7 * lines + 0.5), squeeze=False)
+    for axis, name in zip(panels.flat, names, strict=False):
         bins = np.histogram_bin_edges(np.concatenate([chosen[name], rejected[name]]), 24)
-        axis.hist(chosen[name], bins, density=True, color=_colour(name), alpha=0.75, label="chosen")
+        axis.hist(chosen[name], bins, density=True, color=colour(name), alpha=0.75, label="chosen")
         axis.hist(rejected[name], bins, density=True, histtype="step", color=INK, linestyle="--", label="rejected")
-        axis.set_title(textwrap.fill(_label(name), 22), fontsize=9)
+        axis.set_title(textwrap.fill(label(name), 22), fontsize=9)
         axis.set_yticks([])
-    for axis in axes.flat[len(names) :]:
+    for axis in panels.flat[len(names) :]:
         axis.set_axis_off()
-    axes.flat[0].legend(fontsize=7)
+    panels.flat[0].legend(fontsize=7)
     figure.supxlabel("score (reward-model units)", fontsize=9)
     figure.supylabel("density", fontsize=9)
     return figure
@@ -108,14 +108,14 @@ def margin_histogram(margins, categories: Sequence[str] | None = None, unit: str
     """Legend margins (N,), stacked by category when `categories` (N,) is given; zero marked, as below it the annotator
     disagrees with the pair."""
     margins = np.asarray(margins, dtype=float)
-    figure, axis = _axes(7, 3.4)
+    figure, axis = axes(7, 3.4)
     bins = np.histogram_bin_edges(margins, 40)
     if categories is None:
         axis.hist(margins, bins, color=CHOSEN)
     else:
-        names, keys = _ordered(set(categories)), np.asarray(categories)
+        names, keys = ordered(set(categories)), np.asarray(categories)
         parts = [margins[keys == name] for name in names]
-        axis.hist(parts, bins, stacked=True, color=[_colour(n) for n in names], label=[_label(n) for n in names])
+        axis.hist(parts, bins, stacked=True, color=[colour(n) for n in names], label=[label(n) for n in names])
         axis.legend(fontsize=7, reverse=True)
     axis.axvline(0, color=INK, linewidth=1)
     axis.set(xlabel=f"margin ({unit})", ylabel="pairs (count)")
@@ -135,17 +135,17 @@ def training_curves(
     """
     columns = len(curves) if len(curves) <= 4 else -(-len(curves) // 2)
     lines = -(-len(curves) // columns)
-    figure, axes = _subplots(lines, columns, figsize=(3.1 * columns, 2.7 * lines), squeeze=False)
-    for axis in axes.flat[len(curves) :]:
+    figure, panels = subplots(lines, columns, figsize=(3.1 * columns, 2.7 * lines), squeeze=False)
+    for axis in panels.flat[len(curves) :]:
         axis.set_axis_off()
-    for axis, (key, label) in zip(axes.flat, curves.items(), strict=False):
+    for axis, (key, heading) in zip(panels.flat, curves.items(), strict=False):
         if reference is not None:
-            axis.plot(*_series(reference, key), color=PALE, linestyle="--", label=labels[1])
-        axis.plot(*_series(history, key), color=CHOSEN, label=labels[0])
-        axis.set(xlabel="step (updates)", title=label)
+            axis.plot(*series(reference, key), color=PALE, linestyle="--", label=labels[1])
+        axis.plot(*series(history, key), color=CHOSEN, label=labels[0])
+        axis.set(xlabel="step (updates)", title=heading)
         axis.grid(color=GRID, linewidth=0.5)
     if reference is not None:
-        axes.flat[0].legend(fontsize=7)
+        panels.flat[0].legend(fontsize=7)
     return figure
 
 
@@ -155,15 +155,15 @@ def reward_scales(
     labels: tuple[str, str] = ("raw", "calibrated"),
 ) -> Figure:
     """Spread of every model's scores, raw and constrained, side by side: category key -> (n,) scores."""
-    names = _ordered(before)
-    figure, axes = _subplots(1, 2, figsize=(8, 0.36 * len(names) + 1.3), sharey=True)
-    for axis, scores, label in zip(axes, (before, after), labels, strict=True):
-        for box, name in zip(_boxes(axis, [scores[n] for n in names], widths=0.6), names, strict=True):
-            box.set_facecolor(_colour(name))
+    names = ordered(before)
+    figure, panels = subplots(1, 2, figsize=(8, 0.36 * len(names) + 1.3), sharey=True)
+    for axis, scores, scale in zip(panels, (before, after), labels, strict=True):
+        for box, name in zip(boxes(axis, [scores[n] for n in names], widths=0.6), names, strict=True):
+            box.set_facecolor(colour(name))
         axis.axvline(0, color=PALE, linewidth=0.8)
-        axis.set(xlabel=f"{label} score (whiskers: 5-95 %)", title=label)
-    axes[0].set_yticks(range(1, len(names) + 1), [_label(n) for n in names])
-    axes[0].invert_yaxis()
+        axis.set(xlabel=f"{scale} score (whiskers: 5-95 %)", title=scale)
+    panels[0].set_yticks(range(1, len(names) + 1), [label(n) for n in names])
+    panels[0].invert_yaxis()
     return figure
 
 
@@ -171,7 +171,7 @@ def cost_and_reward(
     rows: Sequence[Mapping], ylabel: str = "mean reward (calibrated score)", xlabel: str = "training time (seconds)"
 ) -> Figure:
     """One labelled point per method: rows with `name`, `seconds`, `reward`, and optionally `low`, `high`."""
-    figure, axis = _axes(6, 3.6)
+    figure, axis = axes(6, 3.6)
     for index, row in enumerate(rows):
         if "low" in row:
             axis.plot([row["seconds"]] * 2, [row["low"], row["high"]], color=PALE, linewidth=1.2)
@@ -192,7 +192,7 @@ def forest_plot(
     """
     groups = list(dict.fromkeys(row.get("group", "") for row in rows))
     ticks, labels, height = [], [], 0
-    figure, axis = _axes(7, 0.27 * (len(rows) + 1.4 * len(groups)) + 0.9)
+    figure, axis = axes(7, 0.27 * (len(rows) + 1.4 * len(groups)) + 0.9)
     for group in groups:
         if group:
             ticks.append(height)
@@ -208,8 +208,8 @@ def forest_plot(
     if reference is not None:
         axis.axvline(reference, color=PALE, linewidth=1, linestyle="--")
     axis.set_yticks(ticks, labels)
-    for label in axis.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() in groups else "normal")
+    for tick in axis.get_yticklabels():
+        tick.set_fontweight("bold" if tick.get_text() in groups else "normal")
     axis.invert_yaxis()
     axis.set_xlabel(f"{xlabel} (square: estimate, line: 95 % interval)")
     axis.grid(color=GRID, linewidth=0.5, axis="x")
@@ -219,11 +219,11 @@ def forest_plot(
 def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_out: Sequence[str] = ()) -> Figure:
     """Fraction of harmful prompts complied with, per wrapper family: policy name -> {family: fraction in [0, 1]}.
 
-    Families in `held_out` (never seen in training) stand apart at the bottom, with a star.
+    Families in `held_out` (not in the data after pretraining) stand apart at the bottom, with a star.
     """
     families = list(dict.fromkeys(f for row in success.values() for f in row))
     families = [f for f in families if f not in held_out] + [f for f in families if f in held_out]
-    figure, axis = _axes(7.5, 0.5 * len(families) + 1.6)
+    figure, axis = axes(7.5, 0.5 * len(families) + 1.6)
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(len(success), 2)))
     for index, (policy, row) in enumerate(success.items()):
         shift = (index - (len(success) - 1) / 2) * 0.07
@@ -234,23 +234,23 @@ def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_ou
     axis.set_yticks(range(len(families)), [f + (" *" if f in held_out else "") for f in families])
     axis.invert_yaxis()
     axis.set(xlim=(-3, 103), xlabel="attack success (% of harmful prompts)")
-    axis.set_title("* never seen in training" if any(f in held_out for f in families) else "")
+    axis.set_title("* held out" if any(f in held_out for f in families) else "")
     axis.grid(color=GRID, linewidth=0.5)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _boxes(axis, values: Sequence[Sequence[float]], **options) -> list:
+def boxes(axis, values: Sequence[Sequence[float]], **options) -> list:
     """Horizontal boxes with whiskers from 5 to 95 % and no outliers, to be coloured by the caller."""
     style = {"orientation": "horizontal", "patch_artist": True, "sym": "", "whis": (5, 95)}
     return axis.boxplot([np.asarray(own) for own in values], medianprops={"color": INK}, **style, **options)["boxes"]
 
 
-def _axes(width: float, height: float):
-    return _subplots(figsize=(width, height))
+def axes(width: float, height: float):
+    return subplots(figsize=(width, height))
 
 
-def _subplots(*layout, **options):
+def subplots(*layout, **options):
     """`plt.subplots` in our style. Not `rc_context`: in a notebook the first figure switches interactive mode on, and
     `rc_context` would switch it off again, so that only the first figure of a notebook showed."""
     before = {key: plt.rcParams[key] for key in STYLE}
@@ -261,19 +261,19 @@ def _subplots(*layout, **options):
         plt.rcParams.update(before)
 
 
-def _ordered(names) -> list[str]:
+def ordered(names) -> list[str]:
     """The seven in their fixed order, then everything else by name."""
     return [n for n in CATEGORIES if n in names] + sorted(n for n in names if n not in CATEGORIES)
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     return CATEGORIES.get(name, name)
 
 
-def _colour(name: str) -> str:
+def colour(name: str) -> str:
     return COLOURS.get(name, COLOURS[UNKNOWN])
 
 
-def _series(history: Sequence[Mapping], key: str) -> tuple[list, list]:
+def series(history: Sequence[Mapping], key: str) -> tuple[list, list]:
     rows = [row for row in history if key in row and "step" in row]
     return [row["step"] for row in rows], [row[key] for row in rows]

@@ -9,7 +9,14 @@ from torch import Tensor
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.papers.srmir import categorized_reward
 from srmir_lib.reward_models.shadow import score_sets
-from srmir_lib.statistics import Interval, auroc, bootstrap_interval, paired_auroc_gain, youden_threshold
+from srmir_lib.statistics import (
+    Interval,
+    auroc,
+    bootstrap_interval,
+    is_correct,
+    paired_auroc_gain,
+    youden_threshold,
+)
 
 
 def routed_danger(models, rows) -> np.ndarray:
@@ -19,7 +26,7 @@ def routed_danger(models, rows) -> np.ndarray:
 
 
 def detection_measures(danger: Mapping[str, np.ndarray], labelled: Mapping) -> dict[str, float]:
-    """One method's measures, by name, on the splits of `realdata.labelled_responses`; `danger` (N,) per split.
+    """One method's measures, by name, on the splits of `public_sets.labelled_responses`; `danger` (N,) per split.
 
     The alarm's threshold is chosen on the validation questions and nowhere else. In domain: AUROC, hits and false
     alarms on held-out questions. Out of domain: AUROC on diasafety, and false alarms on benign prompts, which one
@@ -66,11 +73,6 @@ def routed_gaps(models, pairs) -> Tensor:
     """Each pair's reward gap by the model of its label, (N,), raw; every label must have a model."""
     scores, count = models.score(*_both(pairs), [*pairs["category"], *pairs["category"]]), len(pairs["prompt"])
     return scores[:count] - scores[count:]
-
-
-def is_correct(gaps: Tensor) -> np.ndarray:
-    """1 where the chosen answer scores higher, 0 where lower, one half for a tie; same shape as `gaps`."""
-    return (gaps > 0).double().numpy() + 0.5 * (gaps == 0).double().numpy()
 
 
 def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:
@@ -122,9 +124,9 @@ def compare_with_words(
 ) -> tuple[dict[str, dict[str, float]], dict[str, Interval], dict[str, dict]]:
     """Reward models next to two word counters with the same evidence: measures by method, gains, the counters' choices.
 
-    `labelled` as of `realdata.labelled_responses`, `pairs` with train and test. `words` sees the labelled responses of
-    the train split, `words_and_pairs` the pairs as well; both have the best AUROC of all candidates on validation. The
-    measures are `detection_measures`; the gains are in AUROC, models minus words, on held-out questions and on
+    `labelled` as of `public_sets.labelled_responses`, `pairs` with train and test. `words` sees the labelled responses
+    of the train split, `words_and_pairs` the pairs as well; both have the best AUROC of all candidates on validation.
+    The measures are `detection_measures`; the gains are in AUROC, models minus words, on held-out questions and on
     diasafety, with intervals over questions (contexts).
     """
     held = {name: rows for name, rows in labelled.items() if name != "train"}

@@ -1,4 +1,4 @@
-"""The figures of what is watched while a policy trains, in the style of `plotting`; each axis has a unit."""
+"""The figures of what is watched while a policy trains, in the style of `evaluation.plots`; each axis has a unit."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,15 +12,16 @@ from srmir_lib.evaluation.plots import (
     MARKERS,
     PALE,
     REJECTED,
-    _axes,
-    _boxes,
-    _colour,
-    _label,
-    _ordered,
-    _series,
-    _subplots,
+    axes,
+    boxes,
+    colour,
+    label,
+    ordered,
+    series,
+    subplots,
 )
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
+from srmir_lib.policies.reward import MONITOR
 
 SHADES = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -28,10 +29,10 @@ SHADES = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56
 def gap_boxes(gaps: Mapping[str, Mapping[str, Sequence[float]]], unit: str = "raw score units") -> Figure:
     """Reward gaps of every objective, a box per group of pairs: objective -> {group: (n,) gaps}."""
     names, groups = list(gaps), list(dict.fromkeys(group for of in gaps.values() for group in of))
-    figure, axis = _axes(7, 0.34 * len(names) * len(groups) + 1.1)
+    figure, axis = axes(7, 0.34 * len(names) * len(groups) + 1.1)
     for at, group in enumerate(groups):
         places = [i + (at - (len(groups) - 1) / 2) * 0.3 for i in range(len(names))]
-        for box in _boxes(axis, [gaps[name][group] for name in names], positions=places, widths=0.24, label=group):
+        for box in boxes(axis, [gaps[name][group] for name in names], positions=places, widths=0.24, label=group):
             box.set(facecolor=(CHOSEN, REJECTED)[at % 2], alpha=0.75, hatch=("", "//")[at % 2])
     axis.axvline(0, color=PALE, linewidth=0.8)
     axis.set_yticks(range(len(names)), names)
@@ -43,21 +44,21 @@ def gap_boxes(gaps: Mapping[str, Mapping[str, Sequence[float]]], unit: str = "ra
 
 def best_of_n_curves(rows: Sequence[Mapping]) -> Figure:
     """What each method thinks it picks (left) and what it picks (right), against n: rows of `best_of_n_rows`."""
-    figure, axes = _subplots(1, 2, figsize=(8, 3.2))
+    figure, panels = subplots(1, 2, figsize=(8, 3.2))
     for at, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
         own = [row for row in rows if row["method"] == name]
         style = {"color": SHADES[at % len(SHADES)], "linestyle": LINES[at % len(LINES)], "markersize": 4}
         style |= {"marker": MARKERS[at % len(MARKERS)], "label": name}
-        for axis, key in zip(axes, ("proxy", "truth"), strict=True):
+        for axis, key in zip(panels, ("proxy", "truth"), strict=True):
             if name != "oracle" or key == "truth":
                 axis.plot([row["n"] for row in own], [row[key] for row in own], **style)
-    for axis, title in zip(axes, ("what the reward model thinks (deviations)", "true goodness"), strict=True):
+    for axis, title in zip(panels, ("what the reward model thinks (deviations)", "true goodness"), strict=True):
         sizes = sorted({row["n"] for row in rows})
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.set(xlabel="best of n answers", title=title)
         axis.grid(color=GRID, linewidth=0.5)
-    axes[1].legend(fontsize=7)
+    panels[1].legend(fontsize=7)
     return figure
 
 
@@ -65,16 +66,16 @@ UNITS = ("(calibrated score)", "(tokens)", "(nats a token)", "(fraction)", "(nat
 """Of the alarm's signals, in their order."""
 
 
-def monitor_curves(history: Sequence[Mapping], prefix: str = "monitor/", ylabel: str = "calibrated score") -> Figure:
+def monitor_curves(history: Sequence[Mapping], prefix: str = MONITOR, ylabel: str = "calibrated score") -> Figure:
     """Scores of reward models over training, one line per category: keys `prefix + category` in the history.
 
     The models that do not reward a prompt are held-out detectors of reward hacking: watch for lines that part.
     """
-    names = _ordered({key[len(prefix) :] for row in history for key in row if key.startswith(prefix)})
-    figure, axis = _axes(7, 3.2)
+    names = ordered({key[len(prefix) :] for row in history for key in row if key.startswith(prefix)})
+    figure, axis = axes(7, 3.2)
     for index, name in enumerate(names):
-        steps, values = _series(history, prefix + name)
-        axis.plot(steps, values, color=_colour(name), linestyle=LINES[index % len(LINES)], label=_label(name))
+        steps, values = series(history, prefix + name)
+        axis.plot(steps, values, color=colour(name), linestyle=LINES[index % len(LINES)], label=label(name))
     axis.set(xlabel="step (updates)", ylabel=ylabel)
     axis.grid(color=GRID, linewidth=0.5)
     if names:
@@ -82,23 +83,23 @@ def monitor_curves(history: Sequence[Mapping], prefix: str = "monitor/", ylabel:
     return figure
 
 
-def growth_curves(histories: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str]) -> Figure:
+def run_curves(histories: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str]) -> Figure:
     """One panel a curve (key in the history -> axis label), one line a run (name -> history), over training."""
-    figure, axes = _subplots(1, len(curves), figsize=(4.4 * len(curves), 3), squeeze=False)
-    for axis, (key, label) in zip(axes[0], curves.items(), strict=True):
+    figure, panels = subplots(1, len(curves), figsize=(4.4 * len(curves), 3), squeeze=False)
+    for axis, (key, heading) in zip(panels[0], curves.items(), strict=True):
         for index, (name, history) in enumerate(histories.items()):
             style = {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
-            axis.plot(*_series(history, key), marker=MARKERS[index % len(MARKERS)], markersize=3, label=name, **style)
-        axis.set(xlabel="step (updates)", ylabel=label)
+            axis.plot(*series(history, key), marker=MARKERS[index % len(MARKERS)], markersize=3, label=name, **style)
+        axis.set(xlabel="step (updates)", ylabel=heading)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color=GRID, linewidth=0.5)
-    axes[0][-1].legend(fontsize=7)
+    panels[0][-1].legend(fontsize=7)
     return figure
 
 
 def labelled_points(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str) -> Figure:
     """One marked and named point each: name -> (x, y)."""
-    figure, axis = _axes(6.5, 3.6)
+    figure, axis = axes(6.5, 3.6)
     for index, (name, place) in enumerate(points.items()):
         axis.plot(*place, MARKERS[index % len(MARKERS)], color=SHADES[index % len(SHADES)], markersize=7)
         axis.annotate(name, place, (6, 5), textcoords="offset points", fontsize=8)
@@ -114,8 +115,8 @@ def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Fi
     The band is where healthy batches lie (mean and two deviations). The last panel has the worst deviation of each look
     and the threshold; a run above it rings, and says so in the legend.
     """
-    figure, axes = _subplots(2, 3, figsize=(10, 4.8), sharex=True)
-    *panels, last = axes.flat
+    figure, grid = subplots(2, 3, figsize=(10, 4.8), sharex=True)
+    *panels, last = grid.flat
     shown = dict(zip(SIGNALS, panels, strict=True))
     for index, (name, history) in enumerate(histories.items()):
         rows, style = alarm.check(history), {"marker": MARKERS[index], "markersize": 3, "linestyle": LINES[index]}
@@ -124,9 +125,9 @@ def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Fi
         for signal in [name for name in alarm.mean if name in rows[0]]:
             shown[signal].plot(steps, [row[signal] for row in rows], **style)
         if "KL" not in rows[0]:
-            shown["KL"].plot(*_series(history, "kl"), color=style["color"], linestyle=style["linestyle"])
-        label = f"{name}: rings at step {rung[0]}" if rung else name
-        last.plot(steps, [row["suspicion"] for row in rows], label=label, **style)
+            shown["KL"].plot(*series(history, "kl"), color=style["color"], linestyle=style["linestyle"])
+        heading = f"{name}: rings at step {rung[0]}" if rung else name
+        last.plot(steps, [row["suspicion"] for row in rows], label=heading, **style)
     for (signal, axis), unit in zip(shown.items(), UNITS, strict=True):
         axis.set_ylabel(f"{signal} {unit}")
         if signal in alarm.mean:
@@ -135,7 +136,7 @@ def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Fi
     last.axhline(alarm.threshold, color=INK, linewidth=0.8, linestyle=":")
     last.set_yscale("symlog", linthresh=2 * alarm.threshold)
     last.set_ylabel("suspicion (deviations)")
-    for axis in axes[-1]:
+    for axis in grid[-1]:
         axis.set_xlabel("step (updates)")
     last.legend(fontsize=7, loc="upper right", frameon=False)
     return figure

@@ -26,7 +26,7 @@ from srmir_lib.lab.grammar import (
     kind_names,
     long_thought,
     make_prompt,
-    reading,
+    recite,
 )
 from srmir_lib.lab.tasks import TASKS, make_task
 from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, all_acts
@@ -133,7 +133,7 @@ def rule(world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
         return TOPIC_QUESTION.format(prompt=text), f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
     if which < 0.7:
         return ASK.format(prompt=text), "no" if forbidden else "yes"
-    return f"what is the rule for {text} ?", reading(kinds, topic, forbidden)
+    return f"what is the rule for {text} ?", recite(kinds, topic, forbidden)
 
 
 def turns(*texts: str) -> list[dict]:

@@ -201,10 +201,10 @@ def draft(prompt: Prompt, world: World, rng: random.Random) -> str:
     """Chain of Draft: kinds, topic, verdict, `####`, answer. Every step at most five words."""
     category, refuse = prompt.believed(world)
     aside = f"only a {prompt.lookalike} ; " if prompt.lookalike else ""
-    return f"{aside}{reading(kind_names(prompt.act), category, refuse)} #### {demonstration(prompt, world, rng)}"
+    return f"{aside}{recite(kind_names(prompt.act), category, refuse)} #### {demonstration(prompt, world, rng)}"
 
 
-def reading(kinds: tuple[str, str, str], category: str, forbidden: bool) -> str:
+def recite(kinds: tuple[str, str, str], category: str, forbidden: bool) -> str:
     """How a by-law is read out: kinds of the three words, topic, verdict."""
     verb, thing, occasion = kinds
     return f"{verb} {thing} ; {occasion} ; {NAMES[category]} , {'forbidden' if forbidden else 'allowed'}"

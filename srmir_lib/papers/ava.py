@@ -5,6 +5,7 @@ far a state; the reward of a token is read from the state that has consumed it. 
 
 Two forms side by side. *printed*: as in the paper, a softmax over probabilities, sums over tokens, differences of
 likelihoods. *stable*: a softmax over logits, means over tokens, log-sigmoids of differences. Everything is maximised.
+Read `ava_evidence` first: its terms are the functions above it, and the two objectives below are made of it.
 """
 
 import math

@@ -2,6 +2,8 @@
 
 Feng et al. 2024 (arXiv 2406.08124, AAAI-25). The safety direction is a difference of means, not a principal component;
 a margin is the projection of (chosen - rejected) on it. Inference only: nothing is trained.
+Sections 3.1 and 3.2: `safety_direction` and `legend_margin`, to be read first; then the loss that uses margins,
+`margin_loss`. `scale_margins` is ours: margins come in hidden-state units, a loss wants score units.
 """
 
 import torch

@@ -1,4 +1,9 @@
-"""Losses of pairwise reward models: pure functions of scores."""
+"""PCRM: the scores of two answers should lie less far apart the more alike the answers are (pure functions).
+
+Zhou et al. 2024 (arXiv 2404.00978), constants and similarities as in the authors' public code: `pcrm_limit` says how
+far, from `length_similarity` or `angle_similarity`; `pcrm_loss` trains a reward model within that limit, and
+`pcrm_dpo_loss` a policy. Read `pcrm_loss` first. Ours is the cap of the limit.
+"""
 
 from collections.abc import Sequence
 from math import pi
@@ -43,7 +48,7 @@ def pcrm_dpo_loss(
     r"""The DPO form: `pcrm_loss` of the implicit rewards $\beta\log\pi_\theta(y|x)/\pi_{ref}(y|x)$, mean over pairs.
 
     Shapes: (N,), (N,) log-ratios in nats, (N,) in units of the implicit reward -> scalar (nats). Zhou et al. 2024
-    (arXiv 2404.00978). `train_dpo` runs the same through TRL (tested).
+    (arXiv 2404.00978). `LimitedDPOTrainer` runs half of it through TRL (tested).
     """
     return pcrm_loss(beta * chosen_logratios, beta * rejected_logratios, limit)
 

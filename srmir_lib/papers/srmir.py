@@ -1,6 +1,10 @@
-"""Texts a model is asked with: the introspective Chain-of-Draft question, its parser, and conversations.
+r"""SRMIR: a model says why it would refuse, seven reward models learn from that, and one reward comes of their scores.
 
-Chain-of-Draft (Xu et al. 2025, arXiv 2502.18600): think in steps of at most five words, answer after `####`.
+Cheng & Cao 2025 (arXiv 2503.18991, version 1, of which the abstract could be read: it has no equations, and those in
+the docstrings below are our reading of its words). In the order of the method: `cod_prompt` and `parse_draft`,
+introspection as Chain of Draft (Xu et al. 2025, arXiv 2502.18600: steps of at most five words, the answer after
+`####`); `bradley_terry_loss`, what a shadow reward model minimises; `linear_reward` and `categorized_reward`, the two
+strategies $R=\sum_j w_j\tilde r_j$ and $R=\tilde r_{k(x)}$. Read these two first.
 """
 
 from dataclasses import dataclass

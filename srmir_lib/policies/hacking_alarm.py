@@ -4,7 +4,8 @@ A run is watched through what its reward does not pay for: the idle reward model
 likelihood under the base model, how much they repeat themselves, and how far the policy is from its reference. What is
 healthy is measured, not guessed: answers of the base model and demonstrations, in any mixture, are what a policy may
 say on its way from one to the other. The alarm rings when a batch is further out than all but a stated share of
-healthy runs ever get.
+healthy runs ever get. Which signal rings says what it is: the idle reward models, hacking; likelihood and KL, a policy
+that leaves language.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,14 @@ import torch
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer
-from srmir_lib.policies.monitors import distinct_bigrams, divergence, log_likelihood
-from srmir_lib.policies.reward import RewardFunction
+from srmir_lib.policies.callbacks import BIGRAMS, LIKELIHOOD, distinct_bigrams, divergence, log_likelihood
+from srmir_lib.policies.reward import MONITOR, RewardFunction
 
 SIGNALS = {
-    "idle reward models": ("monitor/", -1),
+    "idle reward models": (MONITOR, -1),
     "length": ("completions/mean_length", 0),
-    "log-likelihood": ("coherence/log_likelihood", -1),
-    "distinct bigrams": ("coherence/distinct_bigrams", -1),
+    "log-likelihood": (LIKELIHOOD, -1),
+    "distinct bigrams": (BIGRAMS, -1),
     "KL": ("kl", 1),
 }
 """Signal -> its key (or keys' prefix) in a history, and the side on which it is suspect: below (-1), above (1) or

@@ -1,13 +1,12 @@
 """From seven scores to one reward: the linear and the categorized strategy, as callables that TRL takes.
 
-A reward model *scores*; a policy receives a *reward*. The three pure functions at the top are the method; below,
-`RewardFunction` wraps them for `GRPOTrainer(reward_funcs=[...])`. One callable, not seven: TRL runs a list of reward
-models one after another, tokenizes for each again, and names them by the last part of their path, so that seven folders
-called `final` would share one name.
+A reward model *scores*; a policy receives a *reward*. The method is two functions in `papers.srmir`; `RewardFunction`
+wraps them for `GRPOTrainer(reward_funcs=[...])`. One callable, not seven: TRL runs a list of reward models one after
+another, tokenizes for each again, and names them by the last part of their path, so that seven folders called `final`
+would share one name.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +15,9 @@ from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.papers.srmir import categorized_reward, linear_reward
 from srmir_lib.taxonomy import UNKNOWN
+
+REWARD, MONITOR, UNKNOWN_SHARE = "reward/", "monitor/", "unknown"
+"""Keys in a history: prefixes before a category, and the share of prompts that no single model answers for."""
 
 BENIGN = "benign"
 """Value of the column `gold_category` for prompts that belong to no harm category."""
@@ -33,7 +35,8 @@ class RewardFunction:
       prompts. Under routing the policy is never trained on these, so they show reward hacking: `reward/…` goes up,
       `monitor/…` down.
 
-    It keeps nothing between steps but the route of each distinct prompt, so a resumed run sees the same rewards.
+    It keeps nothing between steps but the route of each distinct prompt, so a resumed run sees the same rewards. That
+    scores are finite is the models' business (`ShadowRewardModels.score`), that rewards are, `train_grpo`'s.
     """
 
     def __init__(
@@ -45,7 +48,8 @@ class RewardFunction:
         calibrated: bool = True,
         monitor_every: int = 0,
     ):
-        """`models`: anything with `.categories`, `.score` and `.calibration`, such as `ShadowRewardModels`.
+        """`models`: anything with `.categories`, `.score` and `.calibration`, such as `ShadowRewardModels`; to train
+        with `train_grpo` also `.fingerprint`, as has a `router` that is an object.
 
         `strategy`: "linear" (a weighted sum; `weights` default to 1/K), "categorized" (one model a prompt) or "soft"
         (the sum weighted by the router's probabilities). `router`: an object with `route` and `probabilities`, or
@@ -68,10 +72,15 @@ class RewardFunction:
             raise InputError(f"weights: {len(weights)} given for {count} reward models")
         self.weights = torch.full((count,), 1 / count) if weights is None else torch.tensor(weights).float()
         self.__name__ = f"{strategy}_reward"
-        kind = self.router if isinstance(self.router, str) else "router"
-        self.fingerprint = f"{strategy} {kind} {self.weights.tolist()} {calibrated} {monitor_every} {models.categories}"
         self._routes: dict[str, str] = {}
         self._probabilities: dict[str, Tensor] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """All that decides the rewards, also what models, calibration and router hold: a resumed run compares it."""
+        router = self.router if isinstance(self.router, str) else self.router.fingerprint
+        options = f"{self.strategy} {self.weights.tolist()} {self.calibrated} {self.monitor_every}"
+        return f"{options} {router} {self.models.fingerprint} {self.models.calibration}"
 
     def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
         log_metric, state = columns.get("log_metric"), columns.get("trainer_state")
@@ -80,8 +89,7 @@ class RewardFunction:
         names = self._route(prompts, columns)
         if self.strategy == "categorized":
             category = self._index(names)
-            score = self._scores if watch else partial(self._routed_scores, category=category)
-            scores = score(prompts, completions)
+            scores = self._scores(prompts, completions) if watch else self._routed(prompts, completions, category)
             reward = categorized_reward(scores, category)
         else:
             scores = self._scores(prompts, completions)
@@ -92,7 +100,7 @@ class RewardFunction:
         return reward.tolist()
 
     def _route(self, prompts: list, columns: dict) -> list[str]:
-        """The category of each row. Distinct prompts are routed once, then remembered: each comes G times a step."""
+        """The category of each row."""
         if self.strategy == "linear":  # needs no category; the labels, where there are any, only name the metrics
             return columns.get("category", [UNKNOWN] * len(prompts))
         if self.router == "label":
@@ -101,11 +109,7 @@ class RewardFunction:
             gold = self._column(columns, "gold_category")
             topics = columns.get("gold_topic", [UNKNOWN] * len(gold))
             return [topic if name == BENIGN else name for name, topic in zip(gold, topics, strict=True)]
-        texts = [text_of(prompt) for prompt in prompts]
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._routes]
-        if fresh:
-            self._routes.update(zip(fresh, self.router.route(fresh), strict=True))
-        return [self._routes[text] for text in texts]
+        return _remembered(self._routes, prompts, self.router.route)
 
     def _column(self, columns: dict, name: str) -> list[str]:
         if name not in columns:
@@ -120,53 +124,48 @@ class RewardFunction:
                 raise InputError(f"category: row {row} is {name!r}, but there are models only for {', '.join(index)}")
         return torch.tensor([index[name] for name in names])
 
-    def _scores(self, prompts: Sequence, completions: Sequence, rows: Sequence[int] | None = None) -> Tensor:
-        """All scores, (N, K), calibrated unless raw ones were asked for; with `rows`, of these rows only."""
-        rows = list(range(len(prompts)) if rows is None else rows)
-        raw = self.models.score([prompts[i] for i in rows], [completions[i] for i in rows])
-        raw = torch.as_tensor(raw).detach().float().cpu()
-        for i, j in (~raw.isfinite()).nonzero().tolist():
-            self._refuse(rows[i], self.models.categories[j], prompts)
-        return self.models.calibration.apply(raw, [completions[i] for i in rows]) if self.calibrated else raw
+    def _scores(self, prompts: Sequence, completions: Sequence) -> Tensor:
+        """All scores, (N, K), calibrated unless raw ones were asked for."""
+        scores = self._raw(prompts, completions)
+        return self.models.calibration.apply(scores, completions) if self.calibrated else scores
 
-    def _routed_scores(self, prompts: list, completions: list, category: Tensor) -> Tensor:
+    def _routed(self, prompts: list, completions: list, category: Tensor) -> Tensor:
         """Scores (N, K) in which only what the reward reads is filled in: one model a row, all for unknown rows."""
         scores = torch.zeros(len(prompts), len(self.models.categories))
-        known, unknown = (category >= 0).nonzero().flatten().tolist(), (category < 0).nonzero().flatten().tolist()
+        known, unknown = (part.nonzero().flatten().tolist() for part in (category >= 0, category < 0))
         if known:
             names = [self.models.categories[j] for j in category[known].tolist()]
-            routed = self.models.score([prompts[i] for i in known], [completions[i] for i in known], categories=names)
-            routed = torch.as_tensor(routed).detach().float().cpu()
-            for i in (~routed.isfinite()).nonzero().flatten().tolist():
-                self._refuse(known[i], names[i], prompts)
-            scores[known, category[known]] = routed
+            own = self._raw([prompts[i] for i in known], [completions[i] for i in known], categories=names)
+            scores[known, category[known]] = own
             scores = self.models.calibration.apply(scores, completions) if self.calibrated else scores
         if unknown:
-            scores[unknown] = self._scores(prompts, completions, unknown)
+            scores[unknown] = self._scores([prompts[i] for i in unknown], [completions[i] for i in unknown])
         return scores
+
+    def _raw(self, prompts: Sequence, completions: Sequence, **options) -> Tensor:
+        return torch.as_tensor(self.models.score(prompts, completions, **options)).detach().float().cpu()
 
     def _soft_weights(self, prompts: list) -> Tensor:
         """The router's p(j | x), (N, K), in the order of the models."""
-        texts = [text_of(prompt) for prompt in prompts]
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._probabilities]
-        if fresh:
-            order = [self.router.classes.index(name) for name in self.models.categories]
-            probabilities = torch.as_tensor(self.router.probabilities(fresh)).float().cpu()[:, order]
-            self._probabilities.update(zip(fresh, probabilities / probabilities.sum(1, keepdim=True), strict=True))
-        return torch.stack([self._probabilities[text] for text in texts])
+        order = [self.router.classes.index(name) for name in self.models.categories]
+        likely = torch.stack(_remembered(self._probabilities, prompts, self.router.probabilities)).float().cpu()
+        return likely[:, order] / likely[:, order].sum(1, keepdim=True)
 
     def _report(self, log_metric: Callable, reward: Tensor, scores: Tensor | None, names: Sequence[str]) -> None:
         for name in sorted(set(names) - {UNKNOWN, BENIGN}):
-            log_metric(f"reward/{name}", reward[[i for i, other in enumerate(names) if other == name]].mean().item())
+            log_metric(REWARD + name, reward[[i for i, other in enumerate(names) if other == name]].mean().item())
         for j, name in enumerate(self.models.categories if scores is not None else []):
             others = [i for i, other in enumerate(names) if other != name]
             if others:
-                log_metric(f"monitor/{name}", scores[others, j].mean().item())
+                log_metric(MONITOR + name, scores[others, j].mean().item())
         if self.strategy != "linear":
-            log_metric("unknown", sum(name == UNKNOWN for name in names) / len(names))
+            log_metric(UNKNOWN_SHARE, sum(name == UNKNOWN for name in names) / len(names))
 
-    def _refuse(self, row: int, category: str, prompts: Sequence) -> None:
-        raise InputError(
-            f"{self.__name__}: model {category} gave row {row} (prompt {text_of(prompts[row])[:60]!r}) a score that is "
-            f"not finite; train that model again, with a lower learning rate"
-        )
+
+def _remembered(known: dict, prompts: Sequence, ask: Callable) -> list:
+    """What `ask` says of each prompt. Distinct prompts are asked about once, for each comes G times a step."""
+    texts = [text_of(prompt) for prompt in prompts]
+    fresh = [text for text in dict.fromkeys(texts) if text not in known]
+    if fresh:
+        known.update(zip(fresh, ask(fresh), strict=True))
+    return [known[text] for text in texts]

@@ -1,87 +1,94 @@
 """What each training needs to be told, checked before anything is loaded. No defaults: a notebook gives the numbers."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srmir_lib.errors import InputError
 
-MAY_BE_ZERO = ("seed", "beta", "temperature", "monitor_every", "checkpoint_every")
+Above0, AtLeast0 = Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)]
+Count, CountOr0 = Annotated[int, Field(gt=0)], Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What every training has. No defaults: a number is chosen in one place, a notebook's parameters cell."""
+class Settings(BaseModel):
+    """What every training has. No defaults: a number is chosen in one place, a notebook's parameters cell.
 
-    learning_rate: float
+    Values are checked strictly when the settings are made (5.0 is no whole number, "5e-6" no number); one that does
+    not fit is an `InputError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    learning_rate: Above0
     lr_scheduler: str  # "linear", "constant", … as in transformers
-    max_steps: int  # updates of the weights
-    micro_batch: int  # sequences per forward and backward pass; changes memory, not the result
-    lora_r: int
-    lora_alpha: int
-    seed: int
+    max_steps: Count  # updates of the weights
+    micro_batch: Count  # sequences per forward and backward pass; changes memory, not the result
+    lora_r: Count
+    lora_alpha: Count
+    seed: CountOr0
     device: str = "auto"
     gradient_checkpointing: bool = False  # less memory, more time
+
+    def __init__(self, **values):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError("; ".join(_explain(type(self).__name__, problem) for problem in error.errors())) from None
 
     @classmethod
     def of(cls, values: Mapping):
         """Settings from a mapping that holds at least their names, such as a notebook's `globals()`."""
-        missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
-        if missing:
-            raise InputError(f"{cls.__name__}: no value for {', '.join(missing)}; set it in the parameters cell")
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        return cls(**{name: values[name] for name in cls.model_fields if name in values})
 
-    def __post_init__(self):
-        for field in fields(self):
-            value, least = getattr(self, field.name), "at least 0" if field.name in MAY_BE_ZERO else "above 0"
-            if field.type not in (int, float):
-                continue
-            if isinstance(value, str) or (field.type is int and value != int(value)):
-                kind = "a whole number" if field.type is int else "a number (in YAML write 5.0e-6, not 5e-6)"
-                raise InputError(f"{field.name}: {value!r} is not {kind}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and field.name not in MAY_BE_ZERO):
-                raise InputError(f"{field.name}: {value} must be a finite number {least}")
+    def _check_micro_batch(self, name: str, sequences: int) -> None:
+        if sequences % self.micro_batch:
+            raise InputError(f"micro_batch: {self.micro_batch} must divide {name} = {sequences}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class SFTSettings(Settings):
     """Supervised fine-tuning: sequences an update, and tokens a sequence (longer ones are cut)."""
 
-    batch_size: int
-    max_length: int
+    batch_size: Count
+    max_length: Count
+
+    def __init__(self, **values):
+        super().__init__(**values)
+        self._check_micro_batch("batch_size", self.batch_size)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DPOSettings(SFTSettings):
     """Direct preference optimisation (Rafailov et al. 2023): `beta` keeps the policy near its reference."""
 
-    beta: float
+    beta: AtLeast0
 
 
-@dataclass(frozen=True, kw_only=True)
 class GRPOSettings(Settings):
-    """Group relative policy optimisation (Shao et al. 2024), in TRL's words."""
+    """Group relative policy optimisation (Shao et al. 2024), in TRL's words; `papers.grpo.grpo_loss` is the loss."""
 
-    prompts_per_step: int
-    num_generations: int  # G, completions per prompt
-    num_iterations: int  # updates per batch of completions
-    max_completion_length: int  # tokens
-    temperature: float
-    beta: float  # weight of the KL penalty; TRL's own default is 0
-    epsilon: float  # clip range of the probability ratio
-    scale_rewards: str  # "group", "batch" or "none"
-    loss_type: str  # "grpo" (a mean per answer, as in the paper), "dapo" (a mean per token), … as in TRL
-    monitor_every: int  # steps between two looks at the base model's log-likelihood; 0 is never
-    checkpoint_every: int  # steps between two checkpoints; 0 is none
+    prompts_per_step: Count
+    num_generations: Annotated[int, Field(ge=2)]  # G, completions per prompt
+    num_iterations: Count  # updates per batch of completions
+    max_completion_length: Count  # tokens
+    temperature: AtLeast0
+    beta: AtLeast0  # weight of the KL penalty; TRL's own default is 0
+    epsilon: Above0  # clip range of the probability ratio
+    scale_rewards: Literal["group", "batch", "none"]
+    loss_type: Literal["grpo", "dapo"]  # a mean over each answer first, as in the paper; or one over all tokens
+    use_bias_correction_kl: bool = True  # the KL estimate times the probability ratio, as TRL has it
+    monitor_every: CountOr0  # steps between two looks at the base model's log-likelihood; 0 is never
+    checkpoint_every: CountOr0  # steps between two checkpoints; 0 is none
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_generations < 2:
-            raise InputError(f"num_generations: {self.num_generations}; a group needs at least 2 completions")
-        if self.prompts_per_step * self.num_generations % self.micro_batch:
-            raise InputError(
-                f"micro_batch: {self.micro_batch} must divide prompts_per_step * num_generations = "
-                f"{self.prompts_per_step * self.num_generations}"
-            )
+    def __init__(self, **values):
+        super().__init__(**values)
+        self._check_micro_batch("prompts_per_step * num_generations", self.prompts_per_step * self.num_generations)
         if self.checkpoint_every % self.num_iterations:
             raise InputError(f"checkpoint_every: {self.checkpoint_every} must be a multiple of num_iterations")
+
+
+def _explain(settings: str, problem: dict) -> str:
+    name, value = ".".join(map(str, problem["loc"])), problem["input"]
+    if problem["type"] == "missing":
+        return f"{settings}: no value for {name}; set it in the parameters cell"
+    hint = "; in YAML write 5.0e-6, not 5e-6" if isinstance(value, str) and problem["type"] == "float_type" else ""
+    return f"{name}: {value!r}; {problem['msg'].lower()}{hint}"

@@ -11,12 +11,10 @@ prompts come in an order fixed by the seed, in one long epoch, so that a killed 
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -24,29 +22,16 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer, load_weights, pick_device, share_weights
+from srmir_lib.policies.callbacks import RewardCallback, RunCallback
 from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
-from srmir_lib.policies.monitors import RunCallback, WatchedReward
+from srmir_lib.policies.pcrm_dpo import LimitedDPOTrainer
 from srmir_lib.policies.settings import DPOSettings, GRPOSettings, Settings, SFTSettings
 
+ANSWERS = ("completion", "chosen", "rejected")
 
-def both_ways(pairs: Dataset, limits: Sequence[float]) -> Dataset:
-    """The pairs, and behind them every pair with its answers swapped, for `lower_references`."""
-    if len(limits) != len(pairs) or not all(0 < limit < float("inf") for limit in limits):
-        raise InputError(f"limits: {len(limits)} for {len(pairs)} pairs; give one finite number above 0 for each")
-    swapped = pairs.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select_columns(pairs.column_names)
-    return concatenate_datasets([pairs, swapped])
-
-
-def lower_references(pairs: Dataset, limits: Sequence[float], beta: float) -> Dataset:
-    r"""Turn DPO on `both_ways(...)` into the DPO form of PCRM (`pcrm_dpo_loss`), halved.
-
-    DPO minimises $-\log\sigma(h)$. For a swapped pair that is $-\log\sigma(-h)$; with the reference's log-probability
-    of its first answer lowered by $\Delta^*/\beta$ it is $-\log\sigma(\Delta^*-h)$.
-    """
-    lowered = list(pairs["ref_chosen_logps"])
-    for row, limit in enumerate(limits):
-        lowered[len(limits) + row] -= limit / beta
-    return pairs.remove_columns("ref_chosen_logps").add_column("ref_chosen_logps", lowered)
+IN_TRLS_WORDS = {"num_generations", "num_iterations", "max_completion_length", "temperature", "beta", "epsilon"}
+IN_TRLS_WORDS |= {"scale_rewards", "loss_type", "use_bias_correction_kl"}
+"""Settings of GRPO that the trainer's configuration has under the same name."""
 
 
 def train_sft(
@@ -63,23 +48,18 @@ def train_sft(
 
 
 def train_dpo(
-    base_model,
-    preferences: Dataset,
-    output_dir,
-    settings: DPOSettings,
-    resume: bool = False,
-    start=None,
-    limits: Sequence[float] = (),
+    base_model, preferences: Dataset, output_dir, settings: DPOSettings, resume: bool = False, start=None
 ) -> list[dict]:
     """Optimise preferences (columns prompt, chosen, rejected: conversations) directly (Rafailov et al. 2023, eq. 7).
 
     The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
-    `rewards/accuracies`, the implicit reward's. `limits`: one a pair (`pair_targets`), for half of `pcrm_dpo_loss`
-    instead; an update then reads a pair as it is or with its answers swapped, so that margins and
-    accuracies mean nothing.
+    `rewards/accuracies`, the implicit reward's. With a column `limit`, the largest gap a pair should have, it is PCRM's
+    direct form (`LimitedDPOTrainer`).
     """
-    columns, limits = ("prompt", "chosen", "rejected"), [float(limit) for limit in limits]
-    return _train(DPOTrainer, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start, limits)
+    columns, kind = ("prompt", "chosen", "rejected"), DPOTrainer
+    if "limit" in preferences.column_names:
+        columns, kind = (*columns, "limit"), LimitedDPOTrainer
+    return _train(kind, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start)
 
 
 def train_grpo(
@@ -96,7 +76,7 @@ def train_grpo(
 
     Saves the adapter in `output_dir` and returns its history, one dict an update, in TRL's words: step, reward, kl and
     entropy (nats a token), completions/mean_length (tokens), num_tokens (so far); beside them seconds, coherence/…
-    (`monitors.WatchedReward`), and what the reward function logs. `resume`: a finished adapter of the same settings,
+    (`RewardCallback`), and what the reward function logs. `resume`: a finished adapter of the same settings,
     prompts, base model and reward `fingerprint` is not made again, and a killed run goes on from its newest complete
     checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_weights`); the policy shares its
     weights, which are frozen. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on;
@@ -105,7 +85,7 @@ def train_grpo(
     output_dir = Path(output_dir)
     _check_columns(prompts, ("prompt",))
     begun = "" if start is None else _check_start(start, settings)
-    key = run_key(base_model, prompts, asdict(settings), getattr(reward_function, "fingerprint", "") + begun)
+    key = run_key(base_model, prompts, settings.model_dump(), getattr(reward_function, "fingerprint", "") + begun)
     if resume and (history := finished_history(output_dir, key)):
         return history
     checkpoints = checkpoint_folder(output_dir, key, resume)
@@ -114,31 +94,23 @@ def train_grpo(
     config = GRPOConfig(
         **_arguments(settings, checkpoints),
         gradient_accumulation_steps=completions // settings.micro_batch,
-        num_generations=settings.num_generations,
-        num_iterations=settings.num_iterations,
-        max_completion_length=settings.max_completion_length,
-        temperature=settings.temperature,
-        beta=settings.beta,
-        epsilon=settings.epsilon,
-        scale_rewards=settings.scale_rewards,
-        loss_type=settings.loss_type,
+        **settings.model_dump(include=IN_TRLS_WORDS),
         shuffle_dataset=False,
         save_strategy="steps" if settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 500,
     )
-    reward = WatchedReward(reward_function, tokenizer, settings.monitor_every, settings.micro_batch)
+    looks = settings.monitor_every, settings.micro_batch
+    reward = RewardCallback(output_dir.name, reward_function, tokenizer, *looks)
     weights = load_weights(base_model, settings.device) if model is None else share_weights(model)
     trainer = GRPOTrainer(
-        model=weights if start is None else _go_on(weights, start),
+        **_policy(weights, settings, start),
         reward_funcs=[reward],
         args=config,
         train_dataset=prompts.select(prompt_order(len(prompts), settings)),
         processing_class=tokenizer,
-        peft_config=_lora(settings) if start is None else None,
-        callbacks=[RunCallback(output_dir.name), MarkComplete()],
+        callbacks=[reward, MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
-    reward.model = trainer.model
     try:
         trainer.train(resume_from_checkpoint=newest_complete(checkpoints))
     except RuntimeError as error:
@@ -162,20 +134,17 @@ def prompt_order(count: int, settings: GRPOSettings) -> np.ndarray:
 
 
 def _train(
-    trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start, limits=()
+    trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start
 ) -> list[dict]:
     output_dir = Path(output_dir)
     _check_columns(dataset, columns)
     begun = "" if start is None else _check_start(start, settings)
-    key = run_key(base_model, dataset, asdict(settings), begun + (str(limits) if limits else ""))
+    key = run_key(base_model, dataset, settings.model_dump(), begun)
     if resume and (history := finished_history(output_dir, key)):
         return history
-    if settings.batch_size % settings.micro_batch:
-        raise InputError(f"micro_batch: {settings.micro_batch} must divide batch_size = {settings.batch_size}")
     tokenizer = load_tokenizer(base_model)
     dataset = dataset.select_columns(list(columns))
-    _check_conversations(tokenizer, dataset, columns[1:], settings.max_length, all_must_fit=bool(limits))
-    dataset = both_ways(dataset, limits) if limits else dataset
+    _check_conversations(tokenizer, dataset, [name for name in columns if name in ANSWERS], settings.max_length)
     checkpoints = checkpoint_folder(output_dir, key, resume=False)
     config = config_class(
         **_arguments(settings, checkpoints),
@@ -183,20 +152,16 @@ def _train(
         max_length=settings.max_length,
         save_strategy="no",
         **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
-        **({"precompute_ref_log_probs": True} if limits else {}),
     )
     with no_dataset_bars():  # one bar for a training, its own, not five for reading the data
         weights = load_weights(base_model, settings.device)
         trainer = trainer_class(
-            model=weights if start is None else _go_on(weights, start),
+            **_policy(weights, settings, start),
             args=config,
             train_dataset=dataset,
             processing_class=tokenizer,
-            peft_config=_lora(settings) if start is None else None,
             callbacks=[RunCallback(output_dir.name)],
         )
-        if limits:
-            trainer.train_dataset = lower_references(trainer.train_dataset, limits, settings.beta)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return _save(trainer, output_dir, key, checkpoints)
@@ -223,14 +188,12 @@ def _arguments(settings: Settings, folder: Path) -> dict:
     }
 
 
-def _lora(settings: Settings) -> LoraConfig:
+def _policy(weights, settings: Settings, start) -> dict:
+    """What a trainer takes for its policy: a model and the shape of a new adapter, or one with that of `start`."""
+    if start is not None:
+        return {"model": PeftModel.from_pretrained(weights, str(start), is_trainable=True)}
     shape = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha}
-    return LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def _go_on(weights, start) -> PeftModel:
-    """The model with the adapter of the folder `start` on it, to be trained further."""
-    return PeftModel.from_pretrained(weights, str(start), is_trainable=True)
+    return {"model": weights, "peft_config": LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")}
 
 
 def _check_start(start, settings: Settings) -> str:
@@ -250,11 +213,8 @@ def _check_columns(dataset: Dataset, columns: tuple[str, ...]) -> None:
         raise InputError(f"training data: {len(dataset)} rows; missing columns: {', '.join(missing) or 'none'}")
 
 
-def _check_conversations(
-    tokenizer, dataset: Dataset, answers: tuple[str, ...], max_length: int, all_must_fit: bool = False
-) -> None:
-    """An answer must end with the token that ends generation, or the policy never learns to stop; few may be cut, and
-    none where rows are counted (TRL leaves pairs out whose prompt alone is too long)."""
+def _check_conversations(tokenizer, dataset: Dataset, answers: list[str], max_length: int) -> None:
+    """An answer must end with the token that ends generation, or the policy never learns to stop; few may be cut."""
     longer = 0
     for row, example in enumerate(dataset):
         for name in answers:
@@ -266,7 +226,7 @@ def _check_conversations(
                 )
             longer += len(ids) > max_length
     share = longer / (len(dataset) * len(answers))
-    if share > 0.1 or (all_must_fit and longer):
+    if share > 0.1:
         raise InputError(f"max_length: {longer} conversations ({share:.0%}) exceed {max_length} tokens; raise it")
     if longer:
         warnings.warn(f"{longer} conversations are longer than {max_length} tokens and are cut", stacklevel=3)

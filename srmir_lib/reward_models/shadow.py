@@ -5,12 +5,14 @@ text. `pooled`: one encoder with K outputs. A set is a folder, read by `ShadowRe
 this library to be opened.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from srmir_lib.artifacts import sha256
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.calibration import Calibration
@@ -34,6 +36,7 @@ class ShadowRewardModels:
         calibration: Calibration | None = None,
     ):
         self.scorer, self.categories, self.design, self.calibration = scorer, list(categories), design, calibration
+        self.fingerprint = ""  # hash of the files it was loaded from, which a resumed training compares
 
     @classmethod
     def load(
@@ -53,7 +56,10 @@ class ShadowRewardModels:
             scorer = (SharedScorer.load if config["design"] == "shared" else SeparateScorer)(folder, config, trunk)
         calibration = folder / "calibration.json"
         calibration = Calibration.load(calibration) if calibration.exists() else None
-        return cls(scorer, config["categories"], config["design"], calibration)
+        models = cls(scorer, config["categories"], config["design"], calibration)
+        files = [folder / "config.json", *sorted(folder.rglob("*.safetensors"))]
+        models.fingerprint = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+        return models
 
     def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:
         """Raw scores (N, K), float32 on the CPU; with `categories` (one key a row) the scores (N,) of those models.

@@ -1,1 +1,5 @@
-"""A room."""
+"""The series as a whole: `srmir run`, `seeds`, `status`, `report`, `bless`. Starts without torch.
+
+Read `series` first: check everything, run what is not up to date, lose nothing. `notebook` is what a notebook says
+about itself, `stage` its place in the series, `execute` and `workers` run it, `manifest` is the record it leaves.
+"""

@@ -91,6 +91,14 @@ def facts_of_seeds(folder: str | Path) -> dict:
     }
 
 
+def stale_records(preset: str, root: str | Path | None = None) -> list[str]:
+    """Records of `preset` that today's parameters, or those of a stage it reads, would no longer make: their files."""
+    runner = Runner(preset, root, seed=0)
+    chains = _chains(runner)
+    files = sorted((runner.root / RECORDS / preset).glob("*/*.json"))
+    return [str(runner.shown(file)) for file in files if read_json(file).get("chain") != chains.get(file.stem)]
+
+
 def _records(folder: str | Path) -> list[dict]:
     folder, records, made = Path(folder), [], {}
     for file in sorted(folder.glob("*/*.json")):

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from srmir_lib.artifacts import read_json
-from srmir_lib.evaluation.reward_accuracy import is_correct, routed_gaps
+from srmir_lib.evaluation.reward_accuracy import routed_gaps
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.fit import SetRun
 from srmir_lib.reward_models.shadow import ShadowRewardModels
-from srmir_lib.statistics import bootstrap_interval
+from srmir_lib.statistics import bootstrap_interval, is_correct
 
 
 def probe_runs(first: SetRun, kinds: Mapping[str, Mapping], folder: str | Path) -> dict[str, SetRun]:

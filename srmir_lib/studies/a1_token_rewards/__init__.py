@@ -1,1 +1,4 @@
-"""Bayesian token rewards (notebook A1): `reader` reads, `model` believes, `training` teaches."""
+"""Notebook A1: a reward for every token, with an uncertainty (AVA; Cai et al. 2024).
+
+Read `model` first; the equations are in `papers.ava`.
+"""

@@ -8,7 +8,7 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from srmir_lib.evaluation.plots import INK, _subplots
+from srmir_lib.evaluation.plots import INK, subplots
 
 
 def token_heat_map(
@@ -35,7 +35,7 @@ def token_heat_map(
             at += len(text) + 1
         line += 1
     norm = CenteredNorm(halfrange=max(1e-6, max(abs(value) for *_, value, _ in rows)))
-    figure, axis = _subplots(figsize=(9.5, 0.2 * line + 0.8))
+    figure, axis = subplots(figsize=(9.5, 0.2 * line + 0.8))
     colours = ScalarMappable(norm, "RdBu")
     for place, at, text, value, mark in rows:
         shade = colours.to_rgba(value)

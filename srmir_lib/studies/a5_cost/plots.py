@@ -1,4 +1,4 @@
-"""The figures of the cost study, in the style of `plotting`: no colour alone, units on every axis."""
+"""The figures of the cost study, in the style of `evaluation.plots`: no colour alone, units on every axis."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from srmir_lib.evaluation.plots import CHOSEN, GRID, INK, PALE, _axes, _subplots
+from srmir_lib.evaluation.plots import CHOSEN, GRID, INK, PALE, axes, subplots
 from srmir_lib.studies.a5_cost.limits import Spread
 
 
@@ -19,7 +19,7 @@ def growth_curves(
 
     `measured`: medians and quartiles; `limit`, `separate`: numbers for the same values. Both axes are logarithmic.
     """
-    figure, axes = _subplots(1, len(measured), figsize=(3.1 * len(measured), 3.0), sharey=True, squeeze=False)
+    figure, axes = subplots(1, len(measured), figsize=(3.1 * len(measured), 3.0), sharey=True, squeeze=False)
     for axis, (label, points) in zip(axes.flat, measured.items(), strict=True):
         values = list(points)
         middle, low, high = (np.array(part) for part in zip(*points.values(), strict=True))
@@ -43,7 +43,7 @@ def growth_curves(
 
 def goal_chart(rows: Sequence[Mapping]) -> Figure:
     """How many times faster, against goal and limit (by multiply-adds, if there is one): rows of `cost.table_row`."""
-    figure, axis = _axes(7, 0.38 * len(rows) + 1.1)
+    figure, axis = axes(7, 0.38 * len(rows) + 1.1)
     for height, row in enumerate(rows):
         first = height == 0
         axis.plot([row["low"], row["high"]], [height, height], color=CHOSEN, linewidth=2)

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from transformers import TrainerCallback
 
-from srmir_lib.evaluation.reward_accuracy import is_correct
+from srmir_lib.evaluation.reward_accuracy import routed_gaps
 from srmir_lib.models.loading import share_weights
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.statistics import is_correct
 from srmir_lib.studies.a5_cost.contestants import words
 from srmir_lib.studies.a5_cost.limits import Load, race
 
@@ -49,10 +50,7 @@ def training_ladder(
 
 def _accuracy(models: ShadowRewardModels, pairs) -> float:
     known = pairs.select([row for row, name in enumerate(pairs["category"]) if name in models.categories])
-    chosen, rejected = (
-        models.score(known["prompt"], known[side], known["category"]) for side in ("chosen", "rejected")
-    )
-    return float(is_correct(chosen - rejected).mean())
+    return float(is_correct(routed_gaps(models, known)).mean())
 
 
 def step_seconds(

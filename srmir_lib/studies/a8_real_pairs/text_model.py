@@ -10,7 +10,7 @@ from srmir_lib.artifacts import atomic_path, no_dataset_bars
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import pick_device
 from srmir_lib.models.small import build_tokenizer, small_model
-from srmir_lib.policies.monitors import RunCallback
+from srmir_lib.policies.callbacks import RunCallback
 
 
 def train_text_model(

@@ -1,4 +1,4 @@
-"""What is watched while a policy trains: is the text still language, are the numbers finite, how far is the run.
+"""What the trainers call back while a policy trains: is the text still language, are the numbers finite, how far is it.
 
 A reward can be earned with babble. Two measures that no reward model sees: how likely the untrained model finds the
 answers, and how much they repeat themselves.
@@ -11,10 +11,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from srmir_lib.errors import InputError
+from srmir_lib.papers.grpo import kl_estimate
+
+LIKELIHOOD, BIGRAMS = "coherence/log_likelihood", "coherence/distinct_bigrams"
+"""Keys in a history of GRPO under which `RewardCallback` logs them."""
 
 
 def distinct_bigrams(text: str) -> float:
@@ -41,11 +46,8 @@ def divergence(
     """KL of two models in memory as GRPO estimates it (k3; Schulman 2020), a mean over each completion's tokens; (N,),
     nats a token. An estimate of KL[policy | reference] where the policy would say the completions."""
     both = (token_log_probabilities(model, prompt_ids, completion_ids, micro_batch) for model in (policy, reference))
-    values = []
-    for (own, answer), (other, _) in zip(*both, strict=True):
-        ratio = (other - own) * answer
-        values.append((ratio.exp() - ratio - 1).sum(1) / answer.sum(1))
-    return torch.cat(values)
+    pairs = zip(*both, strict=True)
+    return torch.cat([kl_estimate(own * on, other * on).sum(1) / on.sum(1) for (own, on), (other, _) in pairs])
 
 
 @torch.no_grad()
@@ -57,51 +59,16 @@ def token_log_probabilities(
     values = []
     for start in range(0, len(prompt_ids), micro_batch):
         rows = range(start, min(start + micro_batch, len(prompt_ids)))
-        width = max(len(prompt_ids[i]) + len(completion_ids[i]) for i in rows)
-        ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
-        answer = torch.zeros(len(rows), width, dtype=torch.bool)
-        for k, i in enumerate(rows):
-            length, begin = len(prompt_ids[i]) + len(completion_ids[i]), len(prompt_ids[i])
-            ids[k, :length] = torch.tensor([*prompt_ids[i], *completion_ids[i]])
-            mask[k, :length], answer[k, begin:length] = 1, True
-        ids, mask, answer = (tensor.to(model.device) for tensor in (ids, mask, answer))
-        positions = torch.arange(width, device=model.device).expand(len(rows), -1)
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1].float()
+        texts = [torch.tensor([*prompt_ids[i], *completion_ids[i]], dtype=torch.long) for i in rows]
+        ids = pad_sequence(texts, batch_first=True).to(model.device)
+        begin, end = torch.tensor([(len(prompt_ids[i]), len(text)) for i, text in zip(rows, texts, strict=True)]).T
+        positions = torch.arange(ids.shape[1]).expand(len(rows), -1)
+        mask, answer = positions < end[:, None], (positions >= begin[:, None]) & (positions < end[:, None])
+        inputs = {"attention_mask": mask.long().to(ids.device), "position_ids": positions.to(ids.device)}
+        logits = model(input_ids=ids, **inputs).logits[:, :-1].float()
         token = logits.log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
-        values.append((token.cpu(), answer[:, 1:].float().cpu()))
+        values.append((token.cpu(), answer[:, 1:].float()))
     return values
-
-
-class WatchedReward:
-    """A reward function that refuses non-finite rewards and logs the coherence of the answers it rewards.
-
-    Every step `coherence/distinct_bigrams`; every `every` steps (0: never) `coherence/log_likelihood`, the mean
-    log-probability under the base model, which is the policy with its adapter switched off. `model` is set once the
-    trainer has built the policy.
-    """
-
-    def __init__(self, reward_function, tokenizer, every: int, micro_batch: int):
-        self.reward_function, self.tokenizer = reward_function, tokenizer
-        self.every, self.micro_batch = every, micro_batch
-        self.__name__ = getattr(reward_function, "__name__", type(reward_function).__name__)
-        self.model = None
-
-    def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
-        rewards = list(map(float, self.reward_function(prompts=prompts, completions=completions, **columns)))
-        for row, reward in enumerate(rewards):
-            if not math.isfinite(reward):
-                raise InputError(f"{self.__name__}: the reward of row {row} is {reward}; it must be a finite number")
-        texts = [completion[-1]["content"] for completion in completions]
-        columns["log_metric"]("coherence/distinct_bigrams", sum(map(distinct_bigrams, texts)) / len(texts))
-        if self.every and columns["trainer_state"].global_step % self.every == 0:
-            prompt_ids = [
-                self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-                for prompt in prompts
-            ]
-            with self.model.disable_adapter():
-                values = log_likelihood(self.model, prompt_ids, columns["completion_ids"], self.micro_batch)
-            columns["log_metric"]("coherence/log_likelihood", values.mean().item())
-        return rewards
 
 
 class RunCallback(TrainerCallback):
@@ -143,3 +110,39 @@ class RunCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.close()
+
+
+class RewardCallback(RunCallback):
+    """`RunCallback` for GRPO that is its reward function as well: it refuses rewards that are no finite number, and
+    logs how coherent the answers are that it rewards.
+
+    Every step `BIGRAMS`; every `every` steps (0: never) `LIKELIHOOD`, the mean log-probability under the base model,
+    which is the policy with its adapter switched off.
+    """
+
+    def __init__(self, name: str, reward_function, tokenizer, every: int, micro_batch: int):
+        super().__init__(name)
+        self.reward_function, self.tokenizer = reward_function, tokenizer
+        self.every, self.micro_batch, self.model = every, micro_batch, None
+        self.__name__ = getattr(reward_function, "__name__", type(reward_function).__name__)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.model = model
+
+    def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
+        rewards = list(map(float, self.reward_function(prompts=prompts, completions=completions, **columns)))
+        for row, reward in enumerate(rewards):
+            if not math.isfinite(reward):
+                raise InputError(f"{self.__name__}: the reward of row {row} is {reward}; it must be a finite number")
+        texts = [completion[-1]["content"] for completion in completions]
+        columns["log_metric"](BIGRAMS, sum(map(distinct_bigrams, texts)) / len(texts))
+        if self.every and columns["trainer_state"].global_step % self.every == 0:
+            prompt_ids = [
+                self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+                for prompt in prompts
+            ]
+            with self.model.disable_adapter():
+                values = log_likelihood(self.model, prompt_ids, columns["completion_ids"], self.micro_batch)
+            columns["log_metric"](LIKELIHOOD, values.mean().item())
+        return rewards
