@@ -13,6 +13,7 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError
 from srmir_lib.papers.legend import SCALES
+from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
@@ -157,7 +158,7 @@ def test_03_writes_margins_a_calibration_and_retrained_models(third, second):
     for name in ("plain", "margin", "pcrm", "centred"):
         assert f"pair_accuracy_subtle_{name}" in metrics
         folder = {"plain": third, "margin": third / "shadow_rms"}.get(name, third / "objectives" / name)
-        spreads = read_json(folder / "calibration.json")["std"]
+        spreads = Calibration.load(folder / "calibration.json").std
         assert metrics[f"score_spread_{name}"] == pytest.approx(sum(spreads) / 7)
     assert {"margin_harm_spearman_harmful", "margin_length_correlation"} <= metrics.keys()
 
