@@ -182,7 +182,7 @@ def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_tr
     pairs = load_dataset(data / "preferences")
     where = {"centred": tmp_path / "centred", "wrong": tmp_path / "wrong"}
     wrong = {"centred": {"center_rewards_coefficient": 0.1}, "wrong": {"objektive": "margin"}}
-    with pytest.raises(InputError, match="objectives: there is no setting 'objektive'; there are max_steps"):
+    with pytest.raises(InputError, match="objectives: there is no setting 'objektive'; there are objective, limit"):
         fit_objectives(second / "shadow_rms", trunk, pairs, wrong, where)
     for bad in ({"plain": {}}, {"x": None}, {"x": {"seed": "a"}}, {"x": {"averaged_fits": "3"}}):
         with pytest.raises(InputError, match="^objectives: "):
