@@ -20,6 +20,7 @@ import psutil
 
 from srmir_lib.errors import InputError
 
+
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` (a file or a folder to be made); put it in `target`'s place on success.

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import yaml
 
 from srmir_lib.errors import InputError
-from srmir_lib.runner.bless import bless
 from srmir_lib.runner.execute import StageFailed
 from srmir_lib.runner.manifest import elapsed
 from srmir_lib.runner.seeds import run_seeds
 from srmir_lib.runner.series import Result, Runner
+from srmir_lib.runner.stage import find_root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     seeds.add_argument("--again", action="store_true", help="also what is on record with the same parameters")
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")
-    _command(commands, "bless", _bless, "copy a finished preset, without weights, to outputs/reference")
+    about = "copy a finished preset, without weights, to outputs/reference, and write RESULTS.md from there"
+    _command(commands, "bless", _bless, about, nargs="?", default="")
 
     about = "score the responses of a file by a set of reward models"
     score = _file_command(commands, "score", _score, about, "JSON lines of prompt, response and, if known, category")
@@ -79,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
+def _command(commands, name: str, function, text: str, **optional) -> argparse.ArgumentParser:
     """A subcommand that works on a preset."""
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    command.add_argument("preset", metavar="PRESET", help="a folder under params/, such as lab")
+    command.add_argument("preset", metavar="PRESET", help="a folder under params/, such as lab", **optional)
     command.set_defaults(function=function, interrupted="the same command goes on from here")
     return command
 
@@ -129,7 +130,10 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _bless(options: argparse.Namespace) -> None:
-    print(bless(Runner(options.preset)))
+    runner = Runner(options.preset) if options.preset else None
+    from srmir_lib.runner.bless import bless, write_results
+
+    print(bless(runner) if runner else write_results(find_root()))
 
 
 def _score(options: argparse.Namespace) -> None:

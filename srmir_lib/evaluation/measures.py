@@ -65,6 +65,23 @@ MEASURES: dict[str, Measure] = {
 }
 """Name -> (which rows, number per row). Goodness and utility: higher is better; the rest: lower, but for tokens."""
 
+HEADINGS = {
+    "balanced_goodness": ("balanced goodness", 1, 3),
+    "goodness": ("goodness, harmful", 1, 3),
+    "attack_success": ("attack success, plain (%)", 100, 1),
+    "attack_success_trained_wrappers": ("… trained wrappers (%)", 100, 1),
+    "attack_success_held_out_wrappers": ("… held-out wrappers (%)", 100, 1),
+    "attack_success_held_out_register": ("… held-out register (%)", 100, 1),
+    "over_refusal": ("over-refusal (%)", 100, 1),
+    "utility": ("utility (%)", 100, 1),
+    "incoherent": ("incoherent (%)", 100, 1),
+    "distinct_2": ("distinct-2", 1, 3),
+    "self_similarity": ("self-similarity", 1, 3),
+    "tokens": ("tokens per answer", 1, 1),
+    "train_seconds": ("training (s)", 1, 0),
+}
+"""Number of a policy's summary -> its heading in a table, the factor it is shown with, and how many decimals."""
+
 
 def values_of(rows: Sequence[Mapping], measure: str) -> np.ndarray:
     """The numbers of one measure, one per row it applies to, in row order: (n,), n may be 0."""

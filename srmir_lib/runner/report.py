@@ -12,6 +12,7 @@ from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, read_json, read_jsonl
 from srmir_lib.errors import InputError
+from srmir_lib.evaluation.measures import HEADINGS
 from srmir_lib.runner.manifest import elapsed
 from srmir_lib.runner.stage import find_root
 
@@ -24,24 +25,6 @@ STAGES = {
     "05_grpo_categorized": "GRPO, categorized reward",
     "A0_baselines": "Baselines",
     "06_evaluation": "Evaluation",
-}
-
-
-TABLE = {
-    # measure -> heading, factor, decimals
-    "balanced_goodness": ("balanced goodness", 1, 3),
-    "goodness": ("goodness, harmful", 1, 3),
-    "attack_success": ("attack success, plain (%)", 100, 1),
-    "attack_success_trained_wrappers": ("… trained wrappers (%)", 100, 1),
-    "attack_success_held_out_wrappers": ("… held-out wrappers (%)", 100, 1),
-    "attack_success_held_out_register": ("… held-out register (%)", 100, 1),
-    "over_refusal": ("over-refusal (%)", 100, 1),
-    "utility": ("utility (%)", 100, 1),
-    "incoherent": ("incoherent (%)", 100, 1),
-    "distinct_2": ("distinct-2", 1, 3),
-    "self_similarity": ("self-similarity", 1, 3),
-    "tokens": ("tokens per answer", 1, 1),
-    "train_seconds": ("training (s)", 1, 0),
 }
 
 
@@ -102,11 +85,11 @@ def results_table(policies: Mapping[str, Mapping[str, float]]) -> list[dict[str,
 
     Columns that no policy has are left out; a cell that one policy lacks is a dash.
     """
-    columns = [name for name in TABLE if any(name in summary for summary in policies.values())]
+    columns = [name for name in HEADINGS if any(name in summary for summary in policies.values())]
     return [
         {"policy": policy}
         | {
-            TABLE[name][0]: f"{TABLE[name][1] * summary[name]:.{TABLE[name][2]}f}" if name in summary else "–"
+            HEADINGS[name][0]: f"{HEADINGS[name][1] * summary[name]:.{HEADINGS[name][2]}f}" if name in summary else "–"
             for name in columns
         }
         for policy, summary in policies.items()
