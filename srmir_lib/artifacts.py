@@ -1,4 +1,4 @@
-"""Files that are never half written: atomic writes, hashes, JSON, datasets, and one kind of error.
+"""Files that are never half written: atomic writes, hashes, JSON, datasets.
 
 Everything the notebooks save goes through this module, so a killed run leaves either the old artefact or the new one.
 """

@@ -146,18 +146,8 @@ def _score(options: argparse.Namespace) -> None:
 def _annotate(options: argparse.Namespace) -> None:
     from srmir_lib.data.annotate_file import annotate_file
 
-    names = [
-        "harmful",
-        "direction",
-        "save_direction",
-        "layer",
-        "pooling",
-        "scale",
-        "negative",
-        "direction_pairs",
-        "device",
-    ]
-    chosen = {name: getattr(options, name) for name in names}
+    names = "harmful direction save_direction layer pooling scale negative direction_pairs device"
+    chosen = {name: getattr(options, name) for name in names.split()}
     print(annotate_file(options.model, options.input, options.output, refusals=options.refusal, **chosen))
 
 
@@ -197,8 +187,6 @@ def _table(results: Sequence[Result]) -> str:
     rows.append(("total", "", f"{sum(seconds for _, seconds in ran):.0f}", "", ""))
     rows.append(("elapsed", "", f"{elapsed(ran):.0f}", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    aligned = [
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e:<{widths[4]}}".rstrip()
-        for a, b, c, d, e in rows
-    ]
-    return "\n".join(aligned)
+    sides = "<<>><"  # words to the left, numbers to the right
+    cells = [[f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells)

@@ -31,7 +31,6 @@ class Notebook:
     cells: list[dict]
     code: ast.Module
     model: type[BaseModel]
-    comments: dict[str, str]
 
     @classmethod
     def load(cls, path: Path) -> "Notebook":
@@ -46,20 +45,17 @@ class Notebook:
         if len(tagged) != 1:
             raise InputError(f"{path}: {len(tagged)} cells are tagged `parameters`; it needs exactly one")
         source, number = cells[tagged[0]]["source"], tagged[0] + 1
-        lines, fields, comments = source.splitlines(), {}, {}
+        fields = {}
         for statement in ast.parse(source).body:
             try:
-                name = statement.target.id
-                fields[name] = (_type(statement.annotation), ast.literal_eval(statement.value))
+                fields[statement.target.id] = (_type(statement.annotation), ast.literal_eval(statement.value))
             except (AttributeError, TypeError, ValueError) as error:
-                bad = lines[statement.lineno - 1]
+                bad = source.splitlines()[statement.lineno - 1]
                 wanted = f"write `name: type = literal` with types of {', '.join(TYPES)} and None"
                 raise InputError(f"{path}: parameters cell {number}: {wanted}, not `{bad}`") from error
-            written = lines[statement.lineno - 1 : statement.end_lineno]
-            comments[name] = next((line.rpartition("  # ")[2] for line in written if "  # " in line), "")
         strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
         model = create_model("Parameters", __config__=strict, **fields)
-        return cls(path.stem, path, book.get("metadata", {}), cells, code, model, comments)
+        return cls(path.stem, path, book.get("metadata", {}), cells, code, model)
 
     def parameters(self, values: dict, where: str) -> dict:
         """All parameters, defaults filled in and types checked strictly; `where` names the source in errors."""

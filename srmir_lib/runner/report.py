@@ -5,7 +5,6 @@ the page's content policy forbids scripts and outside links besides. What did no
 """
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -58,9 +57,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 def build_report(preset: str, root: str | Path | None = None) -> Path:
     """Write `outputs/<preset>/report/index.html` from what the stages left there, and return its path.
 
-    Reads manifests, metrics, figures (or the pictures in an executed notebook) and, of 06, `results.json`,
-    `claims.json` and `samples.jsonl`. No output folder for the preset is an `InputError`; a missing stage becomes a
-    sentence.
+    Reads manifests, metrics, figures and, of 06, `results.json`, `claims.json` and `samples.jsonl`. No output folder
+    for the preset is an `InputError`; a missing stage becomes a sentence.
     """
     outputs = (Path(root) if root else find_root()) / "outputs" / preset
     if not outputs.is_dir():
@@ -196,22 +194,8 @@ def _figures(pictures: Mapping[str, bytes | None]) -> str:
 
 
 def _pictures(folder: Path) -> dict[str, bytes]:
-    """The saved figures of a stage, else the pictures in its executed notebook: name -> PNG."""
-    pictures = {path.stem: path.read_bytes() for path in sorted((folder / "figures").glob("*.png"))}
-    if not pictures:
-        for notebook in sorted(folder.glob("*.ipynb")):
-            pictures |= _notebook_pictures(notebook)
-    return pictures
-
-
-def _notebook_pictures(notebook: Path) -> dict[str, bytes]:
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf8"))["cells"]
-        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-        found = [data["image/png"] for data in outputs if "image/png" in data]
-        return {f"figure {i}": base64.b64decode("".join(png)) for i, png in enumerate(found, start=1)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{notebook}: not a readable notebook ({error}); run its stage again") from error
+    """The figures that a stage saved: name -> PNG."""
+    return {path.stem: path.read_bytes() for path in sorted((folder / "figures").glob("*.png"))}
 
 
 def _manifest(folder: Path) -> dict | None:

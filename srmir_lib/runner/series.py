@@ -62,16 +62,6 @@ class Result:
     started: str = ""
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A stage that is running: what decides its results, and facts for its manifest."""
-
-    task: Task
-    key: str
-    inputs: dict[str, str]
-    facts: dict
-
-
 class Runner:
     """Runs and reports the stages of one preset. An unknown preset is an `InputError`.
 
@@ -167,7 +157,7 @@ class Runner:
                     waiting.remove(task)
                     board.clear()
                     say(f"{task.name}: running")
-                    begun[task.name] = self._begin(task, jobs if together else 1)
+                    begun[task.name] = task, self._begin(task, jobs if together else 1)
                     work, given = self.work(task.name), {"output_dir": self.shown(self.work(task.name))}
                     executed, parameters = work / f"{task.name}.ipynb", task.parameters | given
                     workers.start(together, task.notebook, executed, parameters, self.root)
@@ -177,31 +167,32 @@ class Runner:
                     break
                 name, ended = workers.next()
                 try:
-                    self._finish(begun[name], *ended.result())
+                    self._finish(*begun[name], *ended.result())
                 except (InputError, StageFailed, OSError) as error:
                     failure = failure or error
                 else:
-                    yield self._result(begun[name].task, "done")
+                    yield self._result(begun[name][0], "done")
         if failure:
             raise failure
 
-    def _begin(self, task: Task, jobs: int) -> _Begun:
-        """A stage's work folder; what an earlier, killed attempt with the same key left there is kept."""
+    def _begin(self, task: Task, jobs: int) -> dict:
+        """Make a stage's work folder; what an earlier, killed attempt with the same key left there is kept.
+
+        Returns what its manifest will say of what decides its results, and of the start."""
         key, inputs = self._key(task)
         work = self.work(task.name)
         if not (work / "key.json").is_file() or read_json(work / "key.json") != key:
             shutil.rmtree(work, ignore_errors=True)
         write_json(work / "key.json", key)
-        return _Begun(task, key, inputs, {"started": utc_now(), "jobs": jobs} | git_state(self.root))
+        return {"key": key, "inputs": inputs, "started": utc_now(), "jobs": jobs} | git_state(self.root)
 
-    def _finish(self, begun: _Begun, seconds: float, peak: float) -> None:
+    def _finish(self, task: Task, begun: dict, seconds: float, peak: float) -> None:
         """What a stage made takes the place of what was there, with a record of how it was made."""
-        task = begun.task
         work, folder = self.work(task.name), self.outputs / task.name
-        manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "key": begun.key}
-        manifest |= {"parameters": task.parameters, "seed": task.parameters["seed"], **begun.facts}
-        manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak)} | machine(manifest["jobs"])
-        write_json(work / "manifest.json", manifest | {"inputs": begun.inputs, "outputs": hash_outputs(work)})
+        manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "seed": task.parameters["seed"]} | begun
+        manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak), "parameters": task.parameters}
+        manifest |= machine(begun["jobs"]) | {"outputs": hash_outputs(work)}
+        write_json(work / "manifest.json", manifest)
         executed = work / f"{task.name}.ipynb"
         text = executed.read_text(encoding="utf8").replace(self.shown(work), self.shown(folder))
         executed.write_text(text, encoding="utf8")
