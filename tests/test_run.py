@@ -493,6 +493,11 @@ def test_bless_copies_words_and_numbers_without_this_machines_paths(finished, ca
         "02_use/manifest.json",
     ]
     assert not [p for p in reference.rglob("*.*") if str(finished) in p.read_text()]
+    page = (finished / "RESULTS.md").read_text()
+    assert "## lab: 01_make" in page and "| `rate` | 0.005 |" in page and "at commit None" in page
+    (finished / "RESULTS.md").unlink()
+    assert main(["bless"]) == 0, "without a preset only the page is written"
+    assert (finished / "RESULTS.md").read_text() == page
 
 
 def test_bless_refuses_an_unfinished_or_large_run(finished, capsys):
