@@ -1,7 +1,4 @@
-"""Files that are never half written: atomic writes, hashes, JSON, datasets, and one kind of error.
-
-Everything the notebooks save goes through this module, so a killed run leaves either the old artefact or the new one.
-"""
+"""The one kind of error that the user can mend."""
 
 
 class InputError(ValueError):

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.artifacts import inside, read_json, write_json
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data.margins import REFUSALS, annotate, estimate_direction, length_differences, with_margins
 from srmir_lib.errors import InputError
@@ -197,7 +197,7 @@ def run_study(
             data = load(name, seed=seed)
             digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
             for method, how in methods.items():
-                file = Path(records) / name / f"{method}_{seed}.json"
+                file = inside(Path(records), f"{name}/{method}_{seed}.json")
                 key = {"data_sha256": digest, "about": how.about, "fits": FITS}
                 record = _on_record(file)
                 if record.get("key") != key:
