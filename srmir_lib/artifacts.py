@@ -81,6 +81,24 @@ def read_jsonl(path: str | Path, columns: Iterable[str] = ()) -> list[dict]:
     return rows
 
 
+def json_lines(file: Iterable[bytes], path: str | Path) -> Iterator[tuple[int, dict]]:
+    """Yield (row number, row) of the lines of an open binary file: from 1, blank lines counted and left out.
+
+    Only line feeds end a row: other separators of Unicode may stand inside a text. A line that is no JSON object is an
+    `InputError` that names `path` and the row.
+    """
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: row {number} is not JSON ({error}); is the file truncated?") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: row {number} is not a JSON object with named columns")
+        yield number, row
+
+
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
     """Write one JSON object a line, atomically."""
     with atomic_path(path) as fresh, fresh.open("w", encoding="utf8") as file:
