@@ -18,7 +18,7 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import annotate_file as annotate
 from srmir_lib.data.annotate_file import annotate_file
 from srmir_lib.data.margins import REFUSALS
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, RowError
 from srmir_lib.papers.legend import NEGATIVES, SCALES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -315,15 +315,24 @@ def test_an_exception_in_the_middle_leaves_the_earlier_output(tiny_model, tmp_pa
     def break_down(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
-            raise InputError("embedding of row 1 is not finite; check the model's weights")
+            raise RowError("embedding of {row} is not finite; check the model's weights", 1)
         return inner(*arguments, **options)
 
     monkeypatch.setattr(margins, "annotate", break_down)
     options = {"save_direction": str(kept), "device": "cpu", "chunk": 2}
-    with pytest.raises(InputError, match="in.jsonl: rows 3 to 4: embedding is not finite; check"):
+    with pytest.raises(InputError, match="in.jsonl: embedding of rows 3 to 4 is not finite; check"):
         annotate_file(str(tiny_model), str(source), str(target), **options)
     assert target.read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_pair_that_is_too_long_is_found_before_any_is_read(tiny_model, tmp_path, monkeypatch):
+    from srmir_lib.data import margins
+
+    monkeypatch.setattr(margins, "embed_sides", None)  # what would read
+    source = write(tmp_path / "in.jsonl", [*ROWS, ROWS[0] | {"rejected": "zebra " * 300}])
+    with pytest.raises(InputError, match=r"in.jsonl: \d+ tokens of row 6: too many, the model reads 256"):
+        annotate_file(str(tiny_model), str(source), str(tmp_path / "out.jsonl"), device="cpu", chunk=4)
 
 
 def test_nothing_is_written_where_drop_leaves_nothing(tiny_model, tmp_path, monkeypatch):

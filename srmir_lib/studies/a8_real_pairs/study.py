@@ -23,8 +23,8 @@ from srmir_lib.data.margins import REFUSALS, annotate, estimate_direction, lengt
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.models.loading import fingerprint, load_tokenizer, load_trunk, pick_device, resolve_encoder
-from srmir_lib.reward_models.config import ALL, EncoderSettings, RewardSettings
-from srmir_lib.reward_models.pooled import PairTokenizer, PooledScorer
+from srmir_lib.reward_models.config import ALL, RewardSettings
+from srmir_lib.reward_models.pooled import EncoderSettings, PairTokenizer, PooledScorer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
@@ -39,6 +39,10 @@ from srmir_lib.studies.a8_real_pairs.pairs import PairData
 
 FITS = 1
 """Which code made a fit: to be raised with every change after which fits or measures would come out otherwise."""
+
+
+SHARES = ("pair_accuracy", "auroc")
+"""Measures between 0 and 1."""
 
 
 Score = Callable[[Sequence, Sequence], Sequence[float]]
@@ -73,7 +77,8 @@ def encoder_method(encoder: str, reading: PairTokenizer, settings: EncoderSettin
             scorer = PooledScorer(f"{scratch}/set", device)
         return lambda prompts, answers: scorer.score(prompts, answers)[:, 0].numpy()
 
-    about = {"encoder": fingerprint(base), "reading": asdict(reading), "settings": asdict(settings)}
+    read = asdict(reading) | {"long_text": "head_tail"}  # the one way there is, by the name that is on record
+    about = {"encoder": fingerprint(base), "reading": read, "settings": asdict(settings)}
     return Method(about | {"device": pick_device(device).type}, fit)
 
 
@@ -223,7 +228,7 @@ def seed_rows(rows: Sequence[Mapping], metric: str, against: str = "") -> list[d
     """Of `run_study`'s records one row a data set and method: group, label, estimate, low, high (95 %).
 
     `against`: a method whose value of the same seed is subtracted; it has no row then. A data set without the metric
-    has none either. See `resampled_t_interval` for the interval.
+    has none either. See `resampled_t_interval` for the interval; that of a share ends at 0 and 1.
     """
     values: dict[tuple[str, str], dict[int, float]] = {}
     for row in (row for row in rows if metric in row["metrics"]):
@@ -235,5 +240,7 @@ def seed_rows(rows: Sequence[Mapping], metric: str, against: str = "") -> list[d
             base = values[name, against] if against else dict.fromkeys(own, 0.0)
             train, _, test = sizes[name]
             interval = resampled_t_interval([own[seed] - base[seed] for seed in own], test / train)
+            if metric in SHARES and not against:
+                interval = interval._replace(low=max(0.0, interval.low), high=min(1.0, interval.high))
             found.append({"group": name, "label": method, **interval._asdict()})
     return found
