@@ -74,7 +74,7 @@ def test_pairs_hold_a_safe_and_an_unsafe_answer_of_one_question_once_each(pack):
 def test_what_a_model_was_made_from_is_not_tested(pack, name):
     """01 makes the trunk from its training splits; whatever A8's seed, no question or answer of these is tested."""
     rows = [row | {"group": row["prompt"]} for row in public_files.load_gptfuzz(pack)]
-    read = public_files.split_by_group(rows, "group", (0.6, 0.2), 0)["train"]
+    read = public_files.split_by_group(rows, "group", (0.3, 0.2), 0)["train"]
     talks = [user_message(row["prompt"]) + assistant_message(row["response"]) for row in read]
     pairs = [pair | {"group": pair["prompt"][0]["content"]} for pair in public_files.load_hh_pairs(pack)[0]]
     read = public_files.split_by_group(pairs, "group", (0.7, 0.1), 0)["train"]
