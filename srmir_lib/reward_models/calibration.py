@@ -55,16 +55,10 @@ class Calibration:
         if responses is not None and len(responses) != len(scores):
             raise InputError(f"calibration: {len(responses)} responses for {len(scores)} scores; give one for each")
         if responses is not None:
-            from statsmodels.nonparametric.smoothers_lowess import (
-                lowess,  # half a second that most callers need not pay
-            )
-
             lengths = lengths_of(responses)
             knots = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_KNOTS), method="nearest"))
-            smooth = [lowess(own, lengths, frac=LENGTH_SHARE, it=0, xvals=knots) for own in scores.T.numpy()]
-            if not np.isfinite(smooth).all():
-                raise InputError(f"calibration: {len(scores)} answers are too few for their length; leave lengths out")
-            knots, curves = tuple(knots.tolist()), tuple(tuple(curve.tolist()) for curve in smooth)
+            curves = tuple(_curve(lengths, own, knots) for own in scores.T.numpy())
+            knots = tuple(knots.tolist())
             scores = scores - _expected(lengths, knots, curves)
         moments = tuple(scores.mean(dim=0).tolist()), tuple(scores.std(dim=0).tolist())
         return cls(tuple(categories), *moments, len(scores), knots, curves)
@@ -125,6 +119,15 @@ class Calibration:
 def lengths_of(responses: Sequence) -> np.ndarray:
     """Characters of each response, (N,); texts or messages."""
     return np.array([len(text_of(response)) for response in responses], dtype=float)
+
+
+def _curve(lengths: np.ndarray, scores: np.ndarray, knots: np.ndarray) -> tuple[float, ...]:
+    """LOWESS of scores (N,) over lengths (N,) at each knot; where all nearest answers have one length, their mean."""
+    from statsmodels.nonparametric.smoothers_lowess import lowess  # takes a second, which most callers need not wait
+
+    heights = lowess(scores, lengths, frac=LENGTH_SHARE, it=0, xvals=knots)
+    means = [scores[lengths == knot].mean() for knot in knots]
+    return tuple(np.where(np.isnan(heights), means, heights).tolist())
 
 
 def _expected(lengths: np.ndarray, knots: Sequence[float], curves: Sequence[Sequence[float]]) -> Tensor:
