@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tiny_bert import WORDS, write_tiny_bert
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
-from srmir_lib.data.public_files import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES
-from srmir_lib.data.public_sets import human_preferences, labelled_responses, real_prompts
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data.public_files import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES, all_words
+from srmir_lib.data.public_sets import human_preferences, labelled_responses, real_prompts, texts_in
 from srmir_lib.data.router import Router, fit_real_router, router_accuracy
 from srmir_lib.evaluation.reward_accuracy import compare_with_words
 from srmir_lib.reward_models.pooled import pooled_settings
@@ -236,14 +238,32 @@ def test_notebook_A8_runs_every_objective_and_goes_on_where_it_stopped(made, tmp
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "records").rglob("*.json")}
 
 
+def test_notebook_01_leaves_repeats_out_and_keeps_what_the_text_model_has_read(made, tmp_path):
+    pack, encoder, _, _ = made
+    given = {"prompt_source": "xsafety", "data_dir": str(pack), "encoder": str(encoder), "text_model_steps": 2}
+    folder = execute("01_data", tmp_path, **given)
+    read = texts_in(load_dataset(folder / "base_model_texts"))
+    preferences, labelled = load_dataset(folder / "preferences"), load_dataset(folder / "labelled")
+    sides = [(preferences, "chosen"), (preferences, "rejected"), (labelled, "completion")]
+    for split in ("train", "test"):
+        texts = {all_words(answer[0]["content"]) for data, side in sides for answer in data[split][side]}
+        assert texts <= read if split == "train" else texts and not texts & read
+    assert read_json(folder / "metrics.json")["repeats_test"] == 0 and (folder / "base_model").is_dir()
+
+
 def test_notebook_A8_holds_the_designs_of_reward_models_against_each_other(made, tiny_model, tmp_path):
     settings = {"max_steps": 16, "batch_size": 8, "learning_rate": 0.01, "lora_rank": 4, "lora_alpha": 8}
+    first = json.loads((made[0] / "diasafety" / "train.json").read_text())[:12]
+    talks = [user_message(row["context"]) + assistant_message(row["response"]) for row in first]
+    read = Dataset.from_list([{"messages": talk} for talk in talks])
+    save_dataset(read, tmp_path / "outputs" / "realdata" / "01_data" / "base_model_texts")
     folder = execute(
         "A8_real_pairs",
         tmp_path,
         base_model=str(tiny_model),
         data_dir=str(made[0]),
         design="tokens",
+        trunk_from="01_data",
         seeds=[1, 2],
         sets=["diasafety"],
         reward_models={name: {"design": name} for name in ("separate", "shared")},

@@ -108,17 +108,17 @@ class Pairs:
 
     def rows(self, split: str) -> Iterator[tuple[int, dict]]:
         """Yield (row number, row), checked; from 1 in a file, from 0, as `datasets` counts, in a folder."""
-        return read_rows(self.source, _pair_problem) if self.dataset is None else self._dataset_rows(split)
-
-    def part(self, split: str):
-        """A split of the folder."""
-        return self.dataset[split] if split else self.dataset
-
-    def _dataset_rows(self, split: str) -> Iterator[tuple[int, dict]]:
+        if self.dataset is None:
+            yield from read_rows(self.source, _pair_problem)
+            return
         for number, row in enumerate(self.part(split).select_columns(list(PAIR))):
             if wrong := _pair_problem(row):
                 raise InputError(f"{self.source}: {f'split {split}, ' if split else ''}row {number}: {wrong}")
             yield number, row
+
+    def part(self, split: str):
+        """A split of the folder."""
+        return self.dataset[split] if split else self.dataset
 
     def write(self, target: str, margins: dict, scale: str, negative: str) -> None:
         """Write all columns and `margin`, in the form of the source; raw `margins` (N,) by split."""
@@ -145,7 +145,7 @@ class MarginModel:
     def __init__(self, model: str, device: str, layer: int, pooling: str):
         from srmir_lib.models.loading import load_trunk, resolve_encoder
 
-        self.model, self.layer, self.pooling = resolve_encoder(model), layer, pooling
+        self.model, self.options = resolve_encoder(model), {"layer": layer, "pooling": pooling}
         try:
             self.trunk, self.tokenizer = load_trunk(self.model, device)
         except SafetensorError as error:
@@ -170,9 +170,8 @@ class MarginModel:
         from srmir_lib.data.margins import estimate_direction
 
         numbers, prompts, answers = zip(*asked, strict=True)
-        options = {"layer": self.layer, "pooling": self.pooling}
         with rows_of(source, numbers, aligned=False):
-            return estimate_direction(self.trunk, self.tokenizer, prompts, answers, refusals, **options).numpy()
+            return estimate_direction(self.trunk, self.tokenizer, prompts, answers, refusals, **self.options).numpy()
 
     def margins(self, pairs: Pairs, split: str, direction: np.ndarray, chunk: int, bar) -> tuple:
         """Raw margins (N,) of a split, and how many words longer each chosen answer is; `bar` is told of each chunk."""
@@ -183,9 +182,8 @@ class MarginModel:
         vector, parts, words = torch.from_numpy(direction), [], []
         for numbers, rows in chunked(pairs.rows(split), chunk):
             columns = {name: [row[name] for row in rows] for name in PAIR}
-            options = {"layer": self.layer, "pooling": self.pooling}
             with rows_of(pairs.source, numbers, aligned=False):
-                parts.append(annotate(self.trunk, self.tokenizer, columns, vector, **options))
+                parts.append(annotate(self.trunk, self.tokenizer, columns, vector, **self.options))
             words += length_differences(*(list(map(text_of, columns[side])) for side in PAIR[1:]))
             bar.update(len(rows))
         return torch.cat(parts), words
@@ -229,7 +227,7 @@ def read_direction(path: str, layer: int | None, pooling: str | None) -> tuple[n
 
 def write_direction(path: str, direction: np.ndarray, reader: MarginModel) -> None:
     """Safetensors with the tensor `direction` (H,), and in its notes which model's states it lives in, and where."""
-    notes = {"layer": str(reader.layer), "pooling": reader.pooling, "model": reader.fingerprint()}
+    notes = {name: str(value) for name, value in reader.options.items()} | {"model": reader.fingerprint()}
     with atomic_path(Path(path).resolve()) as fresh:
         save_file({"direction": direction}, fresh, notes)
 
