@@ -156,8 +156,8 @@ def test_the_direction_from_other_prompts_is_kept_and_used_again(tiny_model, tmp
     assert run(*common, "--output", second, "--direction", kept) == 0
     assert second.read_text() == first.read_text(), "layer and pooling come with the direction"
 
-    capsys.readouterr()
     other = write_tiny_model(tmp_path / "other", seed=5)
+    capsys.readouterr()
     save_file({"direction": load_file(kept)["direction"] * 2}, tmp_path / "long.safetensors", meta(kept))
     save_file({"direction": load_file(kept)["direction"]}, tmp_path / "bare.safetensors")
     (tmp_path / "half.safetensors").write_bytes(kept.read_bytes()[:100])
@@ -300,6 +300,7 @@ def test_damaged_weights_are_one_line(tmp_path, capsys):
     model, source = write_tiny_model(tmp_path / "model"), write(tmp_path / "in.jsonl", ROWS)
     whole = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
     assert run("--model", model, "--input", source, "--output", tmp_path / "out.jsonl") == 2
     said = capsys.readouterr().err
     assert "damaged weights" in said and said.count("\n") == 1

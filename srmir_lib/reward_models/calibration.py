@@ -125,7 +125,8 @@ def _curve(lengths: np.ndarray, scores: np.ndarray, knots: np.ndarray) -> tuple[
     """LOWESS of scores (N,) over lengths (N,) at each knot; where all nearest answers have one length, their mean."""
     from statsmodels.nonparametric.smoothers_lowess import lowess  # takes a second, which most callers need not wait
 
-    heights = lowess(scores, lengths, frac=LENGTH_SHARE, it=0, xvals=knots)
+    with np.errstate(invalid="ignore"):  # of answers of one length
+        heights = lowess(scores, lengths, frac=LENGTH_SHARE, it=0, xvals=knots)
     means = [scores[lengths == knot].mean() for knot in knots]
     return tuple(np.where(np.isnan(heights), means, heights).tolist())
 
