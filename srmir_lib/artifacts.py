@@ -118,12 +118,22 @@ def read_json(path: str | Path) -> object:
         raise InputError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from error
 
 
-def json_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines of a JSON-lines text that are not blank, with their numbers from 1.
+def json_lines(file: Iterable[bytes], path: str | Path) -> Iterator[tuple[int, dict]]:
+    """Yield (row number, row) of the lines of an open binary file: from 1, blank lines counted and left out.
 
-    A line ends at a newline alone: `str.splitlines` also ends one at U+2028 or U+0085, which JSON text may hold.
+    Only line feeds end a row: other separators of Unicode may stand inside a text. A line that is no JSON object is an
+    `InputError` that names `path` and the row.
     """
-    return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: row {number} is not JSON ({error}); is the file truncated?") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: row {number} is not a JSON object with named columns")
+        yield number, row
 
 
 def read_jsonl(path: str | Path, columns: Iterable[str] = ()) -> list[dict]:
@@ -131,19 +141,14 @@ def read_jsonl(path: str | Path, columns: Iterable[str] = ()) -> list[dict]:
     path = restored(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    rows = []
-    for number, line in json_lines(path.read_text(encoding="utf8")):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: row {number} is not JSON ({error.msg}); is the file truncated?") from error
-        missing = [name for name in columns if not isinstance(row, dict) or name not in row]
-        if missing:
+    with path.open("rb") as file:
+        rows = list(json_lines(file, path))
+    for number, row in rows:
+        if missing := [name for name in columns if name not in row]:
             raise InputError(f"{path}: row {number} lacks {', '.join(missing)}")
-        rows.append(row)
     if not rows:
         raise InputError(f"{path}: no rows")
-    return rows
+    return [row for _, row in rows]
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
