@@ -1,7 +1,8 @@
-"""The real-data counterpart of the lab's data: the files of `sources` as `datasets` folders that the notebooks read.
+"""The real-data counterpart of the lab's data: the files of `public_files` as `datasets` folders that the notebooks read.
 
 Prompts of the seven categories train the router; the router says which category a labelled response or a human
-preference belongs to. Splits share no prompt (XSafety), no question (GPTFuzz), no opening question (hh-rlhf) and no answer.
+preference belongs to. Splits share no prompt (XSafety), no question (GPTFuzz), no opening question (hh-rlhf) and no
+answer.
 """
 
 from collections.abc import Sequence
