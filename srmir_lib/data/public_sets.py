@@ -1,4 +1,4 @@
-"""The real-data counterpart of the lab's data: the files of `public_files` as `datasets` folders that the notebooks read.
+"""Public data as the lab's data are: the files of `public_files` as `datasets` folders that the notebooks read.
 
 Prompts of the seven categories train the router; the router says which category a labelled response or a human
 preference belongs to. Splits share no prompt (XSafety), no question (GPTFuzz), no opening question (hh-rlhf) and no
