@@ -62,7 +62,7 @@ lint: $(READY)  ## style of the code, and notebooks without outputs
 jupyter: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
-bless: $(READY)  ## copy a finished PRESET (lab), without weights, to outputs/reference
+bless: $(READY)  ## copy a finished PRESET (lab), without weights, to outputs/reference, and write RESULTS.md
 	@$(BIN)/srmir bless $(PRESET)
 
 clean:  ## delete results and caches; .venv and outputs/reference stay

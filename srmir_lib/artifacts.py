@@ -1,41 +1,100 @@
-"""Files that are never half written: atomic writes, hashes, JSON, datasets, and one kind of error.
+"""Files that are never half written: atomic writes, hashes, JSON, datasets.
 
 Everything the notebooks save goes through this module, so a killed run leaves either the old artefact or the new one.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
-import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from srmir_lib.errors import InputError
 
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target` (a file or a folder to be made); rename it over `target` on success.
+    """Yield a temporary path beside `target` (a file or a folder to be made); put it in `target`'s place on success.
 
-    On an exception the temporary path is removed and the earlier `target` stays as it was.
+    Whatever ends it early - an exception, ctrl-C, a kill, a body that wrote nothing - the earlier `target` is whole;
+    what a killed writer left beside it goes with the next write.
     """
     target = Path(target)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_native_id()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"{target}: cannot write here ({error.strerror}); choose another output folder") from error
-    fresh = scratch / target.name
-    try:
-        yield fresh
-        if target.is_dir():
-            os.replace(target, scratch / ".old")
-        os.replace(fresh, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for litter in (scratch, *_litter(target)):
+                shutil.rmtree(litter, ignore_errors=True)
+            restored(target)
+            scratch.mkdir()
+        except OSError as error:
+            raise InputError(f"{target}: cannot write here ({error.strerror}); choose another output folder") from error
+        yield scratch / target.name
+        put_in_place(scratch / target.name, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def put_in_place(fresh: Path, target: Path) -> None:
+    """Move the file or folder `fresh` to `target` on the same disk; what was there is gone, once `fresh` has its place.
+
+    A folder cannot be renamed over another. Where the system can (Linux) the two exchange their names in one step;
+    elsewhere the old one steps aside under a name that `restored` knows.
+    """
+    if not os.path.lexists(fresh):
+        raise FileNotFoundError(errno.ENOENT, "nothing was written", str(target))
+    restored(target)
+    shutil.rmtree(_aside(target), ignore_errors=True)
+    if not os.path.lexists(target) or not (target.is_dir() or fresh.is_dir()):
+        os.replace(fresh, target)
+    elif not _exchange(fresh, target):
+        try:
+            os.replace(target, _aside(target))
+            os.replace(fresh, target)
+            os.replace(_aside(target), fresh)  # half a folder never bears the name that brings it back
+        finally:
+            restored(target)
+    shutil.rmtree(fresh, ignore_errors=True)
+
+
+def restored(path: str | Path) -> Path:
+    """`path`; if it, or a folder above it, is missing because a swap was cut off, the old one is back in its place."""
+    path = Path(path)
+    for place in (path, *path.parents):
+        if os.path.lexists(place):
+            break
+        if os.path.lexists(_aside(place)):
+            os.replace(_aside(place), place)
+    return path
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (renameat2 with RENAME_EXCHANGE); False where system or disk cannot do it."""
+    library = ctypes.CDLL(None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(library, "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _litter(target: Path) -> list[Path]:
+    """Scratch folders of `target` whose writers are gone."""
+    own = re.compile(rf"\.{re.escape(target.name)}\.(\d+)-\d+")
+    writers = {place: own.fullmatch(place.name) for place in target.parent.iterdir()}
+    return [place for place, writer in writers.items() if writer and not psutil.pid_exists(int(writer[1]))]
 
 
 def write_json(path: str | Path, value: object) -> Path:
@@ -52,33 +111,44 @@ def write_json(path: str | Path, value: object) -> Path:
 def read_json(path: str | Path) -> object:
     """Read a JSON file; a missing or damaged file is an `InputError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf8"))
+        return json.loads(restored(path).read_text(encoding="utf8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; run the stage that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from error
 
 
-def read_jsonl(path: str | Path, columns: Iterable[str] = ()) -> list[dict]:
-    """Read JSON lines; every row must hold `columns`. Errors name the file and the row (counted from 1)."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+def json_lines(file: Iterable[bytes], path: str | Path) -> Iterator[tuple[int, dict]]:
+    """Yield (row number, row) of the lines of an open binary file: from 1, blank lines counted and left out.
+
+    Only line feeds end a row: other separators of Unicode may stand inside a text. A line that is no JSON object is an
+    `InputError` that names `path` and the row.
+    """
+    for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: row {number} is not JSON ({error.msg}); is the file truncated?") from error
-        missing = [name for name in columns if not isinstance(row, dict) or name not in row]
-        if missing:
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: row {number} is not JSON ({error}); is the file truncated?") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: row {number} is not a JSON object with named columns")
+        yield number, row
+
+
+def read_jsonl(path: str | Path, columns: Iterable[str] = ()) -> list[dict]:
+    """Read JSON lines; every row must hold `columns`. Errors name the file and the row (counted from 1)."""
+    path = restored(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open("rb") as file:
+        rows = list(json_lines(file, path))
+    for number, row in rows:
+        if missing := [name for name in columns if name not in row]:
             raise InputError(f"{path}: row {number} lacks {', '.join(missing)}")
-        rows.append(row)
     if not rows:
         raise InputError(f"{path}: no rows")
-    return rows
+    return [row for _, row in rows]
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
@@ -121,7 +191,7 @@ def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
     disable_caching()
     disable_progress_bars()
 
-    folder = Path(folder)
+    folder = restored(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; run the stage that writes it")
     try:
@@ -140,6 +210,14 @@ def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: damaged dataset folder ({reason}); run its stage again") from error
     return dataset
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`; a name that leads out of the folder is an `InputError`: it may come from a parameter file."""
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(os.path.normpath(folder)):
+        raise InputError(f"{name}: leads out of {folder}; give a plain name")
+    return path
 
 
 def sha256(path: str | Path) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import yaml
 
 from srmir_lib.errors import InputError
-from srmir_lib.runner.bless import bless
 from srmir_lib.runner.execute import StageFailed
 from srmir_lib.runner.manifest import elapsed
 from srmir_lib.runner.seeds import run_seeds
 from srmir_lib.runner.series import Result, Runner
+from srmir_lib.runner.stage import find_root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     seeds.add_argument("--again", action="store_true", help="also what is on record with the same parameters")
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")
-    _command(commands, "bless", _bless, "copy a finished preset, without weights, to outputs/reference")
+    about = "copy a finished preset, without weights, to outputs/reference, and write RESULTS.md from there"
+    _command(commands, "bless", _bless, about, nargs="?", default="")
 
     about = "score the responses of a file by a set of reward models"
     score = _file_command(commands, "score", _score, about, "JSON lines of prompt, response and, if known, category")
@@ -79,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
+def _command(commands, name: str, function, text: str, **optional) -> argparse.ArgumentParser:
     """A subcommand that works on a preset."""
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    command.add_argument("preset", metavar="PRESET", help="a folder under params/, such as lab")
+    command.add_argument("preset", metavar="PRESET", help="a folder under params/, such as lab", **optional)
     command.set_defaults(function=function, interrupted="the same command goes on from here")
     return command
 
@@ -129,7 +130,10 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _bless(options: argparse.Namespace) -> None:
-    print(bless(Runner(options.preset)))
+    runner = Runner(options.preset) if options.preset else None
+    from srmir_lib.runner.bless import bless, write_results
+
+    print(bless(runner) if runner else write_results(find_root()))
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -142,18 +146,8 @@ def _score(options: argparse.Namespace) -> None:
 def _annotate(options: argparse.Namespace) -> None:
     from srmir_lib.data.annotate_file import annotate_file
 
-    names = [
-        "harmful",
-        "direction",
-        "save_direction",
-        "layer",
-        "pooling",
-        "scale",
-        "negative",
-        "direction_pairs",
-        "device",
-    ]
-    chosen = {name: getattr(options, name) for name in names}
+    names = "harmful direction save_direction layer pooling scale negative direction_pairs device"
+    chosen = {name: getattr(options, name) for name in names.split()}
     print(annotate_file(options.model, options.input, options.output, refusals=options.refusal, **chosen))
 
 
@@ -193,8 +187,6 @@ def _table(results: Sequence[Result]) -> str:
     rows.append(("total", "", f"{sum(seconds for _, seconds in ran):.0f}", "", ""))
     rows.append(("elapsed", "", f"{elapsed(ran):.0f}", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    aligned = [
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e:<{widths[4]}}".rstrip()
-        for a, b, c, d, e in rows
-    ]
-    return "\n".join(aligned)
+    sides = "<<>><"  # words to the left, numbers to the right
+    cells = [[f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells)

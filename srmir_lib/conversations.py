@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, RowError
 
 
 def redact(text: str, show_text: bool = False, length: int = 24) -> str:
@@ -64,6 +64,13 @@ def check_answers(responses: Sequence) -> None:
     for row, response in enumerate(responses):
         if not text_of(response).strip():
             raise InputError(f"response of row {row} is empty; an answer needs a word, leave the row out")
+
+
+def check_lengths(ids: Sequence[Sequence[int]], limit: int | None, more: int = 0) -> None:
+    """Refuse a conversation that, with `more` tokens to come, is longer than a model reads; without a limit none is."""
+    for row, tokens in enumerate(ids):
+        if limit is not None and len(tokens) + more > limit:
+            raise RowError(f"{len(tokens) + more} tokens of {{row}}: too many, the model reads {limit}", row)
 
 
 def user_message(text: str) -> list[dict]:

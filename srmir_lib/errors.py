@@ -1,8 +1,14 @@
-"""Files that are never half written: atomic writes, hashes, JSON, datasets, and one kind of error.
-
-Everything the notebooks save goes through this module, so a killed run leaves either the old artefact or the new one.
-"""
+"""One kind of error for what the user can mend, and the same about one row of many."""
 
 
 class InputError(ValueError):
     """The user's input is wrong. The message is one line: what, where (file, row, parameter), and the fix."""
+
+
+class RowError(InputError):
+    """An `InputError` about row `row` (from 0) of what a function was given; `text` holds {row}, so that a caller who
+    gave it part of a file can say which row of the file that is."""
+
+    def __init__(self, text: str, row: int):
+        super().__init__(text.replace("{row}", f"row {row}"))
+        self.text, self.row = text, row

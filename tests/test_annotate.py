@@ -18,7 +18,7 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import annotate_file as annotate
 from srmir_lib.data.annotate_file import annotate_file
 from srmir_lib.data.margins import REFUSALS
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, RowError
 from srmir_lib.papers.legend import NEGATIVES, SCALES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,8 +156,8 @@ def test_the_direction_from_other_prompts_is_kept_and_used_again(tiny_model, tmp
     assert run(*common, "--output", second, "--direction", kept) == 0
     assert second.read_text() == first.read_text(), "layer and pooling come with the direction"
 
-    capsys.readouterr()
     other = write_tiny_model(tmp_path / "other", seed=5)
+    capsys.readouterr()
     save_file({"direction": load_file(kept)["direction"] * 2}, tmp_path / "long.safetensors", meta(kept))
     save_file({"direction": load_file(kept)["direction"]}, tmp_path / "bare.safetensors")
     (tmp_path / "half.safetensors").write_bytes(kept.read_bytes()[:100])
@@ -300,6 +300,7 @@ def test_damaged_weights_are_one_line(tmp_path, capsys):
     model, source = write_tiny_model(tmp_path / "model"), write(tmp_path / "in.jsonl", ROWS)
     whole = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
     assert run("--model", model, "--input", source, "--output", tmp_path / "out.jsonl") == 2
     said = capsys.readouterr().err
     assert "damaged weights" in said and said.count("\n") == 1
@@ -315,15 +316,24 @@ def test_an_exception_in_the_middle_leaves_the_earlier_output(tiny_model, tmp_pa
     def break_down(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
-            raise InputError("embedding of row 1 is not finite; check the model's weights")
+            raise RowError("embedding of {row} is not finite; check the model's weights", 1)
         return inner(*arguments, **options)
 
     monkeypatch.setattr(margins, "annotate", break_down)
     options = {"save_direction": str(kept), "device": "cpu", "chunk": 2}
-    with pytest.raises(InputError, match="in.jsonl: rows 3 to 4: embedding is not finite; check"):
+    with pytest.raises(InputError, match="in.jsonl: embedding of rows 3 to 4 is not finite; check"):
         annotate_file(str(tiny_model), str(source), str(target), **options)
     assert target.read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_pair_that_is_too_long_is_found_before_any_is_read(tiny_model, tmp_path, monkeypatch):
+    from srmir_lib.data import margins
+
+    monkeypatch.setattr(margins, "embed_sides", None)  # what would read
+    source = write(tmp_path / "in.jsonl", [*ROWS, ROWS[0] | {"rejected": "zebra " * 300}])
+    with pytest.raises(InputError, match=r"in.jsonl: \d+ tokens of row 6: too many, the model reads 256"):
+        annotate_file(str(tiny_model), str(source), str(tmp_path / "out.jsonl"), device="cpu", chunk=4)
 
 
 def test_nothing_is_written_where_drop_leaves_nothing(tiny_model, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from srmir_lib.artifacts import write_json
 from srmir_lib.errors import InputError
-from srmir_lib.reward_models.calibration import Calibration, calibration_set, lowess, variance_shares
+from srmir_lib.reward_models.calibration import Calibration, calibration_set, variance_shares
 
 
 def test_z_scores_by_hand(tmp_path):
@@ -82,17 +82,26 @@ def test_voices_by_hand():
     assert torch.allclose(variance_shares(scores), torch.tensor([0.1, 0.9]).double())
 
 
-def test_lowess_follows_a_line_and_a_second_implementation_on_anything_else():
-    x = np.random.default_rng(0).uniform(0, 10, 60)
-    at = np.array([0.0, 2.5, 9.0])
-    assert lowess(x, 3 * x - 1, at) == pytest.approx(3 * at - 1, abs=1e-6)
-    y = np.sin(x)
-    for place, height in zip(at, lowess(x, y, at, share=0.3), strict=True):
-        near = np.argsort(np.abs(x - place))[:18]
+def test_the_curve_of_length_is_a_local_line_as_a_second_implementation_draws_it():
+    """Cleveland's LOWESS by numpy: at each knot a line through the nearest half of the answers, tricube weights."""
+    x = np.random.default_rng(0).permutation(200)[:60] + 1.0
+    scores = np.stack([3 * x - 1, np.sin(x / 20)], axis=1)
+    calibration = Calibration.fit(torch.tensor(scores), ["a", "b"], ["a" * int(length) for length in x])
+    assert len(calibration.lengths) == 25 and set(calibration.lengths) <= set(x)
+    for place, line_height, height in zip(calibration.lengths, *calibration.curves, strict=True):
+        near = np.argsort(np.abs(x - place))[:30]
         reach = np.abs(x[near] - place).max()
         weight = (1 - (np.abs(x[near] - place) / reach) ** 3) ** 3
-        line = np.polyfit(x[near], y[near], 1, w=np.sqrt(weight))
+        line = np.polyfit(x[near], scores[near, 1], 1, w=np.sqrt(weight))
+        assert line_height == pytest.approx(3 * place - 1, abs=1e-6)
         assert height == pytest.approx(np.polyval(line, place), abs=1e-6)
+
+
+def test_a_length_that_half_of_the_answers_have_gets_their_mean():
+    for lengths, means in (([5] * 20 + [9] * 20 + [30] * 20, [9.5, 29.5, 49.5]), ([5] * 8 + [9] * 8, [3.5, 11.5])):
+        scores = torch.arange(float(len(lengths))).double().unsqueeze(1)
+        calibration = Calibration.fit(scores, ["a"], ["a" * length for length in lengths])
+        assert calibration.curves[0] == pytest.approx(means)
 
 
 def test_length_calibration_takes_the_pay_for_length_off(tmp_path):
@@ -114,10 +123,10 @@ def test_length_calibration_takes_the_pay_for_length_off(tmp_path):
 
 
 def test_scaled_gaps_are_differences_of_scaled_scores():
-    scores = torch.tensor([[1.0, 10.0], [3.0, 30.0], [2.0, 50.0], [7.0, 20.0]])
-    pairs = {"chosen": ["aa", "a" * 9], "rejected": ["a" * 30, "aaa"]}
+    scores = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    pairs = {"chosen": ["a" * n for n in range(2, 22)], "rejected": ["a" * n for n in range(30, 50)]}
     texts = [*pairs["chosen"], *pairs["rejected"]]
     for calibration in (Calibration.fit(scores, ["a", "b"]), Calibration.fit(scores, ["a", "b"], texts)):
         scaled = calibration.apply(scores, texts)
-        gaps = calibration.scale_gaps(scores[:2] - scores[2:], pairs)
-        assert torch.allclose(gaps, scaled[:2] - scaled[2:], atol=1e-5)
+        gaps = calibration.scale_gaps(scores[:20] - scores[20:], pairs)
+        assert torch.allclose(gaps, scaled[:20] - scaled[20:], atol=1e-5)

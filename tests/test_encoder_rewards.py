@@ -17,13 +17,14 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import MINILM, resolve_encoder
 from srmir_lib.papers.pcrm import pcrm_loss
-from srmir_lib.reward_models.config import EncoderSettings, from_parameters
+from srmir_lib.reward_models import pooled_training
 from srmir_lib.reward_models.pooled import (
+    EncoderSettings,
     PairTokenizer,
     PooledScorer,
+    from_parameters,
     load_classifier,
     load_pooled_settings,
-    pool_windows,
     pooled_settings,
     score_pairs,
 )
@@ -90,33 +91,18 @@ def test_a_long_response_keeps_head_and_tail(tiny_encoder):
         ("can you", "can you", "first " * 6 + "now now now ", "now now " + "end " * 6),
         (conversation, "how how … why why", "first " * 6 + "now ", "now " + "end " * 6),
     ):
-        [[window]] = reading.encode(tokenizer, [prompt], [response])
+        [window] = reading.encode(tokenizer, [prompt], [response])
         expected = f"[CLS] {begins} [SEP] {head}… {tail}[SEP]"
         assert words(tokenizer, window) == expected
-    [[short]] = reading.encode(tokenizer, ["can you"], [assistant_message("sorry no")])
+    [short] = reading.encode(tokenizer, ["can you"], [assistant_message("sorry no")])
     assert words(tokenizer, short) == "[CLS] can you [SEP] sorry no [SEP]"
     assert short["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
 
 
-def test_windows_cover_every_token(tiny_encoder):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    reading = PairTokenizer(max_tokens=24, prompt_tokens=4, long_text="windows")
-    response = [WORDS[n % len(WORDS)] for n in range(31)]
-    [windows] = reading.encode(tokenizer, ["can you"], [" ".join(response)])
-    texts = [words(tokenizer, window).split("[SEP]")[1].split() for window in windows]
-    assert texts == [response[0:17], response[13:30], response[14:31]]  # 17 tokens each, from 0, 13 and 31 - 17
-
-
-def test_the_least_safe_window_decides():
-    scores = torch.tensor([[1.0, 5.0], [3.0, 2.0], [0.0, 0.0]])
-    assert pool_windows(scores, torch.tensor([0, 0, 1]), 2).tolist() == [[1.0, 2.0], [0.0, 0.0]]
-
-
-@pytest.mark.parametrize("long_text", ["head_tail", "windows"])
-def test_scores_do_not_depend_on_the_batch(tiny_encoder, long_text):
+def test_scores_do_not_depend_on_the_batch(tiny_encoder):
     model, tokenizer = load_classifier(tiny_encoder, num_labels=3)
     model.eval()
-    reading = PairTokenizer(24, 4, long_text)
+    reading = PairTokenizer(24, 4)
     labelled, _ = examples(20)
     prompts, completions = [row["prompt"] for row in labelled], [row["completion"] for row in labelled]
     together = score_pairs(model, tokenizer, prompts, completions, reading, tokens_per_batch=100)
@@ -181,7 +167,7 @@ def test_the_objective_of_an_encoder_is_checked(tiny_encoder, tmp_path):
         fit_pooled(tiny_encoder, [], examples()[1], tmp_path / "x", CATEGORIES, READING, wanted)
     values = asdict(SETTINGS) | {"limit": [1, 2.0, 3.0]}
     assert from_parameters(EncoderSettings, values, "fine_tuning").limit == [1, 2.0, 3.0]
-    with pytest.raises(InputError, match="fine_tuning.limit: 3 is not of type list"):
+    with pytest.raises(InputError, match="fine_tuning.limit: input should be a valid list"):
         from_parameters(EncoderSettings, values | {"limit": 3}, "fine_tuning")
 
 
@@ -232,23 +218,44 @@ def test_settings_come_from_a_parameter_file_and_back_from_the_folder(trained):
     assert from_parameters(PairTokenizer, values, "reading") == READING
     assert load_pooled_settings(trained[0]) == (READING, SETTINGS)
     for bad, says in (
-        ({"max_tokens": 40}, "reading: lacks prompt_tokens"),
-        (values | {"tokens": 3}, "has tokens"),
-        (values | {"max_tokens": 40.5}, "reading.max_tokens: 40.5 is not of type int"),
-        (values | {"max_tokens": True}, "reading.max_tokens: True is not of type int"),
+        ({"max_tokens": 40}, "reading.prompt_tokens: field required; there are max_tokens, prompt_tokens"),
+        (values | {"tokens": 3}, "reading.tokens: extra inputs are not permitted; there are"),
+        (values | {"max_tokens": 40.5}, "reading.max_tokens: input should be a valid integer"),
+        (values | {"max_tokens": True}, "reading.max_tokens: input should be a valid integer"),
     ):
         with pytest.raises(InputError, match=says):
             from_parameters(PairTokenizer, bad, "reading")
     with pytest.raises(
-        InputError, match=r"fine_tuning.learning_rate: '5e-5' is not of type float; in YAML write 5.0e-5"
+        InputError, match=r"fine_tuning.learning_rate: input should be a valid number; in YAML write 5.0e-5, not 5e-5"
     ):
         from_parameters(EncoderSettings, SETTINGS.__dict__ | {"learning_rate": "5e-5"}, "fine_tuning")
 
 
+def test_the_kept_weights_are_the_running_average_of_all_steps(tiny_encoder, tmp_path, monkeypatch):
+    """Kept by hand beside the training: step k moves the mean by one part in 1 / (1 - min(decay, k / (k + 10)))."""
+    seen = []
+    told = pooled_training._Average.on_step_end
+
+    def watch(self, args, state, control, model, **kwargs):
+        seen.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+        return told(self, args, state, control, model, **kwargs)
+
+    monkeypatch.setattr(pooled_training._Average, "on_step_end", watch)
+    labelled, pairs = examples()
+    settings = replace(SETTINGS, epochs=2, averaging=0.4)
+    fit_pooled(tiny_encoder, labelled, pairs, tmp_path, CATEGORIES, READING, settings, 0, "cpu", progress=False)
+    mean = dict(seen[0])
+    for k, now in enumerate(seen[1:], start=2):
+        decay = min(0.4, k / (k + 10))
+        mean = {name: decay * mean[name] + (1 - decay) * now[name] for name in mean}
+    kept = dict(AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder").named_parameters())
+    assert len(seen) > 10 and kept.keys() == mean.keys()
+    for name, weight in kept.items():
+        torch.testing.assert_close(weight, mean[name], atol=1e-6, rtol=1e-5)
+
+
 def test_bad_input_is_one_clear_line(tiny_encoder, trained, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    with pytest.raises(InputError, match="long_text: 'middle'"):
-        PairTokenizer(40, 8, "middle")
     with pytest.raises(InputError, match="max_tokens: 10 leaves no room"):
         PairTokenizer(10, 8)
     with pytest.raises(InputError, match="reads at most 64"):

@@ -1,5 +1,7 @@
 """Legend by hand: direction, margins, their scale, and the embeddings they are read from."""
 
+from collections import Counter
+
 import pytest
 import torch
 from datasets import Dataset
@@ -168,6 +170,32 @@ def test_direction_and_margins_of_a_model(tiny_model):
     assert margins.shape == (2,)
     with pytest.raises(InputError, match="refusals"):
         estimate_direction(trunk, tokenizer, prompts, answers, [])
+
+
+def test_the_direction_is_read_off_prompts_with_a_refusal_due_of_all_categories():
+    """Sorted by category, as 01 writes them: the first rows are of one category, and half of them harmless."""
+    rows = []
+    for category, prompts in (("crimes", 30), ("ethics", 8), ("insult", 12)):
+        for n in range(prompts):
+            for origin in ("policy", "policy", "shuffled"):
+                answer = {"chosen": assistant_message("a"), "rejected": assistant_message(f"{origin} {len(rows)}")}
+                rows.append(
+                    {"prompt": user_message(f"{category} {n}"), "category": category, "origin": origin} | answer
+                )
+    pairs, refused = (
+        Dataset.from_list(rows),
+        {f"{c} {n}" for c in ("crimes", "ethics", "insult") for n in range(0, 30, 2)},
+    )
+    chosen = margins.harmful_answers(pairs, refused, 12)
+    assert {row["origin"] for row in chosen} == {"policy"}
+    asked = [row["prompt"][0]["content"] for row in chosen]
+    assert asked == [f"{c} {n}" for c in ("crimes", "ethics", "insult") for n in (0, 2, 4, 6)], "four each, none twice"
+    counts = Counter(margins.harmful_answers(pairs, refused, 26)["category"])
+    assert counts == {"crimes": 9, "ethics": 8, "insult": 9}, "ethics has four prompts with two answers each"
+    everything = margins.harmful_answers(pairs, refused, 10_000)
+    assert len(everything) == 2 * (15 + 4 + 6)
+    with pytest.raises(InputError, match="no demonstration refuses"):
+        margins.harmful_answers(pairs, {"another prompt"}, 12)
 
 
 def test_a_text_that_comes_several_times_is_read_once(tiny_model, monkeypatch):

@@ -12,6 +12,8 @@ from tiny_bert import ENCODER, write_tiny_bert
 
 from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.data import public_files
+from srmir_lib.data.public_sets import texts_in
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
@@ -67,6 +69,31 @@ def test_pairs_hold_a_safe_and_an_unsafe_answer_of_one_question_once_each(pack):
     assert max(used.values()) == 1, "no answer is used twice"
     assert {str(row["prompt"]) for row in data.labelled} == {str(row["prompt"]) for row in data.test}
     assert {row["unsafe"] for row in data.labelled} == {0, 1} and not real_pairs("hh-rlhf", pack).labelled
+
+
+@pytest.mark.parametrize("name", PAIR_SETS)
+def test_what_a_model_was_made_from_is_not_tested(pack, name):
+    """01 makes the trunk from its training splits; whatever A8's seed, no question or answer of these is tested."""
+    rows = [row | {"group": row["prompt"]} for row in public_files.load_gptfuzz(pack)]
+    read = public_files.split_by_group(rows, "group", (0.3, 0.2), 0)["train"]
+    talks = [user_message(row["prompt"]) + assistant_message(row["response"]) for row in read]
+    pairs = [pair | {"group": pair["prompt"][0]["content"]} for pair in public_files.load_hh_pairs(pack)[0]]
+    read = public_files.split_by_group(pairs, "group", (0.7, 0.1), 0)["train"]
+    talks += [row["prompt"] + assistant_message(row[side]) for row in read for side in ("chosen", "rejected")]
+    talks.append(user_message("sorry") + assistant_message("SORRY, no!"))
+    known = texts_in([{"messages": talk} for talk in talks])
+    tests = []
+    for seed in (1, 2, 3, 4):
+        data = real_pairs(name, pack, seed, known=known)
+        answers = [row[side] for row in data.test for side in ("chosen", "rejected")]
+        answers += [row["completion"] for row in data.labelled]
+        asked = [row["prompt"] for row in (*data.test, *data.labelled)]
+        words = {public_files.all_words(text_of(text)) for text in (*answers, *[chat[:1] for chat in asked])}
+        assert len(words) > 2 and not words & known
+        opened = [{public_files.all_words(text_of(row["prompt"][:1])) for row in part} for part in data[:2]]
+        assert not opened[1] & known and (opened[0] & known or name == "diasafety"), "known: for training only"
+        tests.append({str(chat) for chat in asked})
+    assert len(set.union(*tests)) > len(tests[0]), "a seed draws its test anew"
 
 
 def test_an_unknown_set_is_refused(pack):
@@ -152,6 +179,12 @@ def test_rows_over_seeds_are_paired_and_know_that_splits_overlap():
     (gain,) = seed_rows(rows, "acc", "plain")
     assert gain["label"] == "other" and gain["estimate"] == pytest.approx(0.15)
     assert gain["high"] - gain["estimate"] == pytest.approx(12.706 * np.std([0.1, 0.2], ddof=1) * wider, rel=1e-3)
+    assert seed_rows(rows, "pair_accuracy") == []
+    for row in rows:
+        row["metrics"]["pair_accuracy"] = row["metrics"]["acc"]
+    assert (seed_rows(rows, "pair_accuracy")[0]["low"], seed_rows(rows, "pair_accuracy")[0]["high"]) == (0.0, 1.0)
+    (gain,) = seed_rows(rows, "pair_accuracy", "plain")
+    assert gain["low"] < 0 < 1 < gain["high"] + 1, "a difference of shares may be below zero"
     assert other["estimate"] == pytest.approx(0.75) and seed_rows(rows, "auroc") == []
 
 

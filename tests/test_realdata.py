@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tiny_bert import WORDS, write_tiny_bert
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
-from srmir_lib.data.public_files import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES
-from srmir_lib.data.public_sets import human_preferences, labelled_responses, real_prompts
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data.public_files import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES, all_words
+from srmir_lib.data.public_sets import human_preferences, labelled_responses, real_prompts, texts_in
 from srmir_lib.data.router import Router, fit_real_router, router_accuracy
 from srmir_lib.evaluation.reward_accuracy import compare_with_words
 from srmir_lib.reward_models.pooled import pooled_settings
@@ -107,7 +109,8 @@ def test_the_router_learns_the_categories_and_is_saved(made, tmp_path):
 
 def test_responses_and_pairs_get_a_category_and_splits_share_no_question(made):
     pack, _, _, router = made
-    labelled = labelled_responses(router, pack, seed=0)
+    labelled, repeats = labelled_responses(router, pack, seed=0)
+    assert repeats == dict.fromkeys(labelled, 0)
     assert {name: len(part) for name, part in labelled.items()} == {
         "train": 60,
         "validation": 20,
@@ -125,9 +128,29 @@ def test_responses_and_pairs_get_a_category_and_splits_share_no_question(made):
     assert preferences["train"][0]["chosen"][0]["content"].startswith("sorry")
 
 
+def test_an_answer_of_an_earlier_split_is_left_out_and_counted(made, tmp_path):
+    """Ten questions of ten answers, and every question has one answer in the very same words."""
+    _, _, _, router = made
+    folder = write_pack(tmp_path)
+    path = folder / "gptfuzz" / "responses_labeled_train.csv"
+    path.write_text(path.read_text() + "".join(f"{n},Sorry! No.,0\n{n},sorry no,0\n" for n in range(10)))
+    labelled, repeats = labelled_responses(router, folder, seed=0)
+    assert repeats == {"train": 0, "validation": 4, "test": 4, "diasafety": 0, "overrefusal": 0}
+    assert [len(labelled[name]) for name in ("train", "validation", "test")] == [72, 20, 20]
+    path = folder / "hh-rlhf" / "harmless-base_test.jsonl.gz"
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    for row in rows[2:]:
+        row["rejected"] = row["chosen"].partition("Assistant:")[0] + "Assistant: the same for all"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    preferences, left_out = human_preferences(router, folder, seed=0)
+    kept = {name: len(part) for name, part in preferences.items()}
+    assert kept["validation"] + kept["test"] <= 1, "all but one of them have an answer of the training split"
+    assert left_out["answer in an earlier split"] == 83 - sum(kept.values()) > 20
+
+
 def test_the_chain_from_files_to_reward_models(made, tmp_path):
     pack, encoder, _, router = made
-    labelled, (preferences, _) = labelled_responses(router, pack), human_preferences(router, pack)
+    (labelled, _), (preferences, _) = labelled_responses(router, pack), human_preferences(router, pack)
     folder, settings = tmp_path / "shadow_rms", pooled_settings(READING, FINE_TUNING | {"epochs": 10})
     train = labelled["train"], preferences["train"]
     fit_pooled(encoder, *train, folder, list(CATEGORIES), *settings, device="cpu", progress=False)
@@ -161,7 +184,7 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     pack, encoder, prompts, router = made
     data = tmp_path / "outputs" / "realdata" / "01_data"
     preferences, _ = human_preferences(router, pack)
-    save_dataset(labelled_responses(router, pack), data / "labelled")
+    save_dataset(labelled_responses(router, pack)[0], data / "labelled")
     save_dataset(preferences, data / "preferences")
     router.save(data / "router")
     shared = {"base_model": str(encoder), "labelled": "labelled"}
@@ -184,7 +207,9 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     pairs = load_dataset(third / "preferences_with_margins", columns=["margin"])
     assert all(np.isfinite(part["margin"]).all() for part in pairs.values())
     assert ShadowRewardModels.load(third / "shadow_rms", "cpu").calibration is not None
-    assert 0 <= read_json(third / "metrics.json")["auroc_test_margin"] <= 1
+    metrics = read_json(third / "metrics.json")
+    assert metrics["auroc_test_margin"] > 0.9, "refusals are easy to tell here"
+    assert metrics["follows_length_calibrated_for_length"] != metrics["follows_length_calibrated"]
 
 
 def test_notebook_A8_runs_every_objective_and_goes_on_where_it_stopped(made, tmp_path):
@@ -213,14 +238,32 @@ def test_notebook_A8_runs_every_objective_and_goes_on_where_it_stopped(made, tmp
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "records").rglob("*.json")}
 
 
+def test_notebook_01_leaves_repeats_out_and_keeps_what_the_text_model_has_read(made, tmp_path):
+    pack, encoder, _, _ = made
+    given = {"prompt_source": "xsafety", "data_dir": str(pack), "encoder": str(encoder), "text_model_steps": 2}
+    folder = execute("01_data", tmp_path, **given)
+    read = texts_in(load_dataset(folder / "base_model_texts"))
+    preferences, labelled = load_dataset(folder / "preferences"), load_dataset(folder / "labelled")
+    sides = [(preferences, "chosen"), (preferences, "rejected"), (labelled, "completion")]
+    for split in ("train", "test"):
+        texts = {all_words(answer[0]["content"]) for data, side in sides for answer in data[split][side]}
+        assert texts <= read if split == "train" else texts and not texts & read
+    assert read_json(folder / "metrics.json")["repeats_test"] == 0 and (folder / "base_model").is_dir()
+
+
 def test_notebook_A8_holds_the_designs_of_reward_models_against_each_other(made, tiny_model, tmp_path):
     settings = {"max_steps": 16, "batch_size": 8, "learning_rate": 0.01, "lora_rank": 4, "lora_alpha": 8}
+    first = json.loads((made[0] / "diasafety" / "train.json").read_text())[:12]
+    talks = [user_message(row["context"]) + assistant_message(row["response"]) for row in first]
+    read = Dataset.from_list([{"messages": talk} for talk in talks])
+    save_dataset(read, tmp_path / "outputs" / "realdata" / "01_data" / "base_model_texts")
     folder = execute(
         "A8_real_pairs",
         tmp_path,
         base_model=str(tiny_model),
         data_dir=str(made[0]),
         design="tokens",
+        trunk_from="01_data",
         seeds=[1, 2],
         sets=["diasafety"],
         reward_models={name: {"design": name} for name in ("separate", "shared")},

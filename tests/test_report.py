@@ -1,13 +1,11 @@
 """The report: what it holds, what it admits is missing, and a real browser reading poisoned model output."""
 
-import base64
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import nbformat
 import pytest
 
 from srmir_lib.artifacts import write_json, write_jsonl
@@ -51,11 +49,9 @@ def run(tmp_path):
     )
     (folder / "figures").mkdir()
     forest_plot([{"label": "a", "estimate": 0, "low": -1, "high": 1}]).savefig(folder / "figures" / "forest.png")
-    picture = base64.b64encode((folder / "figures" / "forest.png").read_bytes()).decode()
-    cell = nbformat.v4.new_code_cell("draw()", outputs=[nbformat.v4.new_output("display_data", {"image/png": picture})])
-    other = tmp_path / "outputs" / "lab" / "02_shadow_reward_models"
+    other = tmp_path / "outputs" / "lab" / "02_shadow_reward_models" / "figures"
     other.mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), other / "02_shadow_reward_models.ipynb")
+    shutil.copy(folder / "figures" / "forest.png", other / "curves.png")
     return tmp_path
 
 
@@ -92,7 +88,7 @@ def test_it_holds_the_table_the_figures_and_the_facts(run):
         "seed",
     ):
         assert expected in text
-    assert page.tags.count("img") == 2, "the forest plot once, and the picture of the notebook without saved figures"
+    assert page.tags.count("img") == 2, "the forest plot once, and the figure of 02"
 
 
 def test_missing_stages_are_said_so(run):
@@ -111,12 +107,12 @@ def test_nothing_active_and_nothing_from_outside(run):
     assert "url(" not in build_report("lab", run).read_text(encoding="utf8")
 
 
-def test_no_results_and_a_damaged_notebook_are_clear_errors(run):
+def test_no_results_and_a_damaged_record_are_clear_errors(run):
     with pytest.raises(InputError, match="run `srmir run smoke` first"):
         build_report("smoke", run)
     earlier = build_report("lab", run).read_text(encoding="utf8")
-    (run / "outputs" / "lab" / "02_shadow_reward_models" / "02_shadow_reward_models.ipynb").write_text("{")
-    with pytest.raises(InputError, match="not a readable notebook"):
+    (run / "outputs" / "lab" / "02_shadow_reward_models" / "metrics.json").write_text("{")
+    with pytest.raises(InputError, match="02_shadow_reward_models/metrics.json: not valid JSON"):
         build_report("lab", run)
     assert (run / "outputs" / "lab" / "report" / "index.html").read_text(encoding="utf8") == earlier
 

@@ -57,6 +57,8 @@ def root(tiny_model, tmp_path_factory) -> Path:
     data = root / "outputs" / "lab" / "01_data"
     splits = {"train": made_up_pairs(20, 0), "validation": made_up_pairs(6, 1), "test": made_up_pairs(8, 2, test=True)}
     save_dataset(DatasetDict(splits), data / "preferences")
+    shown = [{"prompt": row["prompt"], "refuses": row["category"] != UNKNOWN} for row in splits["train"]]
+    save_dataset(DatasetDict(train=Dataset.from_list(shown)), data / "demonstrations")
     shutil.copytree(tiny_model, data / "base_model")
     reader = PromptEncoder(str(data / "base_model"))
     embeddings = {name: reader.embed(splits[name]["prompt"], "cpu") for name in splits}

@@ -18,11 +18,15 @@ import yaml
 from srmir_lib.artifacts import sha256
 from srmir_lib.cli import main
 from srmir_lib.errors import InputError
+from srmir_lib.runner import manifest
 from srmir_lib.runner.execute import Board, Watch, clear_bars
 from srmir_lib.runner.manifest import elapsed
 from srmir_lib.runner.notebook import Notebook, load_values
 from srmir_lib.runner.series import Runner
 
+# What an annotation could do if it were evaluated: escape empty builtins, and run a command.
+CLASSES = "[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close']"
+COMMAND = f"{CLASSES}[0].__init__.__globals__['system']('touch ran')"
 COMMON = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # empty: outputs/<preset>\nseed: int = 0  # seed\n'
 MAKE = [
     "# 1 · Make",
@@ -30,7 +34,7 @@ MAKE = [
     + "rate: float = 1.0e-3  # learning rate\nweights: list[float] = [1.0, 2]  # one a model\nlimit: int = 9  # most",
     "from srmir_lib.artifacts import write_json\nfrom srmir_lib.runner.stage import Stage\n"
     "stage = Stage('01_make', preset, output_dir)",
-    "write_json(stage.path('numbers') / 'data.json', {'rate': rate, 'folder': str(stage.folder), 'seed': seed})\n"
+    "write_json(stage.path('numbers') / 'data.json', {'rate': rate, 'seed': seed})\n"
     "if not stage.path('part.txt').exists():\n    stage.path('part.txt').write_text(output_dir)\n"
     "else:\n    stage.path('kept.txt').write_text('kept')",
     "import time\nwhile (stage.root / 'wait').exists():\n    time.sleep(0.05)",
@@ -157,14 +161,29 @@ def test_parameter_file_without_notebook_and_damaged_notebook(root, capsys):
     [
         ("rate = 1.0", "not `rate = 1.0`"),
         ("rate: float = 1.0 + x", "not `rate: float = 1.0 [+] x`"),
-        ("path: Path = ''", "not `path: Path = ''`"),
+        ("path: Path = ''", "parameters cell 2: write .*, not `path: Path = ''`"),
+        ("rate: list[Path] = []", "not `rate: list.Path. = ..`"),
+        ("rate: tuple[int, int] = (1, 2)", "not `rate: tuple"),
+        (f"rate: {COMMAND} = 1.0", "parameters cell 2: write `name: type = literal` with types of str, .*not `rate: "),
+        (f"rate: list[{COMMAND}] = []", "not `rate: list"),
+        (f"rate: float | {COMMAND} = 1.0", "not `rate: float "),
     ],
 )
-def test_parameters_cell_holds_annotated_literals_only(root, cell, message):
+def test_parameters_cell_holds_annotated_literals_only(root, cell, message, monkeypatch):
     path = root / "notebooks/01_make.ipynb"
+    monkeypatch.chdir(root)
     write_notebook(path, [MAKE[0], COMMON + cell])
     with pytest.raises(InputError, match=message):
         Notebook.load(path)
+    assert not (root / "ran").exists(), "an annotation is read, never executed"
+
+
+def test_types_that_a_parameter_may_have(root):
+    path = root / "notebooks/01_make.ipynb"
+    types = ("dict[str, list[int]]", "int | None", "None | str", "list", "list[str | dict]", "bool")
+    write_notebook(path, [MAKE[0], COMMON + "\n".join(f"p{i}: {name} = None" for i, name in enumerate(types))])
+    found = [Notebook.load(path).model.model_fields[f"p{i}"].annotation for i in range(len(types))]
+    assert found == [dict[str, list[int]], int | None, None | str, list, list[str | dict], bool]
 
 
 def test_inputs_are_found_in_the_cells_or_listed_in_the_metadata(root):
@@ -235,17 +254,17 @@ def test_command_line_starts_without_the_slow_imports(root):
 
 def test_run_records_what_it_did_and_the_second_run_skips_it(finished, capsys):
     folder = finished / "outputs/lab/01_make"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["ok"] and manifest["preset"] == "lab" and manifest["notebook"] == "01_make"
-    assert manifest["parameters"]["rate"] == 0.005 and manifest["parameters"]["weights"] == [1.0, 2.0]
-    assert manifest["seed"] == 0 and manifest["seconds"] > 0 and manifest["peak_memory_mb"] > 20
-    assert manifest["started"].endswith("+00:00") and manifest["versions"]["torch"] and manifest["threads"] >= 1
-    assert manifest["outputs"].keys() == {"metrics.json", "numbers", "part.txt"}
-    assert manifest["outputs"]["numbers"] == sha256(folder / "numbers")
+    record = json.loads((folder / "manifest.json").read_text())
+    assert record["ok"] and record["preset"] == "lab" and record["notebook"] == "01_make"
+    assert record["parameters"]["rate"] == 0.005 and record["parameters"]["weights"] == [1.0, 2.0]
+    assert record["seed"] == 0 and record["seconds"] > 0 and record["peak_memory_mb"] > 20
+    assert record["started"].endswith("+00:00") and record["versions"]["torch"] and record["threads"] >= 1
+    assert record["outputs"].keys() == {"metrics.json", "numbers/data.json", "part.txt"}
+    assert record["outputs"]["numbers/data.json"] == sha256(folder / "numbers/data.json")
     used = json.loads((finished / "outputs/lab/02_use/manifest.json").read_text())
-    assert used["inputs"] == {"01_make/numbers": manifest["outputs"]["numbers"]}
-    # Every file that named the work folder now names the place it was moved to; no secret is anywhere.
-    assert json.loads((folder / "numbers/data.json").read_text())["folder"] == str(folder)
+    assert used["inputs"].keys() == {"01_make/numbers"}
+    # The notebook names the place it was moved to; no secret is anywhere.
+    assert 'output_dir = \\"outputs/lab/01_make\\"' in (folder / "01_make.ipynb").read_text()
     everything = "".join(p.read_text() for p in folder.rglob("*") if p.is_file() and p.suffix != ".txt")
     assert ".work" not in everything and "hf_secret" not in everything
     assert sorted(p.name for p in folder.parent.iterdir()) == [".lock", "01_make", "02_use", "report"]
@@ -283,7 +302,7 @@ def test_library_files_count_through_imports_of_imports(root):
     (library / "runner").mkdir()
     for name, text in {
         "artifacts.py": "def f():\n    import srmir_lib.lab.world",
-        "lab/world.py": "",
+        "lab/world.py": "from json import loads",
         "lab/words.json": "{}",
         "lab/__init__.py": "",
         "__init__.py": "",
@@ -292,7 +311,8 @@ def test_library_files_count_through_imports_of_imports(root):
         "unused.py": "",
     }.items():
         (library / name).write_text(text)
-    sources = Notebook.load(root / "notebooks/01_make.ipynb").sources(root)
+    sources, packages = Notebook.load(root / "notebooks/01_make.ipynb").imports(root)
+    assert packages == {"time", "json"}
     assert {str(p.relative_to(library)) for p in sources} == {
         "__init__.py", "artifacts.py", "runner/__init__.py", "runner/stage.py",
         "lab/__init__.py", "lab/words.json", "lab/world.py"
@@ -328,16 +348,66 @@ def test_stage_that_reads_all_of_another_depends_on_each_of_its_outputs(finished
     nbformat.write(book, path)
     assert main(["run", "lab"]) == 0
     used = json.loads((finished / "outputs/lab/02_use/manifest.json").read_text())
-    assert used["inputs"].keys() == {"01_make/metrics.json", "01_make/numbers", "01_make/part.txt"}
+    assert used["inputs"].keys() == {"01_make", "01_make/numbers"}
+    (finished / "outputs/lab/01_make/part.txt").write_text("other")
+    assert states() == ["damaged", "stale"]
 
 
 def test_damaged_input_is_named_and_its_stage_can_be_run_again(finished, capsys):
     (finished / "outputs/lab/01_make/numbers/data.json").write_text('{"rate"')
     assert main(["run", "lab", "02"]) == 2
-    expected = "outputs/lab/01_make/numbers: damaged since it was made; run `srmir run lab 01`"
+    expected = "outputs/lab/01_make/numbers/data.json: damaged since it was made; run `srmir run lab 01`"
     assert expected in capsys.readouterr().err
     assert main(["run", "lab", "01"]) == 0
     assert states() == ["done", "done"]
+
+
+def test_what_datasets_caches_beside_the_data_damages_nothing(root):
+    """A reader opens an artefact in a session of their own and maps over it: `datasets` writes beside the data."""
+    (root / "srmir_lib").rmdir()
+    save = "from datasets import Dataset\nfrom srmir_lib.artifacts import save_dataset\n"
+    save += "save_dataset(Dataset.from_dict({'a': [1, 2]}), stage.path('numbers'))"
+    write_notebook(root / "notebooks/01_make.ipynb", [*MAKE[:3], save])
+    read = [*USE[:2], USE[2].rpartition("\n")[0], "numbers = {'path': str(stage.input(source, 'numbers'))}", USE[3]]
+    write_notebook(root / "notebooks/02_use.ipynb", read)
+    assert main(["run", "lab", "01"]) == 0
+    data = root / "outputs/lab/01_make/numbers"
+    before = set(data.iterdir())
+    look = "import sys, datasets; datasets.load_from_disk(sys.argv[1]).map(lambda row: {'b': row['a'] + 1})"
+    subprocess.run([sys.executable, "-c", look, data], check=True, capture_output=True)
+    assert set(data.iterdir()) - before, "the cache file that this test is about"
+    assert main(["run", "lab", "02"]) == 0
+    assert states() == ["done", "done"]
+    assert main(["run", "lab", "01", "--set", "seed=1"]) == 0
+    assert {path.name for path in data.iterdir()} == {path.name for path in before}, "a cache of earlier data goes"
+
+
+def test_what_a_person_put_into_a_stage_stays(finished):
+    folder = finished / "outputs/lab/01_make"
+    for name in ("notes.txt", "numbers/mine/plot.svg", "look.ipynb"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    write_notebook(finished / "notebooks/01_make.ipynb", [c.replace("part.txt", "other.txt") for c in MAKE])
+    for _ in range(2):
+        assert main(["run", "lab"]) == 0 and states() == ["done", "done"]
+        for name in ("notes.txt", "numbers/mine/plot.svg", "look.ipynb"):
+            assert (folder / name).read_text() == "mine"
+        assert not (folder / "part.txt").exists(), "what an earlier version of the notebook made is no person's"
+        write_notebook(finished / "notebooks/01_make.ipynb", [*(c.replace("part", "other") for c in MAKE), "1 + 1"])
+    assert json.loads((folder / "manifest.json").read_text())["outputs"].keys() == {
+        "metrics.json", "numbers/data.json", "other.txt"
+    }  # fmt: skip
+
+
+def test_another_version_of_a_package_that_decides_results_makes_a_stage_stale(finished, monkeypatch):
+    write_notebook(finished / "notebooks/01_make.ipynb", [*MAKE, "import numpy as np\nfrom sklearn import svm"])
+    write_notebook(finished / "notebooks/02_use.ipynb", USE)
+    assert main(["run", "lab"]) == 0 and states() == ["done", "done"]
+    real = manifest.version
+    for package, found in {"numpy": "stale", "scikit-learn": "stale", "torch": "done", "matplotlib": "done"}.items():
+        other = lambda name, package=package: "0.0.1" if name == package else real(name)  # noqa: E731
+        monkeypatch.setattr(manifest, "version", other)
+        assert states() == [found, "done"], f"01 imports numpy and scikit-learn, 02 neither: {package}"
 
 
 def start_and_wait_for(root: Path, file: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
@@ -423,6 +493,11 @@ def test_bless_copies_words_and_numbers_without_this_machines_paths(finished, ca
         "02_use/manifest.json",
     ]
     assert not [p for p in reference.rglob("*.*") if str(finished) in p.read_text()]
+    page = (finished / "RESULTS.md").read_text()
+    assert "## lab: 01_make" in page and "| `rate` | 0.005 |" in page and "at commit None" in page
+    (finished / "RESULTS.md").unlink()
+    assert main(["bless"]) == 0, "without a preset only the page is written"
+    assert (finished / "RESULTS.md").read_text() == page
 
 
 def test_bless_refuses_an_unfinished_or_large_run(finished, capsys):

@@ -16,6 +16,7 @@ from datasets import Dataset
 from fit_set import fit_set
 from safetensors.torch import load_file, save_file
 from tiny_bert import ENCODER, write_tiny_bert
+from transformers import AutoTokenizer
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
@@ -239,8 +240,8 @@ GOOD = {"prompt": "a", "response": "b"}
         ('{"prompt": "a", "response": [{"role": "user", "content": "x"}]}', "must be of 'assistant'"),
         ('{"prompt": "a", "response": "b", "category": "sports"}', "row 2: category is 'sports'; there are models for"),
         ('{"prompt": "a", "response": "b", "category": 3}', "row 2: category is 3"),
-        ('{"prompt": "a", "response": "b", "id": NaN}', "row 2 holds what JSON in UTF-8 cannot"),
-        ('{"prompt": "a", "response": "\\ud800"}', "row 2 holds what JSON in UTF-8 cannot"),
+        ('{"prompt": "a", "response": "b", "id": NaN}', "row 2: holds what JSON in UTF-8 cannot"),
+        ('{"prompt": "a", "response": "\\ud800"}', "row 2: holds what JSON in UTF-8 cannot"),
     ],
 )
 def test_a_bad_row_is_named_before_anything_is_loaded(sets, tmp_path, capsys, monkeypatch, line, message):
@@ -334,23 +335,50 @@ def test_damaged_sets_are_refused_in_one_line(sets, tiny_model, tmp_path, capsys
     assert not out.exists()
 
 
-def test_a_text_that_is_too_long_is_named_by_its_line(sets, tmp_path, capsys):
+def test_a_text_that_is_too_long_is_named_by_its_line_before_any_is_scored(sets, tmp_path, monkeypatch):
+    score_rows, scored = ShadowRewardModels.score, []
+
+    def watched(self, prompts, completions):
+        scored.append(len(prompts))
+        return score_rows(self, prompts, completions)
+
+    monkeypatch.setattr(ShadowRewardModels, "score", watched)
     source = tmp_path / "in.jsonl"
     long = {"prompt": "a", "response": "zebra " * 300}
     source.write_text("\n".join(["", json.dumps(GOOD), json.dumps(GOOD), "", json.dumps(long)]))
     for design in ("shared", "separate"):
         models = str(sets[design])
-        with pytest.raises(InputError, match=r"in\.jsonl: (row 5: \d+ tokens|\d+ tokens of row 5)"):
+        with pytest.raises(InputError, match=r"in\.jsonl: \d+ tokens of row 5: too many, the model reads 256"):
             score_file(models, str(source), str(tmp_path / "out.jsonl"), device="cpu", chunk=2)
+    assert scored == [], "the first rows were scored before the last was found too long"
+    score_file(str(sets["pooled"]), str(source), str(tmp_path / "out.jsonl"), device="cpu", chunk=2)
+    assert scored == [2, 1], "an encoder cuts what is too long"
+
+
+def test_a_draft_that_may_become_too_long_is_found_before_it_is_written(sets, tiny_model, tmp_path, monkeypatch):
+    folder, source = shutil.copytree(sets["separate"], tmp_path / "thinks"), tmp_path / "in.jsonl"
+    limit, tokenizer = 256, AutoTokenizer.from_pretrained(tiny_model)
+    asked = "<|user|>why refuse a ?<|end|><|assistant|><|end|><|user|>a<|end|><|assistant|>b"
+    room = limit - len(tokenizer(asked)["input_ids"]) - 1  # and the end of the answer
+    write(source, [{"prompt": "a", "response": "b"}] * 3)
+    scored = []
+    monkeypatch.setattr(ShadowRewardModels, "score", lambda self, prompts, answers: scored.append(1) or 1 / 0)
+    for tokens, message in ((room, ZeroDivisionError), (room + 1, InputError)):
+        thinking = {"question": "why refuse {prompt} ?", "draft_tokens": tokens}
+        write_json(folder / "config.json", read_json(folder / "config.json") | thinking)
+        options = {"device": "cpu", "base_model": str(tiny_model), "raw": True}
+        with pytest.raises(message):
+            score_file(str(folder), str(source), str(tmp_path / "out.jsonl"), **options)
+    assert scored == [1]
 
 
 def test_a_conversation_that_the_template_refuses_is_one_line(sets, tmp_path, monkeypatch):
     from jinja2 import TemplateError
 
-    def refuse(self, prompts, completions):
+    def refuse(tokenizer, prompts, completions):
         raise TemplateError("Conversation roles must alternate")
 
-    monkeypatch.setattr(ShadowRewardModels, "score", refuse)
+    monkeypatch.setattr(score, "conversation_ids", refuse)
     source = write(tmp_path / "in.jsonl", ROWS)
     with pytest.raises(InputError, match="rows 1 to 5: the chat template refuses .* must alternate"):
         score_file(str(sets["shared"]), str(source), str(tmp_path / "out.jsonl"), device="cpu")
@@ -424,17 +452,16 @@ sys.exit(f"slow imports: {slow}" if slow else status)
         assert done.returncode == 2 and "lacks" in done.stderr, done.stderr
 
 
-def test_progress_is_a_line_now_and_then_where_nobody_watches(capsys):
-    with jsonl.progress(40, "scored", every=0.0) as advance:
-        advance(10)
-        advance(30)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("scored 10 of 40 rows, about ") and lines[1].startswith(
-        "scored 40 of 40 rows, about 0 s"
-    )
-    with jsonl.progress(40, "scored", every=60.0) as advance:
-        advance(40)
-    assert capsys.readouterr().err == ""
+def test_progress_goes_to_stderr_and_is_silent_where_nobody_watches_a_short_run(capsys):
+    with jsonl.progress(40, "scored") as bar:
+        bar.update(40)
+    assert capsys.readouterr() == ("", "")
+    with jsonl.progress(40, "scored") as bar:
+        bar.start_t -= 60  # a minute ago
+        bar.last_print_t -= 60
+        bar.update(10)
+        said = capsys.readouterr()
+    assert said.out == "" and "scored:  25%" in said.err and "10/40" in said.err
 
 
 def load_example(name: str):

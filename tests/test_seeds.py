@@ -1,5 +1,6 @@
 """Seed after seed through the real runner: records add up, are not made twice, and read back."""
 
+import fcntl
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from test_run import root  # noqa: F401  a repository of two small notebooks
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
 from srmir_lib.errors import InputError
-from srmir_lib.runner.seeds import RECORDS, facts_of_seeds, read_seeds
+from srmir_lib.runner.seeds import RECORDS, facts_of_seeds, read_seeds, stale_records
 
 
 @pytest.fixture
@@ -77,6 +78,52 @@ def test_again_runs_what_is_recorded(recorded):
     before = file.stat().st_mtime_ns
     assert main(["seeds", "lab", "--seeds", "3", "--again"]) == 0
     assert file.stat().st_mtime_ns > before
+
+
+def edit_first_notebook(root, old: str, new: str) -> None:  # noqa: F811
+    path = root / "notebooks/01_make.ipynb"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_records_are_stale_when_todays_preset_would_make_others(recorded, capsys):
+    assert stale_records("lab", recorded) == []
+    write_json(recorded / RECORDS / "lab/4/03_gone.json", {"chain": "0"})
+    assert stale_records("lab") == ["outputs/reference/seeds/lab/4/03_gone.json"], "the preset has no such notebook"
+    (recorded / RECORDS / "lab/4/03_gone.json").unlink()
+    (recorded / "params/lab/02_use.yaml").write_text("source: ''\n")
+    every = [f"outputs/reference/seeds/lab/{seed}/{name}.json" for seed in (3, 4) for name in ("01_make", "02_use")]
+    assert stale_records("lab") == every[1::2]
+    (recorded / "params/lab/02_use.yaml").write_text("")
+    (recorded / "params/lab/01_make.yaml").write_text("rate: 7.0e-3\n")
+    assert stale_records("lab") == every, "what reads a changed stage is stale with it"
+
+
+def test_a_parameter_added_with_its_default_makes_no_record_stale_and_a_changed_default_does(recorded, capsys):
+    edit_first_notebook(recorded, "limit: int = 9  # most", "limit: int = 9  # most\\nshy: bool = False  # new")
+    assert stale_records("lab") == []
+    assert main(["seeds", "lab", "--seeds", "3"]) == 0
+    assert "seed 3: recorded already" in capsys.readouterr().out
+    (recorded / "params/lab/01_make.yaml").write_text("rate: 5.0e-3\nshy: true\n")
+    assert len(stale_records("lab")) == 4
+    (recorded / "params/lab/01_make.yaml").write_text("rate: 5.0e-3\nlimit: 9\n")
+    assert stale_records("lab") == [], "a default that is written out"
+    (recorded / "params/lab/01_make.yaml").write_text("rate: 5.0e-3\n")
+    edit_first_notebook(recorded, "limit: int = 9", "limit: int = 8")
+    assert len(stale_records("lab")) == 4
+
+
+def test_again_takes_nothing_away_before_it_has_the_lock_and_a_new_result(recorded, capsys):
+    folder = recorded / "outputs/seeds/lab/3"
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["seeds", "lab", "--seeds", "3", "--again"]) == 2
+    assert "another `srmir run lab` is at work" in capsys.readouterr().err
+    assert (folder / "01_make/manifest.json").is_file() and (folder / "02_use/manifest.json").is_file()
+    (recorded / "params/lab/01_make.yaml").write_text("rate: 5.0e-3\nlimit: 1\n")
+    assert main(["seeds", "lab", "--seeds", "3", "--again"]) == 1, "the check fails"
+    assert read_json(folder / "01_make/manifest.json")["ok"], "and the finished result of before is there"
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,16 @@ def test_stage_left_its_artefacts_metrics_and_manifest(series, name):
     assert [path.name for pattern in PICKLES for path in folder.rglob(pattern)] == []
 
 
-def test_executed_notebooks_hold_no_errors_and_no_work_folders(series):
+def test_no_file_names_the_folder_that_its_stage_worked_in(series):
+    files = [path for path in series[0].glob("outputs/smoke/*/**/*") if path.is_file()]
+    work = {path: f".{path.relative_to(series[0]).parts[2]}.work".encode() for path in files}
+    assert len(files) > 50 and [str(path) for path in files if work[path] in path.read_bytes()] == []
+
+
+def test_executed_notebooks_hold_no_errors_and_the_figures_they_saved(series):
     for path in series[0].glob("outputs/smoke/*/*.ipynb"):
         text = path.read_text()
-        assert '"output_type": "error"' not in text and ".work" not in text, path.name
+        assert '"output_type": "error"' not in text, path.name
         drawn = len(list((path.parent / "figures").glob("*.png")))
         assert text.count('"image/png"') >= drawn, f"{path.name}: saved {drawn} figures, and shows fewer"
 

@@ -11,6 +11,7 @@ import pytest
 from srmir_lib.data import public_files as sources
 from srmir_lib.errors import InputError
 
+MARKS = ("\u2028", "\u2029", "\x85", "\x1e", "\x0b")
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 PACK = Path(os.environ.get("SRMIR_DATA") or BESIDE)
 with_pack = pytest.mark.skipif(
@@ -121,6 +122,32 @@ def test_hh_names_the_bad_row(tmp_path, line, says):
     good = pair("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: c")
     with pytest.raises(InputError, match=says):
         sources.load_hh_pairs(hh(tmp_path, good, line))
+
+
+def test_hh_rows_end_at_line_feeds_only(tmp_path):
+    """U+2028, U+0085 and the like stand inside texts; a JSON line may hold them as they are."""
+    lines = [
+        {"chosen": f"\n\nHuman: a\n\nAssistant: b{mark}c", "rejected": "\n\nHuman: a\n\nAssistant: d"} for mark in MARKS
+    ]
+    rows, _ = sources.load_hh_pairs(hh(tmp_path, *[json.dumps(line, ensure_ascii=False) for line in lines]))
+    assert [row["chosen"] for row in rows] == [f"b{mark}c" for mark in MARKS]
+
+
+def test_a_text_of_an_earlier_split_is_left_out_word_for_word():
+    parts = {
+        "train": [{"a": "Sorry, no.", "b": "x"}, {"a": "Sorry, no.", "b": "y"}],
+        "validation": [{"a": "sorry NO", "b": "new"}, {"a": "yes", "b": "z"}, {"a": "...", "b": "!"}],
+        "test": [
+            {"a": "one", "b": "yes"},
+            {"a": "two", "b": "new"},
+            {"a": "three", "b": "?!"},
+            {"a": "four", "b": "known"},
+        ],
+    }
+    kept = sources.without_repeats(parts, ["a", "b"], known={"known"})
+    assert kept["train"] == parts["train"], "what repeats inside a split stays"
+    assert kept["validation"] == parts["validation"][1:], "equal but for case and punctuation; no words are no text"
+    assert kept["test"] == [parts["test"][2]], "an answer of a row that was left out counts as seen, too"
 
 
 def test_hh_refuses_a_truncated_download(tmp_path):

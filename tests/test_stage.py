@@ -50,6 +50,19 @@ def test_input_missing_names_the_command_that_makes_it(tmp_path):
     assert stage.input("01_data", "preferences") == folder
 
 
+@pytest.mark.parametrize("name", ["../x", "objectives/../../../x", "/x", "objectives/../.."])
+def test_a_name_that_leads_out_of_the_stage_is_refused(tmp_path, name):
+    """`objectives: {"../../x": …}` in a parameter file becomes such a name."""
+    stage = Stage("03_margins", "lab", root=tmp_path)
+    with pytest.raises(InputError, match=r"x?: leads out of .*outputs/lab/03_margins; give a plain name"):
+        stage.path(name)
+    with pytest.raises(InputError, match="leads out of"):
+        stage.input("02_shadow_reward_models", f"../../{name}")
+    with pytest.raises(InputError, match="leads out of"):
+        Stage("03_margins", f"lab/../../{name}", root=tmp_path)
+    assert stage.path("objectives/a") == tmp_path / "outputs/lab/03_margins/objectives/a"
+
+
 def test_base_model_is_a_folder_a_hub_id_or_the_one_of_01(tmp_path):
     stage = Stage("02_shadow_reward_models", "lab", root=tmp_path)
     made = tmp_path / "outputs/lab/01_data/base_model"

@@ -17,7 +17,8 @@ import pytest
 from srmir_lib.cli import main
 from srmir_lib.runner.execute import Board
 from srmir_lib.runner.manifest import cores, threads
-from srmir_lib.runner.series import Runner, _needs, _next
+from srmir_lib.runner.series import Runner
+from srmir_lib.runner.workers import needs_of, next_to_start
 
 PARAMETERS = 'preset: str = "lab"  # preset\noutput_dir: str = ""  # folder\nseed: int = 0  # seed'
 OPEN = "from srmir_lib.runner.stage import Stage\nstage = Stage({name!r}, preset, output_dir)\n{reads}"
@@ -98,18 +99,21 @@ def test_after_a_failure_what_runs_comes_to_its_end_and_nothing_else_begins(root
     assert "04_end" not in out
 
 
-def test_a_worker_that_is_killed_is_one_line(root, capfd):
-    dies = "import os, signal, psutil\nos.kill(psutil.Process().parent().ppid(), signal.SIGKILL)\ntime.sleep(60)"
+def test_a_kernel_that_is_killed_is_one_line(root, capfd):
+    dies = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)"
     stage(root, "02_left", ["01_make"], MEET.format(other="here_03_right"), dies)
     assert main(["run", "lab", "--jobs", "2"]) == 1
-    assert "srmir: 02_left: its process ended, most often for lack of memory" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert error.startswith("srmir: 02_left, cell 5: its kernel died, most often for lack of memory")
+    assert error.count("\n") == 1
     assert manifest(root, "03_right")["ok"]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
-def test_the_end_of_the_run_is_the_end_of_its_workers_and_kernels(root, stop):
+def test_the_end_of_the_run_is_the_end_of_its_kernels_and_what_they_started(root, stop):
     for name in ("02_left", "03_right"):
-        stage(root, name, ["01_make"], MEET.format(other="never"))
+        child = "import subprocess\nsubprocess.Popen(['sleep', '300'])\n" if stop == signal.SIGTERM else ""
+        stage(root, name, ["01_make"], child + MEET.format(other="never"))
     command = [sys.executable, "-m", "srmir_lib", "run", "lab", "--jobs", "2"]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
@@ -121,7 +125,9 @@ def test_the_end_of_the_run_is_the_end_of_its_workers_and_kernels(root, stop):
     _, error = run.communicate(timeout=60)
     if stop != signal.SIGKILL:
         assert (run.returncode, error) == (130, "srmir: interrupted; the same command goes on from here\n")
-    assert len(below) >= 4 and not psutil.wait_procs(below, timeout=30)[1], "something outlived the run"
+    assert len(below) >= (4 if stop == signal.SIGTERM else 2) and not psutil.wait_procs(below, timeout=30)[1], (
+        "something outlived the run"
+    )
 
 
 def test_jobs_must_be_one_at_least(root, capsys):
@@ -141,32 +147,42 @@ def test_which_stage_may_start_beside_which():
     tour, data, rms, left, right, end = tasks = plan(
         tour=[], data_alone=[], rms=["data_alone"], left=["rms"], right=["rms", "gone"], end=["left", "right"]
     )
-    needs = _needs(tasks)
+    needs = needs_of(tasks)
     assert needs["end"] == {"data_alone", "rms", "left", "right", "gone"}, "needs of needs count"
-    assert _next(tasks, [], needs, 1) == (tour, False), "one job: in order, each in this process"
-    assert _next(tasks, [], needs, 2) == (data, False), "others wait for it; it wants to be alone"
-    assert _next(tasks[1:], ["tour"], needs, 2) == (None, False)
-    assert _next([tour, *tasks[2:]], [], needs, 2) == (rms, True), "what others wait for comes first"
-    assert _next([tour, *tasks[3:]], ["rms"], needs, 2) == (tour, True)
-    assert _next(tasks[1:], [], needs, 2) == (data, False)
-    assert _next(tasks[2:], ["data_alone"], needs, 2) == (None, False), "what it needs still runs"
-    assert _next(tasks[2:], [], needs, 2) == (rms, False), "no other is ready: it may run in this process"
-    assert _next([left, right, end], [], needs, 1) == (left, False)
-    assert _next([left, right, end], [], needs, 2) == (left, True)
-    assert _next([right, end], ["left"], needs, 2) == (right, True)
-    assert _next([right, end], ["left", "another"], needs, 2) == (None, False), "no more than so many"
-    assert _next([end], ["right"], needs, 2) == (None, False)
-    assert _next([end], [], needs, 2) == (end, False)
-    assert _next([], [], needs, 2) == (None, False)
+    assert next_to_start(tasks, [], needs, 1) == (tour, False), "one job: in order, each in this process"
+    assert next_to_start(tasks, [], needs, 2) == (data, False), "others wait for it; it wants to be alone"
+    assert next_to_start(tasks[1:], ["tour"], needs, 2) == (None, False)
+    assert next_to_start([tour, *tasks[2:]], [], needs, 2) == (rms, True), "what others wait for comes first"
+    assert next_to_start([tour, *tasks[3:]], ["rms"], needs, 2) == (tour, True)
+    assert next_to_start(tasks[1:], [], needs, 2) == (data, False)
+    assert next_to_start(tasks[2:], ["data_alone"], needs, 2) == (None, False), "what it needs still runs"
+    assert next_to_start(tasks[2:], [], needs, 2) == (rms, False), "no other is ready: it may run in this process"
+    assert next_to_start([left, right, end], [], needs, 1) == (left, False)
+    assert next_to_start([left, right, end], [], needs, 2) == (left, True)
+    assert next_to_start([right, end], ["left"], needs, 2) == (right, True)
+    assert next_to_start([right, end], ["left", "another"], needs, 2) == (None, False), "no more than so many"
+    assert next_to_start([end], ["right"], needs, 2) == (None, False)
+    assert next_to_start([end], [], needs, 2) == (end, False)
+    assert next_to_start([], [], needs, 2) == (None, False)
 
 
 def test_a_stage_that_measures_time_has_the_machine_to_itself():
     a, cost_alone, b, c = tasks = plan(a=[], cost_alone=[], b=[], c=[])
-    needs = _needs(tasks)
-    assert _next(tasks, [], needs, 3) == (a, True)
-    assert _next([cost_alone, b, c], ["a"], needs, 3) == (b, True), "it is passed over while others run"
-    assert _next([cost_alone], ["a"], needs, 3) == (None, False)
-    assert _next([cost_alone, b, c], [], needs, 3) == (cost_alone, False)
+    needs = needs_of(tasks)
+    assert next_to_start(tasks, [], needs, 3) == (a, True)
+    assert next_to_start([cost_alone, b, c], ["a"], needs, 3) == (b, True), "it is passed over while others run"
+    assert next_to_start([cost_alone], ["a"], needs, 3) == (None, False)
+    assert next_to_start([cost_alone, b, c], [], needs, 3) == (cost_alone, False)
+
+
+def test_each_notebook_has_its_own_memory_measured(root):
+    """One keeps 200 MB until the other, side by side, is about to end."""
+    stage(root, "02_left", ["01_make"], "block = bytearray(b'x') * 200_000_000", MEET.format(other="here_03_right"))
+    late = MEET.format(other="here_02_left") + "time.sleep(1.5)"
+    stage(root, "03_right", ["01_make"], late)
+    assert main(["run", "lab", "--jobs", "2"]) == 0
+    left, right = (manifest(root, name)["peak_memory_mb"] for name in ("02_left", "03_right"))
+    assert 20 < right < 150 and left > 200
 
 
 class Terminal(io.StringIO):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from srmir_lib.reward_models.config import EncoderSettings
+from srmir_lib.reward_models.pooled import EncoderSettings
 
 WORDS = ["how", "why", "when", "can", "you", "do", "it", "sorry", "no", "i", "cannot", "help", "sure", "here"]
 WORDS += ["is", "first", "take", "this", "then", "that", "now", "end"]

@@ -1,6 +1,7 @@
 """`srmir annotate`: a Legend margin on every pair of a JSON-lines file or a `datasets` folder.
 
-All rows are checked before anything slow is imported. The margins are N numbers in memory; the rows of a file are not.
+All rows are checked before anything slow is imported, and that none is too long for the model before the first is
+read by it. The margins are N numbers in memory; the rows of a file are not.
 """
 
 import time
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from srmir_lib.artifacts import atomic_path, load_dataset, save_dataset
-from srmir_lib.conversations import text_of, user_message
+from srmir_lib.conversations import check_lengths, conversation_ids, text_of, user_message
 from srmir_lib.data.jsonl import (
     check_output,
     chunked,
@@ -74,12 +75,16 @@ def annotate_file(
     reader = MarginModel(model, device, -1 if layer is None else layer, pooling or "last")
     if direction and fitted_on != reader.fingerprint():
         raise InputError(f"{direction}: a direction of another model than {model} (hash mismatch); estimate it again")
+    for split in pairs.splits:
+        for numbers, rows in chunked(pairs.rows(split), chunk):
+            with rows_of(source, numbers):
+                reader.check_lengths(rows)
     if vector is None:
         vector = reader.direction(asked, list(refusals) or REFUSALS, harmful or source)
     margins, words = {}, []
-    with progress(sum(counts.values()), "annotated") as advance:
+    with progress(sum(counts.values()), "annotated") as bar:
         for split in pairs.splits:
-            margins[split], longer = reader.margins(pairs, split, vector, chunk, advance)
+            margins[split], longer = reader.margins(pairs, split, vector, chunk, bar)
             words += longer
     if negative == "drop" and any((values < 0).all() for values in margins.values()):
         raise InputError(f"{source}: every margin (of a split) is below zero, so that drop leaves none; keep them")
@@ -103,21 +108,17 @@ class Pairs:
 
     def rows(self, split: str) -> Iterator[tuple[int, dict]]:
         """Yield (row number, row), checked; from 1 in a file, from 0, as `datasets` counts, in a folder."""
-        return read_rows(self.source, _pair_problem) if self.dataset is None else self._dataset_rows(split)
+        if self.dataset is None:
+            yield from read_rows(self.source, _pair_problem)
+            return
+        for number, row in enumerate(self.part(split).select_columns(list(PAIR))):
+            if wrong := _pair_problem(row):
+                raise InputError(f"{self.source}: {f'split {split}, ' if split else ''}row {number}: {wrong}")
+            yield number, row
 
     def part(self, split: str):
         """A split of the folder."""
         return self.dataset[split] if split else self.dataset
-
-    def _dataset_rows(self, split: str, size: int = 1000) -> Iterator[tuple[int, dict]]:
-        columns = self.part(split).select_columns(list(PAIR))
-        for start in range(0, len(columns), size):
-            batch = columns[start : start + size]
-            for number, values in enumerate(zip(*(batch[name] for name in PAIR), strict=True), start=start):
-                row = dict(zip(PAIR, values, strict=True))
-                if wrong := _pair_problem(row):
-                    raise InputError(f"{self.source}: {f'split {split}, ' if split else ''}row {number}: {wrong}")
-                yield number, row
 
     def write(self, target: str, margins: dict, scale: str, negative: str) -> None:
         """Write all columns and `margin`, in the form of the source; raw `margins` (N,) by split."""
@@ -144,7 +145,7 @@ class MarginModel:
     def __init__(self, model: str, device: str, layer: int, pooling: str):
         from srmir_lib.models.loading import load_trunk, resolve_encoder
 
-        self.model, self.layer, self.pooling = resolve_encoder(model), layer, pooling
+        self.model, self.options = resolve_encoder(model), {"layer": layer, "pooling": pooling}
         try:
             self.trunk, self.tokenizer = load_trunk(self.model, device)
         except SafetensorError as error:
@@ -155,30 +156,36 @@ class MarginModel:
 
         return fingerprint(self.model)
 
+    def check_lengths(self, rows: Sequence[dict]) -> None:
+        """Refuse a pair that is longer than the model reads; an encoder cuts what is too long."""
+        from srmir_lib.models.loading import is_causal
+
+        limit = getattr(self.trunk.config.get_text_config(), "max_position_embeddings", None)
+        for side in PAIR[1:] if is_causal(self.trunk) else ():
+            prompts, answers = [row["prompt"] for row in rows], [row[side] for row in rows]
+            check_lengths(conversation_ids(self.tokenizer, prompts, answers), limit)
+
     def direction(self, asked: Sequence[tuple], refusals: Sequence[str], source: str) -> np.ndarray:
         """The safety direction (H,) from (row number, prompt, an unaligned model's answer)."""
         from srmir_lib.data.margins import estimate_direction
 
         numbers, prompts, answers = zip(*asked, strict=True)
-        options = {"layer": self.layer, "pooling": self.pooling}
         with rows_of(source, numbers, aligned=False):
-            return estimate_direction(self.trunk, self.tokenizer, prompts, answers, refusals, **options).numpy()
+            return estimate_direction(self.trunk, self.tokenizer, prompts, answers, refusals, **self.options).numpy()
 
-    def margins(self, pairs: Pairs, split: str, direction: np.ndarray, chunk: int, advance) -> tuple:
-        """Raw margins (N,) of a split, and how many words longer each chosen answer is."""
+    def margins(self, pairs: Pairs, split: str, direction: np.ndarray, chunk: int, bar) -> tuple:
+        """Raw margins (N,) of a split, and how many words longer each chosen answer is; `bar` is told of each chunk."""
         import torch
 
         from srmir_lib.data.margins import annotate, length_differences
 
         vector, parts, words = torch.from_numpy(direction), [], []
-        for numbered in chunked(pairs.rows(split), chunk):
-            numbers, rows = zip(*numbered, strict=True)
+        for numbers, rows in chunked(pairs.rows(split), chunk):
             columns = {name: [row[name] for row in rows] for name in PAIR}
-            options = {"layer": self.layer, "pooling": self.pooling}
             with rows_of(pairs.source, numbers, aligned=False):
-                parts.append(annotate(self.trunk, self.tokenizer, columns, vector, **options))
+                parts.append(annotate(self.trunk, self.tokenizer, columns, vector, **self.options))
             words += length_differences(*(list(map(text_of, columns[side])) for side in PAIR[1:]))
-            advance(len(rows))
+            bar.update(len(rows))
         return torch.cat(parts), words
 
 
@@ -220,7 +227,7 @@ def read_direction(path: str, layer: int | None, pooling: str | None) -> tuple[n
 
 def write_direction(path: str, direction: np.ndarray, reader: MarginModel) -> None:
     """Safetensors with the tensor `direction` (H,), and in its notes which model's states it lives in, and where."""
-    notes = {"layer": str(reader.layer), "pooling": reader.pooling, "model": reader.fingerprint()}
+    notes = {name: str(value) for name, value in reader.options.items()} | {"model": reader.fingerprint()}
     with atomic_path(Path(path).resolve()) as fresh:
         save_file({"direction": direction}, fresh, notes)
 

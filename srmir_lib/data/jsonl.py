@@ -1,11 +1,8 @@
 """JSON-lines files, row by row in bounded memory: read, checked, written, with progress. Imports nothing slow."""
 
 import json
-import math
 import os
-import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -13,41 +10,35 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from srmir_lib.errors import InputError
+from srmir_lib.artifacts import json_lines
+from srmir_lib.errors import InputError, RowError
 
 
 def read_rows(path: str | Path, problem: Callable[[dict], str]) -> Iterator[tuple[int, dict]]:
-    """Yield (row number, row) of a JSON-lines file; lines are counted from 1, blank ones are left out.
+    """Yield (row number, row) of a JSON-lines file, as `artifacts.json_lines` does, without keeping the rows.
 
-    `problem` says what is wrong with a row, or "". That, a line that is no JSON object, and a row that could not be
-    written as UTF-8 JSON again are `InputError`s. Only line feeds end a row: other separators may stand inside a text.
+    `problem` says what is wrong with a row, or "". That, and a row that could not be written as UTF-8 JSON again, are
+    `InputError`s.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a JSON-lines file")
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, _parse(line, problem, f"{path}: row {number}")
+            for number, row in json_lines(file, path):
+                if wrong := problem(row) or _unwritable(row):
+                    raise InputError(f"{path}: row {number}: {wrong}")
+                yield number, row
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _parse(line: bytes, problem: Callable[[dict], str], where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}); is the file truncated?") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where} is not a JSON object with named columns")
-    if wrong := problem(row):
-        raise InputError(f"{where}: {wrong}")
+def _unwritable(row: dict) -> str:
     try:
         json_line(row)
     except ValueError as error:
-        raise InputError(f"{where} holds what JSON in UTF-8 cannot ({error}); NaN and infinity are not JSON") from error
-    return row
+        return f"holds what JSON in UTF-8 cannot ({error}); NaN and infinity are not JSON"
+    return ""
 
 
 def json_line(row: dict) -> bytes:
@@ -63,11 +54,10 @@ def count_rows(rows: Iterable, path: str | Path) -> int:
     return count
 
 
-def chunked(rows: Iterable, size: int) -> Iterator[list]:
-    """Lists of at most `size` rows, in order."""
-    rows = iter(rows)
+def chunked(rows: Iterator[tuple[int, dict]], size: int) -> Iterator[tuple[tuple[int, ...], tuple[dict, ...]]]:
+    """(row numbers, rows), at most `size` of them at a time, in order."""
     while chunk := list(islice(rows, size)):
-        yield chunk
+        yield tuple(zip(*chunk, strict=True))
 
 
 def seven_digits(number: float) -> float:
@@ -77,20 +67,20 @@ def seven_digits(number: float) -> float:
 
 @contextmanager
 def rows_of(source: str | Path, numbers: Sequence[int], aligned: bool = True) -> Iterator[None]:
-    """Name the rows of `source` in an error about a chunk of them, `numbers`: the library counts from 0 in the chunk.
+    """Name the rows of `source` in an error about a chunk of them, `numbers`.
 
-    `aligned`: whether row i of the library is row i of the chunk; if not, the chunk is named.
+    `aligned`: whether row i of a `RowError` is row i of the chunk; if not, the chunk is named.
     """
     from jinja2 import TemplateError
 
     which = f"rows {numbers[0]} to {numbers[-1]}"
     try:
         yield
+    except RowError as error:
+        named = f"row {numbers[error.row]}" if aligned else which
+        raise InputError(f"{source}: {error.text.replace('{row}', named)}") from error
     except InputError as error:
-        if not aligned:
-            raise InputError(f"{source}: {which}: {re.sub(r' of row [0-9]+', '', str(error))}") from error
-        said = re.sub(r"\brow ([0-9]+)", lambda found: f"row {numbers[int(found[1])]}", str(error))
-        raise InputError(f"{source}: {said}") from error
+        raise InputError(f"{source}: {which}: {error}") from error
     except TemplateError as error:
         raise InputError(f"{source}: {which}: the chat template refuses a conversation there ({error})") from error
 
@@ -136,20 +126,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path], folder: bool = 
         raise InputError(f"{path}: cannot write here ({above} {reason}); choose another output folder")
 
 
-@contextmanager
-def progress(total: int, verb: str, every: float = 30.0) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(rows)`: a bar on stderr when a person watches, else a line there every `every` seconds."""
-    watched, done, started = sys.stderr.isatty(), 0, time.monotonic()
-    said = started
-
-    def advance(rows: int) -> None:
-        nonlocal done, said
-        done, now = done + rows, time.monotonic()
-        bar.update(rows)
-        if not watched and now - said >= every:
-            left = math.ceil((total - done) * (now - started) / done)
-            print(f"{verb} {done} of {total} rows, about {left} s left", file=sys.stderr, flush=True)
-            said = now
-
-    with tqdm(total=total, desc=verb, unit="row", disable=not watched, file=sys.stderr) as bar:
-        yield advance
+def progress(total: int, verb: str) -> tqdm:
+    """A bar of rows on stderr; where nobody watches, every 30 seconds, and not at all if all is done by then."""
+    rest = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, desc=verb, unit="row", mininterval=rest, delay=rest, file=sys.stderr)

@@ -4,7 +4,8 @@ Feng et al. 2024 (arXiv 2406.08124, AAAI-25). The safety direction is a differen
 a margin is the projection of (chosen - rejected) on it. Inference only: nothing is trained.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +24,35 @@ REFUSALS = (
     "That is not something I want to do. Let us find another way that harms nobody.",
 )
 """Safe answers of different lengths, those of 03_margins; with a single one "safe" would partly mean "short"."""
+
+
+def harmful_answers(preferences, refused: Collection[str], count: int):
+    """Preference rows (`Dataset`) that a safety direction may be estimated from: the policy's own answer, rejected, to
+    a prompt whose text is among the `refused` (those that a demonstration refuses).
+
+    At most `count` of them, chosen by `spread_evenly`; none is an `InputError`.
+    """
+    prompts = list(map(text_of, preferences["prompt"]))
+    own = [origin == "policy" and text in refused for origin, text in zip(preferences["origin"], prompts, strict=True)]
+    rows = [row for row, fits in enumerate(own) if fits]
+    if not rows:
+        raise InputError("safety direction: no demonstration refuses a prompt that the policy answers; collect more")
+    found = preferences.select(rows)
+    return found.select(spread_evenly(found["prompt"], found["category"], count))
+
+
+def spread_evenly(prompts: Sequence, categories: Sequence[str], count: int) -> list[int]:
+    """At most `count` rows, in order: every category as often as the others as long as it has rows, and no prompt
+    again before all others of its category were taken."""
+    asked, taken, turn = Counter(), Counter(), {}
+    again = []
+    for prompt in map(str, prompts):
+        again.append(asked[prompt])
+        asked[prompt] += 1
+    for row in sorted(range(len(again)), key=again.__getitem__):
+        turn[row] = taken[categories[row]]
+        taken[categories[row]] += 1
+    return sorted(sorted(turn, key=turn.get)[:count])
 
 
 def estimate_direction(

@@ -12,10 +12,12 @@ import json
 import os
 import random
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from srmir_lib.artifacts import json_lines
 from srmir_lib.errors import InputError
 
 XSAFETY_CATEGORIES: dict[str, str] = {
@@ -102,18 +104,17 @@ def load_hh_pairs(data_dir: str | Path = "") -> tuple[list[dict], dict[str, int]
     """
     path = data_folder(data_dir) / "hh-rlhf" / "harmless-base_test.jsonl.gz"
     try:
-        with gzip.open(path, "rt", encoding="utf8") as file:
-            lines = file.read().splitlines()
+        with gzip.open(path) as file:
+            pairs = list(json_lines(file, path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a readable gzip file ({error}); is the download complete?") from error
     rows, left_out = [], Counter({"prompts differ": 0, "same answer": 0, "empty answer": 0})
-    for number, line in enumerate(lines, start=1):
+    for number, pair in pairs:
         try:
-            pair = json.loads(line)
             chosen, rejected = _dialogue(pair["chosen"]), _dialogue(pair["rejected"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: row {number} is not a pair of dialogues ({error})") from error
         answers = chosen[-1]["content"], rejected[-1]["content"]
         if chosen[:-1] != rejected[:-1]:
@@ -125,7 +126,7 @@ def load_hh_pairs(data_dir: str | Path = "") -> tuple[list[dict], dict[str, int]
         else:
             rows.append({"prompt": chosen[:-1], "chosen": answers[0], "rejected": answers[1]})
     if not rows:
-        raise InputError(f"{path}: no usable pairs among {len(lines)} rows")
+        raise InputError(f"{path}: no usable pairs among {len(pairs)} rows")
     return rows, dict(left_out)
 
 
@@ -175,6 +176,24 @@ def split_by_group(rows: Sequence[dict], group: str, fractions: Sequence[float],
         raise InputError(f"{len(groups)} values of {group} with fractions {tuple(fractions)} leave a split empty")
     home = dict(zip(groups, names, strict=True))
     return {name: [row for row in rows if home[row[group]] == name] for name in ("train", "validation", "test")}
+
+
+def without_repeats(
+    parts: Mapping[str, Sequence[dict]], columns: Sequence[str], known: Collection[str] = ()
+) -> dict[str, list[dict]]:
+    """The same splits without rows of which a text of `columns` stands, word for word, in an earlier split or in
+    `known` (texts as of `all_words`)."""
+    seen, kept = set(known), {}
+    for name, rows in parts.items():
+        texts = [{all_words(row[column]) for column in columns} - {""} for row in rows]
+        kept[name] = [row for row, own in zip(rows, texts, strict=True) if not own & seen]
+        seen.update(*texts)
+    return kept
+
+
+def all_words(text: str) -> str:
+    """The words of a text in small letters: equal for texts that differ in case and punctuation only."""
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _dialogue(text: str) -> list[dict]:

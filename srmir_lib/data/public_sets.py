@@ -1,7 +1,8 @@
-"""The real-data counterpart of the lab's data: the files of `sources` as `datasets` folders that the notebooks read.
+"""Public data as the lab's data are: the files of `public_files` as `datasets` folders that the notebooks read.
 
 Prompts of the seven categories train the router; the router says which category a labelled response or a human
-preference belongs to. Splits share no prompt (XSafety), no question (GPTFuzz) and no opening question (hh-rlhf).
+preference belongs to. Splits share no prompt (XSafety), no question (GPTFuzz), no opening question (hh-rlhf) and no
+answer.
 """
 
 from collections.abc import Sequence
@@ -35,11 +36,12 @@ def real_prompts(data_dir: str | Path = "", seed: int = 0, fractions: Sequence[f
 
 def labelled_responses(
     router: Router, data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.6, 0.2)
-) -> DatasetDict:
+) -> tuple[DatasetDict, dict[str, int]]:
     """Responses that people labelled: `prompt`, `completion`, `unsafe` (0/1), `category` (routed), `group`, `kind`.
 
     train, validation, test: GPTFuzz, split by question (`group`). diasafety: its test split, only for evaluation
-    (`kind`: its kind of unsafety). overrefusal: benign prompts, so none unsafe (`kind`: answered or refused).
+    (`kind`: its kind of unsafety). overrefusal: benign prompts, so none unsafe (`kind`: answered or refused). A
+    response that stands in an earlier split word for word is left out; the second value counts them, by split.
     """
     rows = [row | {"group": f"question {row['question']}", "kind": ""} for row in sources.load_gptfuzz(data_dir)]
     parts = sources.split_by_group(rows, "group", fractions, seed)
@@ -48,21 +50,21 @@ def labelled_responses(
         row | {"unsafe": 0, "group": row["prompt"], "kind": "answered" if row["answered"] else "refused"}
         for row in sources.load_overrefusal(data_dir)
     ]
-    category = _routed(router, [row["prompt"] for rows in parts.values() for row in rows])
-    return _dataset_dict(
-        {
-            name: [
-                {
-                    "prompt": user_message(row["prompt"]),
-                    "completion": assistant_message(row["response"]),
-                    "category": category[row["prompt"]],
-                }
-                | {column: row[column] for column in ("unsafe", "group", "kind")}
-                for row in rows
-            ]
-            for name, rows in parts.items()
-        }
-    )
+    kept = sources.without_repeats(parts, ["response"])
+    category = _routed(router, [row["prompt"] for rows in kept.values() for row in rows])
+    splits = {
+        name: [
+            {
+                "prompt": user_message(row["prompt"]),
+                "completion": assistant_message(row["response"]),
+                "category": category[row["prompt"]],
+            }
+            | {column: row[column] for column in ("unsafe", "group", "kind")}
+            for row in rows
+        ]
+        for name, rows in kept.items()
+    }
+    return _dataset_dict(splits), {name: len(parts[name]) - len(rows) for name, rows in kept.items()}
 
 
 def human_preferences(
@@ -70,12 +72,16 @@ def human_preferences(
 ) -> tuple[DatasetDict, dict[str, int]]:
     """hh-rlhf's harmless pairs as a `preferences/` folder, and how many pairs were left out, by reason.
 
-    Split by the dialogue's opening question; the category is that of the last question. `origin` is "policy": both
+    Split by the dialogue's opening question, without pairs of which an answer stands in an earlier split word for word;
+    the category is that of the last question. `origin` is "policy": both
     answers were sampled from a language model, and people chose. `difficulty` is "human": nobody knows how far apart
     the two are.
     """
     pairs, left_out = sources.load_hh_pairs(data_dir)
     rows = [pair | {"opening": pair["prompt"][0]["content"]} for pair in pairs]
+    parts = sources.split_by_group(rows, "opening", fractions, seed)
+    kept = sources.without_repeats(parts, ["chosen", "rejected"])
+    left_out["answer in an earlier split"] = len(rows) - sum(map(len, kept.values()))
     category = _routed(router, [row["prompt"][-1]["content"] for row in rows])
     splits = {
         name: [
@@ -89,16 +95,24 @@ def human_preferences(
             }
             for row in part
         ]
-        for name, part in sources.split_by_group(rows, "opening", fractions, seed).items()
+        for name, part in kept.items()
     }
     return _dataset_dict(splits), left_out
 
 
 def training_conversations(preferences, labelled) -> Dataset:
-    """Every conversation of the training splits once, better or worse, safe or not: rows of `messages`."""
+    """Every conversation of the training splits once, better or worse, safe or not: rows of `messages`.
+
+    What is trained on them has read these texts; `texts_in` says which, so that a test can leave them out.
+    """
     talks = [row["prompt"] + row[side] for row in preferences for side in ("chosen", "rejected")]
     talks += [row["prompt"] + row["completion"] for row in labelled]
     return Dataset.from_list([{"messages": talk} for talk in {str(talk): talk for talk in talks}.values()])
+
+
+def texts_in(conversations) -> set[str]:
+    """All texts of rows of `messages`, as of `all_words`."""
+    return {sources.all_words(turn["content"]) for row in conversations for turn in row["messages"]}
 
 
 def _routed(router: Router, texts: Sequence[str]) -> dict[str, str]:

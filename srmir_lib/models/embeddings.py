@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from srmir_lib.conversations import check_answers, conversation_ids, text_of
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import by_length, padded, token_budget
 from srmir_lib.models.kv_cache import StopForward
 from srmir_lib.models.loading import is_causal
@@ -111,7 +111,7 @@ def checked(embeddings: Tensor) -> Tensor:
     """The same (N, H), if all are finite."""
     if not embeddings.isfinite().all():
         row = int((~embeddings.isfinite()).any(dim=1).nonzero()[0])
-        raise InputError(f"embedding of row {row} is not finite; check the model's weights")
+        raise RowError("embedding of {row} is not finite; check the model's weights", row)
     return embeddings
 
 

@@ -20,22 +20,11 @@ from srmir_lib.errors import InputError
 LENGTH_KNOTS = 25
 
 
+LENGTH_SHARE = 0.5
+"""Share of the answers, the nearest in length, that a point of the curve is fitted to (Cleveland 1979: LOWESS)."""
+
+
 SIDES = ("chosen", "rejected")
-
-
-def lowess(x: np.ndarray, y: np.ndarray, at: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """Local straight lines: at each of `at` (M,) a line through the nearest `share` of (`x`, `y`) (N,), weighted by
-    distance (tricube); its height there, (M,). Cleveland 1979, without its robust rounds."""
-    heights = []
-    for place in at:
-        distance = np.abs(x - place)
-        reach = np.sort(distance)[max(2, int(np.ceil(share * len(x)))) - 1]
-        weight = np.where(distance <= reach, (1 - (distance / max(reach, 1e-12)).clip(max=1) ** 3) ** 3, 0.0) + 1e-12
-        centre, mean = np.average(x, weights=weight), np.average(y, weights=weight)
-        spread = np.average((x - centre) ** 2, weights=weight)
-        slope = np.average((x - centre) * (y - mean), weights=weight) / spread if spread > 1e-12 else 0.0
-        heights.append(mean + slope * (place - centre))
-    return np.array(heights)
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,8 @@ class Calibration:
     def fit(cls, scores: Tensor, categories: Sequence[str], responses: Sequence | None = None) -> "Calibration":
         """`scores` (N, K) raw, of a reference set; std with Bessel's correction. Needs N >= 2 and a spread above 0.
 
-        `responses` (N,): the reference set's, texts or messages, to take the effect of their length off.
+        `responses` (N,): the reference set's, texts or messages, to take the effect of their length off. The curve is
+        LOWESS without its robust rounds, so that it is linear in the scores.
         """
         if scores.ndim != 2 or scores.shape[1] != len(categories) or len(scores) < 2:
             raise InputError(f"calibration: scores of shape {tuple(scores.shape)}; need (N >= 2, {len(categories)})")
@@ -66,8 +56,9 @@ class Calibration:
             raise InputError(f"calibration: {len(responses)} responses for {len(scores)} scores; give one for each")
         if responses is not None:
             lengths = lengths_of(responses)
-            knots = tuple(np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_KNOTS))).tolist())
-            curves = tuple(tuple(lowess(lengths, own, np.array(knots)).tolist()) for own in scores.T.numpy())
+            knots = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_KNOTS), method="nearest"))
+            curves = tuple(_curve(lengths, own, knots) for own in scores.T.numpy())
+            knots = tuple(knots.tolist())
             scores = scores - _expected(lengths, knots, curves)
         moments = tuple(scores.mean(dim=0).tolist()), tuple(scores.std(dim=0).tolist())
         return cls(tuple(categories), *moments, len(scores), knots, curves)
@@ -128,6 +119,16 @@ class Calibration:
 def lengths_of(responses: Sequence) -> np.ndarray:
     """Characters of each response, (N,); texts or messages."""
     return np.array([len(text_of(response)) for response in responses], dtype=float)
+
+
+def _curve(lengths: np.ndarray, scores: np.ndarray, knots: np.ndarray) -> tuple[float, ...]:
+    """LOWESS of scores (N,) over lengths (N,) at each knot; where all nearest answers have one length, their mean."""
+    from statsmodels.nonparametric.smoothers_lowess import lowess  # takes a second, which most callers need not wait
+
+    with np.errstate(invalid="ignore"):  # of answers of one length
+        heights = lowess(scores, lengths, frac=LENGTH_SHARE, it=0, xvals=knots)
+    means = [scores[lengths == knot].mean() for knot in knots]
+    return tuple(np.where(np.isnan(heights), means, heights).tolist())
 
 
 def _expected(lengths: np.ndarray, knots: Sequence[float], curves: Sequence[Sequence[float]]) -> Tensor:

@@ -1,10 +1,8 @@
 """Settings of reward models, checked when they are made, and `config.json`, which says what a folder of models is."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
-from typing import get_origin
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -64,17 +62,7 @@ class PairObjective:
     center_rewards_coefficient: float = Field(0.0, ge=0, kw_only=True)  # pulls a pair's two scores to a sum of zero
 
     def __post_init__(self):
-        check_objective(self.objective)
-        if self.targets not in TARGETS:
-            raise InputError(f"targets: {self.targets!r} is none of {', '.join(TARGETS)}")
-        if self.objective == "bradley_terry" and self.targets != "own":
-            raise InputError(f"targets: bradley_terry has none that could be {self.targets}; choose margin or pcrm_…")
-        if self.similarity_model and self.objective != "pcrm_cosine":
-            raise InputError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
-        if len(self.limit) not in (0, 3):
-            raise InputError(
-                f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants"
-            )
+        check_pair_objective(self)
 
 
 @checked
@@ -116,23 +104,6 @@ class RewardSettings(PairObjective):
         object.__setattr__(self, "probe", replace(self.probe, rank=self.lora_rank, alpha=self.lora_alpha))
 
 
-@checked
-class EncoderSettings(PairObjective):
-    """How the encoder is fine-tuned. The notebook's parameters hold the values; what has one here is the plain case."""
-
-    epochs: float  # passes over labelled responses and pairs together
-    batch_size: int  # examples per update; a pair is one example
-    learning_rate: float  # of the top layer
-    head_learning_rate: float  # of the new outputs
-    layer_decay: float  # each layer below the top learns this much slower than the one above it
-    warmup: float  # share of the updates over which the learning rate rises
-    weight_decay: float
-    pair_weight: float  # weight of a preference pair next to a labelled response
-    mean_weight: float  # weight of the loss on the mean of all outputs, next to the loss on the routed one
-    averaging: float  # decay of the running average of the weights that is kept (0: keep the last weights)
-    bf16: bool  # bfloat16 matrix products; faster where the processor has them
-
-
 def check_objective(objective: str) -> None:
     """Refuse an objective that these reward models cannot be trained for, with the reason."""
     if objective in ("ava_d", "ava_p"):
@@ -144,24 +115,25 @@ def check_objective(objective: str) -> None:
         raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
 
 
-def from_parameters(kind: type, values: Mapping, name: str):
-    """Settings of a `kind` from the mapping that a parameter file holds, checked like any parameter.
-
-    A missing, unknown or wrongly typed entry is an `InputError` that names it.
-    """
-    wanted = {field.name: field for field in fields(kind)}
-    missing = [
-        key for key in wanted if key not in values and wanted[key].default is wanted[key].default_factory is MISSING
-    ]
-    if missing or values.keys() - wanted.keys():
-        unknown = ", ".join(sorted(values.keys() - wanted.keys())) or "nothing unknown"
-        raise InputError(f"{name}: lacks {', '.join(missing) or 'nothing'}; has {unknown}; give {', '.join(wanted)}")
-    for key, value in values.items():
-        kind_of = get_origin(wanted[key].type) or wanted[key].type
-        if type(value) is not kind_of and not (kind_of is float and type(value) is int):
-            hint = "; in YAML write 5.0e-5, not 5e-5" if isinstance(value, str) else ""
-            raise InputError(f"{name}.{key}: {value!r} is not of type {kind_of.__name__}{hint}")
-    return kind(**values)
+def check_pair_objective(settings) -> None:
+    """Refuse settings of a pair objective that contradict each other."""
+    check_objective(settings.objective)
+    if settings.targets not in TARGETS:
+        raise InputError(f"targets: {settings.targets!r} is none of {', '.join(TARGETS)}")
+    if settings.objective == "bradley_terry" and settings.targets != "own":
+        raise InputError(f"targets: bradley_terry has none that could be {settings.targets}; choose margin or pcrm_…")
+    if settings.similarity_model and settings.objective != "pcrm_cosine":
+        raise InputError(f"similarity_model: objective {settings.objective} does not read it; only pcrm_cosine does")
+    if len(settings.limit) not in (0, 3):
+        raise InputError(
+            f"limit: {settings.limit}; give scale, offset and shift, or nothing for the authors' constants"
+        )
+    if not isinstance(settings.limit_cap, int | float) or not settings.limit_cap > 0:
+        raise InputError(f"limit_cap: {settings.limit_cap!r} must be a number above 0, the largest limit there may be")
+    numbers = {"center_rewards_coefficient": settings.center_rewards_coefficient}
+    for name, value in [*numbers.items(), *(("limit", part) for part in settings.limit)]:
+        if not isinstance(value, int | float) or (name != "limit" and value < 0):
+            raise InputError(f"{name}: {value!r} must be a number{'' if name == 'limit' else ', at least 0'}")
 
 
 def override(settings, changes: dict):

@@ -5,11 +5,12 @@ beside it says which output is which category and how a pair becomes tokens. Hig
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -17,10 +18,7 @@ from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import pick_device, quiet
-from srmir_lib.reward_models.config import EncoderSettings, from_parameters
-
-LONG_TEXT = ("head_tail", "windows")
-
+from srmir_lib.reward_models.config import check_pair_objective
 
 GAP = " … "  # marks where the middle of a long text was left out
 
@@ -46,25 +44,21 @@ def load_classifier(model: str | Path, num_labels: int | None = None, **options)
 class PairTokenizer:
     """How a (prompt, response) pair becomes encoder input.
 
-    A prompt longer than `prompt_tokens` keeps its head and tail. A response that does not fit in what is left of
-    `max_tokens` keeps its head and tail (`head_tail`) or is read in overlapping windows (`windows`), the least safe of
-    which decides the score.
+    A prompt longer than `prompt_tokens` keeps its head and tail, and so does a response that does not fit in what is
+    left of `max_tokens`.
     """
 
     max_tokens: int
     prompt_tokens: int
-    long_text: str = "head_tail"
 
     def __post_init__(self):
-        if self.long_text not in LONG_TEXT:
-            raise InputError(f"long_text: {self.long_text!r}; use one of {', '.join(LONG_TEXT)}")
         if self.prompt_tokens < 2 or self.max_tokens < self.prompt_tokens + 16:
             raise InputError(
                 f"max_tokens: {self.max_tokens} leaves no room for a response after prompt_tokens {self.prompt_tokens}"
             )
 
-    def encode(self, tokenizer, prompts: Sequence, responses: Sequence) -> list[list[dict]]:
-        """N pairs -> N lists of windows (one each with `head_tail`), each the encoder's inputs as lists of integers.
+    def encode(self, tokenizer, prompts: Sequence, responses: Sequence) -> list[dict]:
+        """N pairs -> N rows of the encoder's inputs, as lists of integers.
 
         Prompts are texts or conversations (all turns are read, the last ones kept); responses texts or `[assistant]`.
         """
@@ -74,22 +68,51 @@ class PairTokenizer:
         # One token for the gap in the prompt, one for the gap in the response.
         taken = tokenizer.num_special_tokens_to_add(pair=True) + 2
         limits = [self.max_tokens - taken - len(spans) for spans in _offsets(tokenizer, questions)]
-        answers = [text_of(response) for response in responses]
-        if self.long_text == "head_tail":
-            parts = [[text] for text in _cut(tokenizer, answers, limits)]
-        else:
-            parts = _windows(tokenizer, answers, limits)
-        owners = [row for row, texts in enumerate(parts) for _ in texts]
-        encoded = tokenizer(
-            [questions[row] for row in owners],
-            [text for texts in parts for text in texts],
-            truncation="only_second",
-            max_length=self.max_tokens,
-        )
-        rows = [[] for _ in parts]
-        for at, row in enumerate(owners):
-            rows[row].append({name: values[at] for name, values in encoded.items()})
-        return rows
+        answers = _cut(tokenizer, [text_of(response) for response in responses], limits)
+        encoded = tokenizer(questions, answers, truncation="only_second", max_length=self.max_tokens)
+        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """How the encoder is fine-tuned. The notebook's parameters hold the values; what has one here is the plain case."""
+
+    epochs: float  # passes over labelled responses and pairs together
+    batch_size: int  # examples per update; a pair is one example
+    learning_rate: float  # of the top layer
+    head_learning_rate: float  # of the new outputs
+    layer_decay: float  # each layer below the top learns this much slower than the one above it
+    warmup: float  # share of the updates over which the learning rate rises
+    weight_decay: float
+    pair_weight: float  # weight of a preference pair next to a labelled response
+    mean_weight: float  # weight of the loss on the mean of all outputs, next to the loss on the routed one
+    averaging: float  # decay of the running average of the weights that is kept (0: keep the last weights)
+    bf16: bool  # bfloat16 matrix products; faster where the processor has them
+    objective: str = "bradley_terry"  # of the pairs, as in `RewardSettings`, and so the next five
+    limit: list[float] = field(default_factory=list)
+    limit_cap: float = 30.0
+    targets: str = "own"
+    similarity_model: str = ""  # "": the encoder before it is trained
+    center_rewards_coefficient: float = 0.0
+
+    def __post_init__(self):
+        check_pair_objective(self)
+
+
+def from_parameters(kind: type, values: Mapping, name: str):
+    """A settings class from the mapping that a parameter file holds, checked like any parameter.
+
+    A missing, unknown or wrongly typed entry is an `InputError` that names it.
+    """
+    entries = {one.name: (one.type, ... if one.default is one.default_factory else None) for one in fields(kind)}
+    try:
+        create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **entries)(**values)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        hint = "; in YAML write 5.0e-5, not 5e-5" if wrong["type"] == "float_type" else ""
+        place, said = ".".join(map(str, (name, *wrong["loc"]))), wrong["msg"][0].lower() + wrong["msg"][1:]
+        raise InputError(f"{place}: {said}{hint}; there are {', '.join(entries)}") from error
+    return kind(**values)
 
 
 def pooled_settings(
@@ -108,9 +131,8 @@ def pooled_settings(
     for name, (usual, fix) in unread.items():
         if others.get(name, usual) != usual:
             raise InputError(f"{name}: {others[name]!r} is not read with design pooled; {fix}")
-    return from_parameters(PairTokenizer, reading, "reading"), from_parameters(
-        EncoderSettings, fine_tuning, "fine_tuning"
-    )
+    settings = from_parameters(EncoderSettings, fine_tuning, "fine_tuning")
+    return from_parameters(PairTokenizer, reading, "reading"), settings
 
 
 def load_pooled_settings(folder: str | Path) -> tuple[PairTokenizer, EncoderSettings]:
@@ -122,15 +144,9 @@ def load_pooled_settings(folder: str | Path) -> tuple[PairTokenizer, EncoderSett
         raise InputError(f"{folder}/config.json: no settings ({error!r}); train the set again (02)") from error
 
 
-def collate(windows: Sequence[dict], tokenizer) -> dict[str, Tensor]:
-    """Right-padded encoder inputs (B, T) of `windows`."""
-    return dict(tokenizer.pad(list(windows), padding_side="right", return_tensors="pt"))
-
-
-def pool_windows(scores: Tensor, owners: Tensor, rows: int) -> Tensor:
-    """Scores (W, K) of windows, `owners` (W,) their rows -> (rows, K): the least safe window decides."""
-    index = owners.unsqueeze(1).expand_as(scores)
-    return scores.new_full((rows, scores.shape[1]), torch.inf).scatter_reduce(0, index, scores, "amin")
+def collate(rows: Sequence[dict], tokenizer) -> dict[str, Tensor]:
+    """Right-padded encoder inputs (B, T) of encoded pairs."""
+    return dict(tokenizer.pad(list(rows), padding_side="right", return_tensors="pt"))
 
 
 class PooledScorer:
@@ -167,13 +183,11 @@ def score_pairs(model, tokenizer, prompts, completions, reading: PairTokenizer, 
     if not len(prompts):
         return torch.zeros(0, model.config.num_labels)
     rows = reading.encode(tokenizer, prompts, completions)
-    windows = [window for texts in rows for window in texts]
-    owners = torch.tensor([row for row, texts in enumerate(rows) for _ in texts])
-    scores = torch.zeros(len(windows), model.config.num_labels)
-    for chosen in _batches([len(window["input_ids"]) for window in windows], tokens_per_batch):
-        inputs = collate([windows[at] for at in chosen], tokenizer)
+    scores = torch.zeros(len(rows), model.config.num_labels)
+    for chosen in _batches([len(row["input_ids"]) for row in rows], tokens_per_batch):
+        inputs = collate([rows[at] for at in chosen], tokenizer)
         scores[chosen] = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.float().cpu()
-    return pool_windows(scores, owners, len(rows))
+    return scores
 
 
 def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
@@ -206,16 +220,4 @@ def _cut(tokenizer, texts: Sequence[str], limits: Sequence[int]) -> list[str]:
             head, tail = limit - limit // 2, limit // 2
             text = text[: spans[head - 1][1]] + GAP + text[spans[-tail][0] :]
         out.append(text)
-    return out
-
-
-def _windows(tokenizer, texts: Sequence[str], limits: Sequence[int]) -> list[list[str]]:
-    """Texts of more tokens than their limit in windows that overlap by a quarter; the last one ends the text."""
-    out = []
-    for text, spans, limit in zip(texts, _offsets(tokenizer, texts), limits, strict=True):
-        if len(spans) <= limit:
-            out.append([text])
-            continue
-        starts = [*range(0, len(spans) - limit, limit - limit // 4), len(spans) - limit]
-        out.append([text[spans[at][0] : spans[at + limit - 1][1]] for at in starts])
     return out

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim.swa_utils import AveragedModel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from srmir_lib.artifacts import atomic_path, read_json, write_json
@@ -24,9 +25,9 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.loading import fingerprint, load_trunk, pick_device, quiet, resolve_encoder
 from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.srmir import categorized_reward
-from srmir_lib.reward_models.config import LIMITS, EncoderSettings
+from srmir_lib.reward_models.config import LIMITS
 from srmir_lib.reward_models.pairs import pair_loss, pair_targets
-from srmir_lib.reward_models.pooled import PairTokenizer, collate, load_classifier, pool_windows
+from srmir_lib.reward_models.pooled import EncoderSettings, PairTokenizer, collate, load_classifier
 from srmir_lib.taxonomy import UNKNOWN
 
 LABELLED_COLUMNS = ("prompt", "completion", "unsafe", "category")
@@ -92,7 +93,7 @@ def fit_pooled(
             dataloader_pin_memory=not on_cpu,
             seed=seed,
         )
-        average = _Average(settings.averaging)
+        average = _Average(model.to(pick_device(device)), settings.averaging)
         trainer = _EncoderTrainer(
             model,
             arguments,
@@ -104,7 +105,7 @@ def fit_pooled(
         trainer.remove_callback(PrinterCallback)
         trainer.settings = settings
         trainer.train()
-    average.put_into(model)
+    model.load_state_dict(average.mean.module.state_dict())
     history = [row for row in trainer.state.log_history if "loss" in row]
     with atomic_path(output_dir) as fresh:
         model.save_pretrained(fresh / "encoder")
@@ -161,9 +162,8 @@ class _EncoderTrainer(Trainer):
     settings: EncoderSettings
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch = {name: inputs.pop(name) for name in ("owners", "head", "safe", "target")}
-        logits = model(**inputs).logits.float()
-        scores, settings = pool_windows(logits, batch["owners"], len(batch["head"])), self.settings
+        batch = {name: inputs.pop(name) for name in ("head", "safe", "target")}
+        scores, settings = model(**inputs).logits.float(), self.settings
         on_pairs = pair_loss(settings.objective) if settings.objective in LIMITS else margin_loss
         how = settings.pair_weight, on_pairs, settings.center_rewards_coefficient
         loss = mixed_loss(categorized_reward(scores, batch["head"]), batch, *how)
@@ -175,21 +175,15 @@ class _EncoderTrainer(Trainer):
 class _Average(TrainerCallback):
     """A running average of the weights (Polyak & Juditsky 1992): less at the mercy of the last few batches."""
 
-    def __init__(self, decay: float):
-        self.decay, self.mean = decay, None
+    def __init__(self, model, decay: float):
+        def step(mean: Tensor, now: Tensor, taken: Tensor) -> Tensor:
+            soon = (taken.item() + 1) / (taken.item() + 11)  # so that the first steps are forgotten
+            return torch.lerp(mean, now, 1 - min(decay, soon))
+
+        self.mean = AveragedModel(model, avg_fn=step)
 
     def on_step_end(self, args, state, control, model, **kwargs):
-        now = {name: weight.detach() for name, weight in model.named_parameters()}
-        if self.mean is None:
-            self.mean = {name: weight.clone() for name, weight in now.items()}
-        decay = min(self.decay, state.global_step / (state.global_step + 10))  # so that the first steps are forgotten
-        for name, weight in now.items():
-            self.mean[name].lerp_(weight, 1 - decay)
-
-    @torch.no_grad()
-    def put_into(self, model) -> None:
-        for name, weight in model.named_parameters():
-            weight.copy_(self.mean[name])
+        self.mean.update_parameters(model)
 
 
 def _optimizer(model, settings: EncoderSettings) -> torch.optim.AdamW:
@@ -225,7 +219,7 @@ def _targets(settings: EncoderSettings, tokenizer, pairs, base: str, device: str
 def _examples(
     tokenizer, labelled, pairs, categories: Sequence[str], reading: PairTokenizer, targets: Sequence[float]
 ) -> list[dict]:
-    """Tokenised examples: `windows` of each of their responses, `head`, `safe` or `target`, `length`."""
+    """Tokenised examples: `texts` (of each of their responses), `head`, `safe` or `target`, `length`."""
     labelled, pairs = _rows(labelled, "labelled", LABELLED_COLUMNS), _rows(pairs, "pairs", PAIR_COLUMNS)
     if not labelled and not pairs:
         raise InputError("nothing to train on: no labelled responses and no pairs")
@@ -234,13 +228,13 @@ def _examples(
         return reading.encode(tokenizer, [row["prompt"] for row in rows], [row[column] for row in rows]) if rows else []
 
     examples = []
-    for row, windows in zip(labelled, encode(labelled, "completion"), strict=True):
-        examples.append({"windows": [windows], "head": _head(row, categories), "safe": 1.0 - row["unsafe"]})
+    for row, text in zip(labelled, encode(labelled, "completion"), strict=True):
+        examples.append({"texts": [text], "head": _head(row, categories), "safe": 1.0 - row["unsafe"]})
     sides = encode(pairs, "chosen"), encode(pairs, "rejected")
     for row, chosen, rejected, target in zip(pairs, *sides, targets, strict=True):
-        examples.append({"windows": [chosen, rejected], "head": _head(row, categories), "target": target})
+        examples.append({"texts": [chosen, rejected], "head": _head(row, categories), "target": target})
     for example in examples:
-        example["length"] = max(len(w["input_ids"]) for windows in example["windows"] for w in windows)
+        example["length"] = max(len(text["input_ids"]) for text in example["texts"])
     return examples
 
 
@@ -266,11 +260,8 @@ def _stack(examples: Sequence[dict], tokenizer) -> dict[str, Tensor]:
     """One batch: labelled responses first, then the chosen, then the rejected ones, as `mixed_loss` takes them."""
     single = [example for example in examples if "safe" in example]
     double = [example for example in examples if "target" in example]
-    responses = [e["windows"][0] for e in single + double] + [e["windows"][1] for e in double]
-    heads = [e["head"] for e in single + double + double]
-    batch = collate([window for windows in responses for window in windows], tokenizer)
-    batch["owners"] = torch.tensor([row for row, windows in enumerate(responses) for _ in windows])
-    batch["head"] = torch.tensor(heads)
+    batch = collate([e["texts"][0] for e in single + double] + [e["texts"][1] for e in double], tokenizer)
+    batch["head"] = torch.tensor([e["head"] for e in single + double + double])
     batch["safe"] = torch.tensor([example["safe"] for example in single])
     batch["target"] = torch.tensor([example["target"] for example in double])
     return batch

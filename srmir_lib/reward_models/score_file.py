@@ -1,7 +1,8 @@
 """`srmir score`: a set of reward models on any JSON-lines file of prompts and responses.
 
-The file is read once to check every row, before anything slow is imported, and once to score it in chunks, so that
-memory does not grow with it. The output takes its place when it is finished, and not before.
+The file is read to check every row, before anything slow is imported; to check that none is too long, before the
+first is scored; and to score it, in chunks, so that memory does not grow with it. The output takes its place when it is
+finished, and not before.
 """
 
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, read_json
+from srmir_lib.conversations import assistant_message, check_lengths, conversation_ids, text_of, user_message
 from srmir_lib.data.jsonl import (
     check_output,
     chunked,
@@ -60,18 +62,20 @@ def score_file(
     total = count_rows(rows(), source)
     check_output(target, [source, models, *filter(None, [router, calibration])])
     scorer = _Scorer(models, router, device, raw, calibration, base_model)
+    for numbers, found in chunked(rows(), chunk):
+        with rows_of(source, numbers):
+            scorer.check_lengths(found)
     with (
-        progress(total, "scored") as advance,
+        progress(total, "scored") as bar,
         atomic_path(Path(target).resolve()) as fresh,
         fresh.open("wb") as file,
     ):
-        for numbered in chunked(rows(), chunk):
-            numbers, found = zip(*numbered, strict=True)
+        for numbers, found in chunked(rows(), chunk):
             with rows_of(source, numbers):
                 columns = scorer(found)
             for row, added in zip(found, columns, strict=True):
                 file.write(json_line(row | added))
-            advance(len(found))
+            bar.update(len(found))
     kind = "raw" if raw else "calibrated"
     return f"{target}: {total} rows, {kind} scores for {', '.join(categories)}, {time.monotonic() - started:.0f} s"
 
@@ -99,6 +103,24 @@ class _Scorer:
         strange = set(self.router.classes) - {UNKNOWN, *self.models.categories} if router else set()
         if strange and not self.single:
             raise InputError(f"{router}: routes to {', '.join(sorted(strange))}, for which {models} has no model")
+
+    def check_lengths(self, rows: Sequence[dict]) -> None:
+        """Refuse a row that is longer than the base model reads, with a draft as long as it may become; an encoder cuts
+        what is too long."""
+        from srmir_lib.papers.srmir import cod_prompt
+
+        if self.models.design == "pooled":
+            return
+        scorer, chats = self.models.scorer, [row["prompt"] for row in rows]
+        think = scorer.think
+        if think.question:
+            before = [cod_prompt(text_of(chat), think.question) + assistant_message("") for chat in chats]
+            own = [user_message(chat) if isinstance(chat, str) else chat for chat in chats]
+            chats = [asked + chat for asked, chat in zip(before, own, strict=True)]
+        config = scorer.trunk.config if self.models.design == "shared" else scorer.model.config.get_text_config()
+        ids = conversation_ids(scorer.tokenizer, chats, [row["response"] for row in rows])
+        limit = getattr(config, "max_position_embeddings", None)
+        check_lengths(ids, limit, think.max_new_tokens if think.question else 0)
 
     def __call__(self, rows: Sequence[dict]) -> list[dict]:
         """The new columns of each row."""

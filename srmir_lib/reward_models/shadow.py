@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from srmir_lib.artifacts import sha256
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import find_trunk, read_config
@@ -77,7 +77,7 @@ class ShadowRewardModels:
         if len(bad):
             row = int(bad[0, 0])
             name = self.categories[bad[0, 1]] if categories is None else categories[row]
-            raise InputError(f"reward model {name}: the score of row {row} is not finite; train this model again")
+            raise RowError(f"reward model {name}: the score of {{row}} is not finite; train this model again", row)
         return scores
 
     def _columns(self, categories: Sequence[str], rows: int) -> Tensor:

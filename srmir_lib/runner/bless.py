@@ -8,9 +8,14 @@ from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, read_json
 from srmir_lib.errors import InputError
+from srmir_lib.runner.report import results_table
 from srmir_lib.runner.series import Runner
 
 KEPT = ("manifest.json", "metrics.json", "results.json", "claims.json")
+
+
+CLAIM = ("claim", "world", "control", "estimate", "this_run", "verdict", "overall")
+"""Columns of a table of claims, as far as a notebook has them."""
 
 
 RECORDS = ("objectives", "token_objectives", "designs")
@@ -20,15 +25,30 @@ RECORDS = ("objectives", "token_objectives", "designs")
 LARGEST = 1_000_000
 
 
-HEADINGS = {
-    "attack_success": "attacks, plain",
-    "attack_success_trained_wrappers": "wrapped",
-    "attack_success_held_out_wrappers": "unseen wrappers",
-    "over_refusal": "over-refusal",
-    "utility": "utility",
-    "incoherent": "incoherent",
-    "balanced_goodness": "balanced goodness",
+MAIN = {
+    "02": r"pair_accuracy|minus|auroc|_hits_|false_alarms",
+    "03": r"^margin_|^accuracy|pair_accuracy|spread|best_of_16",
+    "04": r"^(reward|kl)_",
+    "05": r"^(reward|kl|alarm|suspicion)_",
+    "A1": r"^pair_accuracy|minus_bt|token_auroc|sd_ratio|balanced_goodness",
+    "A5": r"_vs_|_over_",
+    "A6": r"(?!)",  # its claims say it
+    "A7": r"balanced_goodness|spread|KL",
+    "A8": r"^(pair_accuracy|auroc)",
 }
+"""By number of a notebook: which of its metrics `RESULTS.md` shows, where it has too many to show them all."""
+
+
+INTRODUCTION = """# Results
+
+Written by `srmir bless` from `outputs/reference/`; do not edit. Each part is one run: it describes itself, and decides
+no claim. Square brackets hold the interval that the notebook computed."""
+
+
+ABOUT = (
+    "[The notebook with its outputs](outputs/reference/{preset}/{notebook}/{notebook}.ipynb), run on {started:.10} at "
+    "commit {git_commit!s:.7} on {cpu} with {threads} of {cores} cores in {seconds:.0f} s and {peak_memory_mb:.0f} MB."
+)
 
 
 def bless(runner: Runner) -> Path:
@@ -36,7 +56,7 @@ def bless(runner: Runner) -> Path:
 
     A stage that is not done, or no longer what its notebook, parameters and code would give, is an `InputError`; so is
     a file of 1 MB or more. Of the appendices A1 to A8, which `srmir run` leaves out, those that are done come along;
-    the others keep the reference they have, and so do the `RECORDS`.
+    the others keep the reference they have, and so do the `RECORDS`. `RESULTS.md` is written anew.
     Paths of this machine are made relative to the repository, and of redacted texts not even the beginning is kept.
     """
     tasks, needed = runner.plan(runner.select(everything=True), check_inputs=False), runner.select()
@@ -64,33 +84,69 @@ def bless(runner: Runner) -> Path:
                     if len(text.encode()) >= LARGEST:
                         raise InputError(f"{source}: 1 MB or more; print or draw less")
                     (fresh / task.name / name).write_text(text, encoding="utf8")
+    write_results(runner.root)
     return target
 
 
-def results_markdown(reference: str | Path, preset: str) -> str:
-    """The README's table of a blessed run: one row per policy of 06, fractions with three digits, as Markdown."""
-    metrics = read_json(Path(reference) / preset / "06_evaluation" / "metrics.json")
-    policies = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
-    lines = [f"| policy | {' | '.join(HEADINGS.values())} |", "|---|" + "---:|" * len(HEADINGS)]
-    for policy in policies:
-        cells = (f"{metrics[f'{policy}/{name}']:.3f}" for name in HEADINGS)
-        lines.append(f"| {policy} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def write_results(root: Path) -> Path:
+    """Write `RESULTS.md` from `outputs/reference/`, and return its path."""
+    with atomic_path(root / "RESULTS.md") as fresh:
+        fresh.write_text(results_page(root / "outputs" / "reference"), encoding="utf8")
+    return root / "RESULTS.md"
 
 
-def claims_markdown(reference: str | Path, preset: str) -> str:
-    """The README's table of claims over seeds (A6): one row a claim, its interval in each world, its verdict."""
-    rows = read_json(Path(reference) / preset / "A6_over_seeds" / "claims.json")
-    worlds = list(dict.fromkeys(row["world"] for row in rows))
-    lines = [f"| claim | {' | '.join(worlds)} | verdict |", "|---|" + "---|" * (len(worlds) + 1)]
-    for name in dict.fromkeys(row["id"] for row in rows):
-        own = {row["world"]: row for row in rows if row["id"] == name}
-        first, cells = next(iter(own.values())), []
-        for world in worlds:
-            known = world in own and own[world]["estimate"] is not None
-            cells.append("{estimate:+.3f} [{low:+.3f}, {high:+.3f}]".format(**own[world]) if known else "-")
-        lines.append(f"| {first['claim']} | {' | '.join(cells)} | {first['overall']} |")
-    return "\n".join(lines)
+def results_page(reference: Path) -> str:
+    """The blessed runs as Markdown: of each notebook where and when it ran, and tables of its main metrics."""
+    parts = [INTRODUCTION]
+    for file in sorted(reference.glob("*/*/manifest.json"), key=lambda file: (file.parts[-3] != "lab", file.parts)):
+        preset, name = file.parts[-3:-1]
+        parts.append(f"## {preset}: {name}")
+        if name.startswith("A6") and not (reference / "seeds").is_dir():
+            parts.append("No seeds are on record (`srmir seeds`), so no claim over seeds is shown.")
+        else:
+            parts += [ABOUT.format(**read_json(file)), *map(_markdown, filter(None, _tables(file.parent)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(folder: Path) -> list[list[dict[str, str]]]:
+    """What a notebook measured, as rows ready to print: its policies, or its main metrics; and its claims."""
+    metrics, claims, notebook = folder / "metrics.json", folder / "claims.json", folder.name[:2]
+    metrics = read_json(metrics) if metrics.is_file() else {}
+    shown = {name: text for name, text in _with_intervals(metrics).items() if re.search(MAIN.get(notebook, ""), name)}
+    tables = [[{"metric": f"`{name}`", "value": text} for name, text in shown.items()]]
+    if notebook == "06":
+        policies: dict[str, dict] = {}
+        for name, value in metrics.items():
+            policies.setdefault(name.partition("/")[0], {})[name.partition("/")[2]] = value
+        tables = [results_table(policies)]
+    if claims.is_file():
+        rows = [row | {"estimate": _text(row["estimate"], row["low"], row["high"])} for row in read_json(claims)]
+        tables.append([{name: str(row[name]) for name in CLAIM if name in row} for row in rows])
+    return tables
+
+
+def _with_intervals(metrics: dict[str, float]) -> dict[str, str]:
+    """Metrics as text, those that are the ends of another's interval shown with it: 0.5 [0.4, 0.6]."""
+    found, ends = {}, set()
+    for name, value in metrics.items():
+        low, high = next(
+            (pair for mark in "_/" if metrics.keys() >= set(pair := (f"{name}{mark}low", f"{name}{mark}high"))),
+            (None, None),
+        )
+        ends |= {low, high}
+        found[name] = _text(value, metrics.get(low), metrics.get(high))
+    return {name: text for name, text in found.items() if name not in ends}
+
+
+def _text(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def _markdown(rows: list[dict[str, str]]) -> str:
+    cells = [[cell.replace("|", r"\|") for cell in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (rows[0], ["---"] * len(rows[0]), *cells))
 
 
 def _fit_to_keep(text: str, root: Path) -> str:

@@ -1,16 +1,12 @@
 """Execute one notebook with papermill: in this interpreter, in sight, and with its memory watched."""
 
-import json
 import logging
-import os
 import re
 import shutil
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,24 +72,23 @@ def refresh_prose(executed: Path, notebook: Path) -> None:
             nbformat.write(stored, fresh)
 
 
-@contextmanager
-def _own_kernel() -> Iterator[None]:
-    """Make `python3` mean this interpreter, whatever kernels the user has installed under that name."""
-    before = os.environ.get("JUPYTER_PATH")
-    with tempfile.TemporaryDirectory(prefix="srmir-kernel-") as folder:
-        spec = Path(folder, "kernels", "python3", "kernel.json")
-        spec.parent.mkdir(parents=True)
-        quiet = "--log-level=CRITICAL"  # what goes wrong in a cell is in the notebook
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
-        content = {"argv": command, "display_name": "Python 3", "language": "python", "env": KERNEL_ENVIRONMENT}
-        spec.write_text(json.dumps(content), encoding="utf8")
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
-        try:
-            yield
-        finally:
-            os.environ.pop("JUPYTER_PATH")
-            if before is not None:
-                os.environ["JUPYTER_PATH"] = before
+def _kernel_class(environment: dict[str, str], watch: "Watch") -> type:
+    """Kernels of this interpreter, whatever the user has installed as `python3`. `watch` is told which one it is."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    quiet = "--log-level=CRITICAL"  # what goes wrong in a cell is in the notebook
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
+    spec = KernelSpec(argv=command, display_name="Python 3", language="python", env=KERNEL_ENVIRONMENT | environment)
+
+    class Kernel(AsyncKernelManager):
+        kernel_spec = spec
+
+        def __init__(self, **options):
+            super().__init__(**options)
+            watch.kernel = self
+
+    return Kernel
 
 
 def _reason(error) -> str:
@@ -115,21 +110,24 @@ class Board:
         self.live = self.stream.isatty()
         self.every = 0.5 if self.live else every
         self.lines: dict[str, str] = {}
+        self.lock = threading.Lock()
 
     def show(self, name: str, line: str) -> None:
         """The notebook `name` stands at `line`."""
-        self.lines[name] = line
         width = shutil.get_terminal_size((120, 24)).columns - 1
-        if self.live:
-            each = width // len(self.lines)
-            self.stream.write("\r\x1b[K" + "".join(text[: each - 1].ljust(each) for text in self.lines.values()))
-        else:
-            self.stream.write(f"{line[:width]}\n")
-        self.stream.flush()
+        with self.lock:
+            self.lines[name] = line
+            if self.live:
+                each = width // len(self.lines)
+                self.stream.write("\r\x1b[K" + "".join(text[: each - 1].ljust(each) for text in self.lines.values()))
+            else:
+                self.stream.write(f"{line[:width]}\n")
+            self.stream.flush()
 
     def remove(self, name: str) -> None:
         """The notebook `name` has ended."""
-        self.lines.pop(name, None)
+        with self.lock:
+            self.lines.pop(name, None)
         self.clear()
 
     def clear(self) -> None:
@@ -139,53 +137,12 @@ class Board:
             self.stream.flush()
 
 
-def execute(
-    notebook: Path, executed: Path, parameters: dict, root: Path, board: Board | None = None
-) -> tuple[float, float]:
-    """Run `notebook` in a fresh kernel with `root` as working directory; save it, outputs and all, as `executed`.
-    `board` is shown how it stands.
-
-    Returns (seconds, peak memory in MB of the kernel and its children, seen before every cell and twice a second).
-    A cell that raises is a `StageFailed`; the notebook up to there, with its traceback, stays at `executed`.
-    """
-    from nbclient.exceptions import DeadKernelError
-    from papermill import PapermillExecutionError, execute_notebook
-
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    name = notebook.stem
-    cells = len(json.loads(notebook.read_text(encoding="utf8"))["cells"])
-    try:
-        with _own_kernel(), Watch(name, cells, board) as watch:
-            execute_notebook(
-                notebook,
-                executed,
-                parameters,
-                kernel_name="python3",
-                cwd=root,
-                progress_bar=False,
-                stdout_file=watch,
-                stderr_file=watch,
-                coalesce_streams=True,
-                on_cell_start=watch.cell_start,
-            )
-    except PapermillExecutionError as error:
-        where = f"{name}, cell {watch.cell}, In [{error.exec_count}]"
-        raise StageFailed(f"{where}: {_reason(error)}; see {executed}") from error
-    except DeadKernelError as error:
-        where = f"{name}, cell {watch.cell}"
-        raise StageFailed(f"{where}: its kernel died, most often for lack of memory; see {executed}") from error
-    finally:
-        clear_bars(executed)
-    return watch.seconds, watch.peak_mb
-
-
 class Watch:
     """Shows where a notebook stands, and measures it. Also the file that takes the notebook's printed output."""
 
     def __init__(self, name: str, cells: int, board: Board | None = None):
-        """`board`: anything with `every`, `show` and `remove`."""
         self.name, self.cells, self.cell = name, cells, 0
-        self.board = board or Board()
+        self.board, self.kernel = board or Board(), None
         self.said, self.peak_mb, self.seconds = "", 0.0, 0.0
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -204,7 +161,7 @@ class Watch:
     def cell_start(self, cell, cell_index: int) -> None:
         """Called by nbclient before each cell. Cells count from 1, as a reader counts them."""
         self.cell, self.said = cell_index + 1, ""
-        self.peak_mb = max(self.peak_mb, _memory_mb())  # a short notebook may end before the first look
+        self._measure()  # a short notebook may end before the first look
 
     def write(self, text: str) -> None:
         """The notebook printed `text`: remember its last line, so that a training run shows its own progress bar."""
@@ -214,12 +171,34 @@ class Watch:
     def flush(self) -> None:
         """Nothing is held back."""
 
+    def processes(self) -> list[psutil.Process]:
+        """The notebook's kernel and all processes below it, if they are there now."""
+        pid = getattr(getattr(self.kernel, "provisioner", None), "pid", None)
+        try:
+            return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
+        except psutil.Error:
+            return []
+
+    def kill(self) -> None:
+        """End the kernel and what it started; the notebook stops at the cell where it is."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
+
     def _watch(self) -> None:
         while not self.stop.wait(min(0.5, self.board.every)):
-            self.peak_mb = max(self.peak_mb, _memory_mb())
+            self._measure()
             if time.monotonic() - self.drawn >= self.board.every:
                 self.drawn = time.monotonic()
                 self._draw()
+
+    def _measure(self) -> None:
+        """Resident memory of the kernel and all processes below it, in MB (10^6 bytes), if it is the highest yet."""
+        total = 0
+        for process in self.processes():
+            with suppress(psutil.Error):  # it ended between the listing and the look
+                total += process.memory_info().rss
+        self.peak_mb = max(self.peak_mb, total / 1e6)
 
     def _draw(self) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
@@ -227,12 +206,41 @@ class Watch:
         self.board.show(self.name, f"  {self.name}  {place}  {minutes}:{seconds:02d}  {self.said}")
 
 
-def _memory_mb() -> float:
-    """Resident memory of all processes below this one, in MB (10^6 bytes)."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:
-            continue  # it ended between the listing and the look
-    return total / 1e6
+def execute(
+    notebook: Path, executed: Path, parameters: dict, root: Path, watch: Watch, environment: dict[str, str]
+) -> tuple[float, float]:
+    """Run `notebook` in a fresh kernel with `root` as working directory and `environment` besides its own; save it,
+    outputs and all, as `executed`. Threads of one process may do so side by side.
+
+    Returns (seconds, peak memory in MB of the kernel and its children, seen before every cell and twice a second).
+    A cell that raises is a `StageFailed`; the notebook up to there, with its traceback, stays at `executed`.
+    """
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError, execute_notebook
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is raised
+    name = notebook.stem
+    try:
+        with watch:
+            execute_notebook(
+                notebook,
+                executed,
+                parameters,
+                kernel_name="python3",
+                kernel_manager_class=_kernel_class(environment, watch),
+                resources={"metadata": {"path": str(root)}},  # papermill's `cwd` would move this whole process
+                progress_bar=False,
+                stdout_file=watch,
+                stderr_file=watch,
+                coalesce_streams=True,
+                on_cell_start=watch.cell_start,
+            )
+    except PapermillExecutionError as error:
+        where = f"{name}, cell {watch.cell}, In [{error.exec_count}]"
+        raise StageFailed(f"{where}: {_reason(error)}; see {executed}") from error
+    except DeadKernelError as error:
+        where = f"{name}, cell {watch.cell}"
+        raise StageFailed(f"{where}: its kernel died, most often for lack of memory; see {executed}") from error
+    finally:
+        clear_bars(executed)
+    return watch.seconds, watch.peak_mb

@@ -3,21 +3,28 @@
 A manifest holds parameters, versions and hashes, and nothing of the environment: no variables, no tokens, no host name.
 """
 
+import hashlib
+import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from srmir_lib.artifacts import read_json, sha256
+from srmir_lib.artifacts import read_json, restored, sha256
 from srmir_lib.errors import InputError
+from srmir_lib.runner.notebook import GIVEN_BY_RUNNER
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "papermill")
+DECISIVE = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "scikit-learn", "numpy")
+"""Packages of which another version may give other results."""
 
 
-NOT_ARTEFACTS = ("manifest.json", "key.json")
+OWN = ("manifest.json", "key.json")
+"""The runner's own files in a stage's folder."""
 
 
 def utc_now() -> str:
@@ -59,16 +66,21 @@ def threads(jobs: int = 1) -> int:
     return int(os.environ.get("OMP_NUM_THREADS", cores() if jobs <= cores() else 1))
 
 
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each package, None where it is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
 def machine(jobs: int = 1) -> dict:
     """Versions, processor and threads: what another person needs to weigh the seconds and the numbers."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | versions((*DECISIVE, "accelerate", "papermill")),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": cores(),
@@ -85,14 +97,28 @@ def _cpu_name() -> str:
 
 
 def hash_outputs(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file or folder directly under a stage's folder, the manifest and the executed notebook aside."""
-    named = {p.name: p for p in folder.iterdir() if p.name not in NOT_ARTEFACTS and p.suffix != ".ipynb"}
-    return {name: sha256(path) for name, path in sorted(named.items()) if not name.startswith(".")}
+    """SHA-256 of each file below a stage's folder, but for hidden ones, the manifest and the executed notebook."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    named = [file for file in files if not file.parts[0].startswith(".") and file.parts[0] not in OWN]
+    return {str(file): sha256(folder / file) for file in named if file.suffix != ".ipynb" or file.parent.name}
+
+
+def carry_over(old: Path, new: Path) -> None:
+    """Copy what a person put into a stage's `old` folder to its `new` one: files that its manifest does not list and
+    the new run did not make. What `datasets` caches beside data that was read goes."""
+    outputs = (read_manifest(old) or {"outputs": None})["outputs"]
+    files = old.rglob("*") if outputs is not None else ()  # without a manifest nothing tells a file from a result
+    for path in (path for path in files if path.is_file() and path.name not in OWN):
+        file = path.relative_to(old)
+        listed = outputs.keys() & {str(name) for name in (file, *file.parents)}
+        if not (listed or (new / file).exists() or re.fullmatch(r"(cache-|tmp)\w+(\.arrow)?", path.name)):
+            (new / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, new / file)
 
 
 def read_manifest(folder: Path) -> dict | None:
     """The manifest of a finished stage, None when there is none; a damaged one is an `InputError`."""
-    path = folder / "manifest.json"
+    path = restored(folder) / "manifest.json"
     if not path.is_file():
         return None
     manifest = read_json(path)
@@ -101,7 +127,29 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest
 
 
-def damaged(folder: Path, manifest: dict) -> list[str]:
-    """Names of recorded outputs that are gone or no longer hash to what the manifest says."""
-    outputs = manifest["outputs"].items()
-    return [name for name, digest in outputs if not (folder / name).exists() or sha256(folder / name) != digest]
+def damaged(folder: Path, outputs: dict[str, str]) -> list[str]:
+    """Names of recorded `outputs` that are gone or no longer hash to what the record says."""
+    return [n for n, digest in outputs.items() if not (folder / n).exists() or sha256(folder / n) != digest]
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def outside_inputs(parameters: dict, written: Iterable[str], root: Path) -> dict[str, str]:
+    """Files and folders that parameters name. They may be large: names, sizes and times are hashed.
+
+    What a parameter names to *write* is no input: the notebook's metadata lists it under `srmir.writes`.
+    """
+    named = {key: value for key, value in parameters.items() if isinstance(value, str) and value}
+    if parameters.get("data_dir") == "" and os.environ.get("SRMIR_DATA"):
+        named["data_dir"] = os.environ["SRMIR_DATA"]
+    inputs = {}
+    for key in named.keys() - {*written, *GIVEN_BY_RUNNER}:
+        path = root / os.path.expandvars(Path(named[key]).expanduser())
+        if path.exists():
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+            inputs[f"parameter {key}"] = digest(facts)
+    return inputs

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from srmir_lib.errors import InputError
 
-TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": None}
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
 GIVEN_BY_RUNNER = ("preset", "output_dir")
@@ -31,7 +31,6 @@ class Notebook:
     cells: list[dict]
     code: ast.Module
     model: type[BaseModel]
-    comments: dict[str, str]
 
     @classmethod
     def load(cls, path: Path) -> "Notebook":
@@ -42,24 +41,21 @@ class Notebook:
             code = ast.parse("\n".join(_python(c["source"]) for c in cells if c["cell_type"] == "code"))
         except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
             raise InputError(f"{path}: not a readable notebook ({error}); restore it from git") from error
-        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        tagged = [n for n, cell in enumerate(cells) if "parameters" in cell.get("metadata", {}).get("tags", [])]
         if len(tagged) != 1:
             raise InputError(f"{path}: {len(tagged)} cells are tagged `parameters`; it needs exactly one")
-        lines = tagged[0]["source"].splitlines()
-        fields, comments = {}, {}
-        for statement in ast.parse(tagged[0]["source"]).body:
+        source, number = cells[tagged[0]]["source"], tagged[0] + 1
+        fields = {}
+        for statement in ast.parse(source).body:
             try:
-                name = statement.target.id
-                annotation = eval(compile(ast.Expression(statement.annotation), "", "eval"), {"__builtins__": TYPES})
-                fields[name] = (annotation, ast.literal_eval(statement.value))
-            except (AttributeError, NameError, TypeError, ValueError) as error:
-                bad = lines[statement.lineno - 1]
-                raise InputError(f"{path}: write `name: type = literal` in the parameters cell, not `{bad}`") from error
-            written = lines[statement.lineno - 1 : statement.end_lineno]
-            comments[name] = next((line.rpartition("  # ")[2] for line in written if "  # " in line), "")
+                fields[statement.target.id] = (_type(statement.annotation), ast.literal_eval(statement.value))
+            except (AttributeError, TypeError, ValueError) as error:
+                bad = source.splitlines()[statement.lineno - 1]
+                wanted = f"write `name: type = literal` with types of {', '.join(TYPES)} and None"
+                raise InputError(f"{path}: parameters cell {number}: {wanted}, not `{bad}`") from error
         strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
         model = create_model("Parameters", __config__=strict, **fields)
-        return cls(path.stem, path, book.get("metadata", {}), cells, code, model, comments)
+        return cls(path.stem, path, book.get("metadata", {}), cells, code, model)
 
     def parameters(self, values: dict, where: str) -> dict:
         """All parameters, defaults filled in and types checked strictly; `where` names the source in errors."""
@@ -112,17 +108,19 @@ class Notebook:
         """The sources of the code cells: what runs, as against the prose around it."""
         return [cell["source"] for cell in self.cells if cell["cell_type"] == "code"]
 
-    def sources(self, root: Path) -> list[Path]:
-        """Files of `srmir_lib` that this notebook imports, directly or through other modules, sorted."""
-        found: set[Path] = set()
-        waiting = [self.code]
+    def imports(self, root: Path) -> tuple[list[Path], set[str]]:
+        """Files of `srmir_lib` that this notebook imports, directly or through other modules, sorted; and the names of
+        the other packages that it and these files import."""
+        found, others, waiting = set(), set(), [self.code]
         while waiting:
-            for module in _imported(waiting.pop()):
+            names = _imported(waiting.pop())
+            others |= {name.split(".")[0] for name in names} - {"srmir_lib"}
+            for module in sorted(name for name in names if name.split(".")[0] == "srmir_lib"):
                 for file in _files(root, module.split(".")):
                     if file not in found:
                         found.add(file)
                         waiting += [ast.parse(file.read_text(encoding="utf8"))] if file.suffix == ".py" else []
-        return sorted(found)
+        return sorted(found), others
 
 
 def load_values(path: Path) -> dict:
@@ -161,6 +159,22 @@ def _number(text: str, wanted: type) -> str | None:
     return f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+}" if e else mantissa
 
 
+def _type(node: ast.expr) -> object:
+    """The type that an annotation spells with `TYPES`; anything else is a `TypeError`. Nothing in it is executed."""
+    match node:
+        case ast.Name(id=name) if name in TYPES:
+            return TYPES[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _type(left) | _type(right)
+        case ast.Subscript(value=ast.Name(id="list"), slice=item):
+            return list[_type(item)]
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, value])):
+            return dict[_type(key), _type(value)]
+    raise TypeError(ast.unparse(node))
+
+
 def _value(node: ast.expr, parameters: dict) -> str | None:
     """A literal text, or the value of a parameter; None when only running the cell could tell."""
     if isinstance(node, ast.Constant):
@@ -169,14 +183,14 @@ def _value(node: ast.expr, parameters: dict) -> str | None:
 
 
 def _imported(tree: ast.Module) -> set[str]:
-    """Dotted names below `srmir_lib` that a module mentions in any import, also inside functions."""
+    """Dotted names that a module mentions in any import, also inside functions."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] == "srmir_lib"}
+    return names
 
 
 def _files(root: Path, parts: list[str]) -> list[Path]:

@@ -5,13 +5,13 @@ the page's content policy forbids scripts and outside links besides. What did no
 """
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, read_json, read_jsonl
 from srmir_lib.errors import InputError
+from srmir_lib.evaluation.measures import HEADINGS
 from srmir_lib.runner.manifest import elapsed
 from srmir_lib.runner.stage import find_root
 
@@ -24,24 +24,6 @@ STAGES = {
     "05_grpo_categorized": "GRPO, categorized reward",
     "A0_baselines": "Baselines",
     "06_evaluation": "Evaluation",
-}
-
-
-TABLE = {
-    # measure -> heading, factor, decimals
-    "balanced_goodness": ("balanced goodness", 1, 3),
-    "goodness": ("goodness, harmful", 1, 3),
-    "attack_success": ("attack success, plain (%)", 100, 1),
-    "attack_success_trained_wrappers": ("… trained wrappers (%)", 100, 1),
-    "attack_success_held_out_wrappers": ("… held-out wrappers (%)", 100, 1),
-    "attack_success_held_out_register": ("… held-out register (%)", 100, 1),
-    "over_refusal": ("over-refusal (%)", 100, 1),
-    "utility": ("utility (%)", 100, 1),
-    "incoherent": ("incoherent (%)", 100, 1),
-    "distinct_2": ("distinct-2", 1, 3),
-    "self_similarity": ("self-similarity", 1, 3),
-    "tokens": ("tokens per answer", 1, 1),
-    "train_seconds": ("training (s)", 1, 0),
 }
 
 
@@ -75,9 +57,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 def build_report(preset: str, root: str | Path | None = None) -> Path:
     """Write `outputs/<preset>/report/index.html` from what the stages left there, and return its path.
 
-    Reads manifests, metrics, figures (or the pictures in an executed notebook) and, of 06, `results.json`,
-    `claims.json` and `samples.jsonl`. No output folder for the preset is an `InputError`; a missing stage becomes a
-    sentence.
+    Reads manifests, metrics, figures and, of 06, `results.json`, `claims.json` and `samples.jsonl`. No output folder
+    for the preset is an `InputError`; a missing stage becomes a sentence.
     """
     outputs = (Path(root) if root else find_root()) / "outputs" / preset
     if not outputs.is_dir():
@@ -102,11 +83,11 @@ def results_table(policies: Mapping[str, Mapping[str, float]]) -> list[dict[str,
 
     Columns that no policy has are left out; a cell that one policy lacks is a dash.
     """
-    columns = [name for name in TABLE if any(name in summary for summary in policies.values())]
+    columns = [name for name in HEADINGS if any(name in summary for summary in policies.values())]
     return [
         {"policy": policy}
         | {
-            TABLE[name][0]: f"{TABLE[name][1] * summary[name]:.{TABLE[name][2]}f}" if name in summary else "–"
+            HEADINGS[name][0]: f"{HEADINGS[name][1] * summary[name]:.{HEADINGS[name][2]}f}" if name in summary else "–"
             for name in columns
         }
         for policy, summary in policies.items()
@@ -213,22 +194,8 @@ def _figures(pictures: Mapping[str, bytes | None]) -> str:
 
 
 def _pictures(folder: Path) -> dict[str, bytes]:
-    """The saved figures of a stage, else the pictures in its executed notebook: name -> PNG."""
-    pictures = {path.stem: path.read_bytes() for path in sorted((folder / "figures").glob("*.png"))}
-    if not pictures:
-        for notebook in sorted(folder.glob("*.ipynb")):
-            pictures |= _notebook_pictures(notebook)
-    return pictures
-
-
-def _notebook_pictures(notebook: Path) -> dict[str, bytes]:
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf8"))["cells"]
-        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-        found = [data["image/png"] for data in outputs if "image/png" in data]
-        return {f"figure {i}": base64.b64decode("".join(png)) for i, png in enumerate(found, start=1)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{notebook}: not a readable notebook ({error}); run its stage again") from error
+    """The figures that a stage saved: name -> PNG."""
+    return {path.stem: path.read_bytes() for path in sorted((folder / "figures").glob("*.png"))}
 
 
 def _manifest(folder: Path) -> dict | None:

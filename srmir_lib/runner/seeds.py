@@ -6,7 +6,6 @@ of work add up over several sittings and machines. What is recorded with the sam
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from srmir_lib.runner.execute import StageFailed
 from srmir_lib.runner.manifest import git_state, read_manifest, utc_now
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER
 from srmir_lib.runner.series import Runner, Task
+from srmir_lib.runner.workers import needs_of
 
 RECORDS = Path("outputs/reference/seeds")
 
@@ -43,15 +43,14 @@ def run_seeds(
     runners = {seed: Runner(preset, root, seed) for seed in seeds}
     plans = {seed: runner.plan(runner.select(notebooks, everything=True)) for seed, runner in runners.items()}
     for seed, tasks in plans.items():
-        runner, chains = runners[seed], _chains(runners[seed])
-        if not again and all(_recorded(runner, task, chains) for task in tasks):
+        runner, chains, stale = runners[seed], _chains(runners[seed]), stale_records(preset, root)
+        files = [_file(runner, task) for task in tasks]
+        if not again and all(file.is_file() and runner.shown(file) not in stale for file in files):
             yield f"seed {seed}: recorded already"
             continue
-        for task in tasks if again else ():
-            shutil.rmtree(runner.outputs / task.name, ignore_errors=True)
         by_name = {task.name: task for task in tasks}
         try:
-            for result in runner.run(tasks, say=say):
+            for result in runner.run(tasks, say=say, again=again):
                 _record(runner, by_name.pop(result.name), chains)
                 say(f"{result.name}: {result.state}, {result.seconds:.0f} s")
         except StageFailed as error:
@@ -59,7 +58,7 @@ def run_seeds(
             failed.append(f"seed {seed}: {error}")
             yield f"seed {seed}: failed; what it had measured is on record"
         else:
-            yield f"seed {seed}: recorded in {runner.shown(_file(runner, tasks[0]).parent)}"
+            yield f"seed {seed}: recorded in {runner.shown(files[0].parent)}"
     if failed:
         raise StageFailed("; ".join(failed))
 
@@ -92,11 +91,19 @@ def facts_of_seeds(folder: str | Path) -> dict:
 
 
 def stale_records(preset: str, root: str | Path | None = None) -> list[str]:
-    """Records of `preset` that today's parameters, or those of a stage it reads, would no longer make: their files."""
-    runner = Runner(preset, root, seed=0)
-    chains = _chains(runner)
-    files = sorted((runner.root / RECORDS / preset).glob("*/*.json"))
-    return [str(runner.shown(file)) for file in files if read_json(file).get("chain") != chains.get(file.stem)]
+    """Files of the records of `preset` that today's parameters, or those of a stage it reads, would no longer make.
+
+    A parameter that was merely added, and has its default, makes no record stale; a default that changed does.
+    """
+    runner = Runner(preset, root)
+    tasks = {task.name: task for task in runner.plan(runner.select(everything=True), check_inputs=False)}
+    chains, needs, current = _chains(runner), needs_of(tasks.values()), {}
+    for file in sorted((runner.root / RECORDS / preset).glob("*/*.json")):
+        record, today = read_json(file), _parameters(tasks[file.stem]) if file.stem in tasks else {}
+        same = all(record.get("parameters", {}).get(name, value) == value for name, value in today.items())
+        current[file] = same and record.get("chain") == chains.get(file.stem)
+    read = {file: [file, *map(file.with_stem, needs.get(file.stem, ()))] for file in current}
+    return [runner.shown(file) for file in current if not all(current.get(other, True) for other in read[file])]
 
 
 def _records(folder: str | Path) -> list[dict]:
@@ -129,18 +136,15 @@ def _parameters(task: Task) -> dict:
 
 
 def _chains(runner: Runner) -> dict[str, str]:
-    """Of every stage a hash of its parameters and of those of all stages it reads, the seed left out."""
+    """Of every stage a hash of its parameters, where they are not the notebook's defaults, and of those of all stages
+    it reads, the seed left out."""
     chains: dict[str, str] = {}
     for task in runner.plan(runner.select(everything=True), check_inputs=False):
-        parts = [_parameters(task), sorted({chains.get(notebook, "") for notebook, _ in task.reads})]
+        defaults = {name: field.default for name, field in task.notebook.model.model_fields.items()}
+        chosen = {name: value for name, value in _parameters(task).items() if value != defaults[name]}
+        parts = [chosen, sorted({chains.get(notebook, "") for notebook, _ in task.reads})]
         chains[task.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return chains
-
-
-def _recorded(runner: Runner, task: Task, chains: dict[str, str]) -> bool:
-    """Whether these very parameters are on record, by whatever commit; the record names it."""
-    file = _file(runner, task)
-    return file.is_file() and read_json(file).get("chain") == chains[task.name]
 
 
 def _record(runner: Runner, task: Task, chains: dict[str, str]) -> None:

@@ -6,24 +6,31 @@ its checks included, has run to its end.
 """
 
 import fcntl
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from srmir_lib.artifacts import atomic_path, read_json, sha256, write_json
+from srmir_lib.artifacts import put_in_place, read_json, sha256, write_json
 from srmir_lib.errors import InputError
-from srmir_lib.runner.execute import Board, refresh_prose
-from srmir_lib.runner.manifest import damaged, git_state, hash_outputs, machine, read_manifest, utc_now
+from srmir_lib.runner.execute import Board, StageFailed, refresh_prose
+from srmir_lib.runner.manifest import (
+    DECISIVE,
+    carry_over,
+    damaged,
+    digest,
+    git_state,
+    hash_outputs,
+    machine,
+    outside_inputs,
+    read_manifest,
+    utc_now,
+    versions,
+)
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER, Notebook, load_values
 from srmir_lib.runner.stage import find_root, how_to_run
-from srmir_lib.runner.workers import Workers
-
-TEXT = {".json", ".jsonl", ".yaml", ".md", ".html", ".ipynb"}
+from srmir_lib.runner.workers import Workers, needs_of, next_to_start
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,6 @@ class Result:
     seconds: float | None = None
     peak_memory_mb: float | None = None
     started: str = ""
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A stage that is running: what decides its results, and what `execute` was given."""
-
-    key: str
-    inputs: dict[str, str]
-    facts: dict
-    arguments: tuple
 
 
 class Runner:
@@ -130,14 +127,15 @@ class Runner:
             return "stale"
         if manifest["key"] != key:
             return "stale"
-        return "damaged" if damaged(folder, manifest) else "done"
+        return "damaged" if damaged(folder, manifest["outputs"]) else "done"
 
     def status(self, tasks: list[Task]) -> list[Result]:
         """How each stage stands; nothing is run or changed."""
         return [self._result(task, self.state(task)) for task in tasks]
 
-    def run(self, tasks: list[Task], say=print, jobs: int = 1) -> Iterator[Result]:
-        """Run what is not done, in order, yielding a result a stage. Stops at the first failure with `StageFailed`.
+    def run(self, tasks: list[Task], say=print, jobs: int = 1, again: bool = False) -> Iterator[Result]:
+        """Run what is not done (`again`: all), in order, yielding a result a stage. Stops at the first failure with
+        `StageFailed`.
 
         With `jobs` up to so many run side by side that do not need each other; those that others wait for begin
         first. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
@@ -146,11 +144,11 @@ class Runner:
         if jobs < 1:
             raise InputError(f"--jobs {jobs}: give a number from 1 on")
         waiting, begun, failure = list(tasks), {}, None
-        needs, board = _needs(tasks), Board()
+        needs, board = needs_of(tasks), Board()
         with self._lock(), Workers(board, jobs) as workers:
             while waiting or workers.busy:
-                task, together = (None, False) if failure else _next(waiting, workers.busy, needs, jobs)
-                if task and self.state(task) == "done":
+                task, together = (None, False) if failure else next_to_start(waiting, workers.busy, needs, jobs)
+                if task and not again and self.state(task) == "done":
                     waiting.remove(task)
                     refresh_prose(self.outputs / task.name / task.notebook.path.name, task.notebook.path)
                     yield self._result(task, "skipped")
@@ -160,42 +158,46 @@ class Runner:
                     board.clear()
                     say(f"{task.name}: running")
                     begun[task.name] = task, self._begin(task, jobs if together else 1)
-                    workers.start(task.name, together, *begun[task.name][1].arguments)
+                    work, given = self.work(task.name), {"output_dir": self.shown(self.work(task.name))}
+                    executed, parameters = work / f"{task.name}.ipynb", task.parameters | given
+                    workers.start(together, task.notebook, executed, parameters, self.root)
                     if together:
                         continue
                 if not workers.busy:
                     break
                 name, ended = workers.next()
-                task, beginning = begun.pop(name)
-                if isinstance(ended, Exception):
-                    failure = failure or ended
+                try:
+                    self._finish(*begun[name], *ended.result())
+                except (InputError, StageFailed, OSError) as error:
+                    failure = failure or error
                 else:
-                    self._finish(task, beginning, *ended)
-                    yield self._result(task, "done")
+                    yield self._result(begun[name][0], "done")
         if failure:
             raise failure
 
-    def _begin(self, task: Task, jobs: int) -> "_Begun":
-        """A stage's work folder; what an earlier, killed attempt with the same key left there is kept."""
+    def _begin(self, task: Task, jobs: int) -> dict:
+        """Make a stage's work folder; what an earlier, killed attempt with the same key left there is kept.
+
+        Returns what its manifest will say of what decides its results, and of the start."""
         key, inputs = self._key(task)
         work = self.work(task.name)
         if not (work / "key.json").is_file() or read_json(work / "key.json") != key:
             shutil.rmtree(work, ignore_errors=True)
         write_json(work / "key.json", key)
-        facts = {"started": utc_now(), "jobs": jobs} | git_state(self.root)
-        parameters = task.parameters | {"output_dir": self.shown(work)}
-        return _Begun(key, inputs, facts, (task.notebook.path, work / f"{task.name}.ipynb", parameters, self.root))
+        return {"key": key, "inputs": inputs, "started": utc_now(), "jobs": jobs} | git_state(self.root)
 
-    def _finish(self, task: Task, begun: "_Begun", seconds: float, peak: float) -> None:
+    def _finish(self, task: Task, begun: dict, seconds: float, peak: float) -> None:
         """What a stage made takes the place of what was there, with a record of how it was made."""
         work, folder = self.work(task.name), self.outputs / task.name
-        self._rename_inside(work, folder)
-        manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "key": begun.key}
-        manifest |= {"parameters": task.parameters, "seed": task.parameters["seed"], **begun.facts}
-        manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak)} | machine(manifest["jobs"])
-        write_json(work / "manifest.json", manifest | {"inputs": begun.inputs, "outputs": hash_outputs(work)})
-        with atomic_path(folder) as fresh:
-            os.replace(work, fresh)
+        manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "seed": task.parameters["seed"]} | begun
+        manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak), "parameters": task.parameters}
+        manifest |= machine(begun["jobs"]) | {"outputs": hash_outputs(work)}
+        write_json(work / "manifest.json", manifest)
+        executed = work / f"{task.name}.ipynb"
+        text = executed.read_text(encoding="utf8").replace(self.shown(work), self.shown(folder))
+        executed.write_text(text, encoding="utf8")
+        carry_over(folder, work)
+        put_in_place(work, folder)
         (folder / "key.json").unlink()
 
     def _key(self, task: Task) -> tuple[str, dict[str, str]]:
@@ -209,35 +211,15 @@ class Runner:
             manifest = read_manifest(folder)
             if manifest is None or not (folder / name).exists():
                 raise InputError(f"{self.shown(folder / name)}: missing; run `{fix}` first")
-            for top in [name.split("/")[0]] if name else manifest["outputs"]:
-                digest = sha256(folder / top) if (folder / top).exists() else "gone"
-                inputs[f"{notebook}/{top}"] = digest
-                if digest != manifest["outputs"].get(top, digest):
-                    where = self.shown(folder / top)
-                    raise InputError(f"{where}: damaged since it was made; run `{fix}`")
-        inputs |= self._outside_inputs(task)
-        code = {self.shown(file): sha256(file) for file in task.notebook.sources(self.root)}
-        parts = [task.parameters, task.notebook.code_cells(), code, inputs]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), inputs
-
-    def _outside_inputs(self, task: Task) -> dict[str, str]:
-        """Files and folders that parameters name. They may be large: names, sizes and times are hashed.
-
-        What a parameter names to *write* is no input: the notebook's metadata lists it under `srmir.writes`.
-        """
-        written = task.notebook.metadata.get("srmir", {}).get("writes", [])
-        named = {key: value for key, value in task.parameters.items() if isinstance(value, str) and value}
-        named = {key: value for key, value in named.items() if key not in written}
-        if task.parameters.get("data_dir") == "" and os.environ.get("SRMIR_DATA"):
-            named["data_dir"] = os.environ["SRMIR_DATA"]
-        inputs = {}
-        for key, value in named.items():
-            path = self.root / os.path.expandvars(Path(value).expanduser())
-            if key not in GIVEN_BY_RUNNER and path.exists():
-                files = sorted(path.rglob("*")) if path.is_dir() else [path]
-                facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-                inputs[f"parameter {key}"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        return inputs
+            made = {n: h for n, h in manifest["outputs"].items() if name in ("", n) or n.startswith(f"{name}/")}
+            if wrong := damaged(folder, made):
+                raise InputError(f"{self.shown(folder / wrong[0])}: damaged since it was made; run `{fix}`")
+            inputs[f"{notebook}/{name}".rstrip("/")] = digest(made) if made else sha256(folder / name)
+        inputs |= outside_inputs(task.parameters, task.notebook.metadata.get("srmir", {}).get("writes", []), self.root)
+        files, packages = task.notebook.imports(self.root)
+        code = {self.shown(file): sha256(file) for file in files}
+        decisive = versions(name for name in DECISIVE if {"scikit-learn": "sklearn"}.get(name, name) in packages)
+        return digest([task.parameters, task.notebook.code_cells(), code, decisive, inputs]), inputs
 
     def _check_inputs(self, tasks: list[Task]) -> None:
         """Every artefact read must exist, or be written by a stage that runs before its reader."""
@@ -280,14 +262,6 @@ class Runner:
         manifest = read_manifest(self.outputs / task.name) or {}
         return Result(task.name, state, *(manifest.get(k) for k in ("seconds", "peak_memory_mb", "started")))
 
-    def _rename_inside(self, work: Path, folder: Path) -> None:
-        """Files that name their own folder (a config beside its weights) say the final name, not the work folder's."""
-        for file in work.rglob("*"):
-            if file.suffix in TEXT and file.is_file() and file.name != "key.json":
-                text = file.read_text(encoding="utf8")
-                if work.name in text:
-                    file.write_text(text.replace(f"{self.name}/{work.name}", f"{self.name}/{folder.name}"), "utf8")
-
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Hold the preset's outputs for one run; a second run is an `InputError`. The lock dies with its process."""
@@ -304,30 +278,3 @@ class Runner:
                 busy = f"{self.shown(self.outputs)}: another `srmir run {self.preset}` is at work; wait for it to end"
                 raise InputError(busy) from error
             yield
-
-
-def _needs(tasks: Iterable[Task]) -> dict[str, set[str]]:
-    """Of each stage all those that must be done before it, by name; `tasks` are in running order."""
-    needs: dict[str, set[str]] = {}
-    for task in tasks:
-        direct = {notebook for notebook, _ in task.reads}
-        needs[task.name] = direct.union(*(needs.get(notebook, set()) for notebook in direct))
-    return needs
-
-
-def _next(waiting: list[Task], busy: Iterable[str], needs: dict[str, set[str]], jobs: int) -> tuple[Task | None, bool]:
-    """The stage that may start now, if there is one, and whether it shares the machine with others. Where several may
-    share it, those that others wait for come first."""
-    pending = {task.name for task in waiting}.union(busy)
-    ready = [task for task in waiting if not needs[task.name] & pending]
-    if jobs > 1:
-        ready.sort(key=lambda task: not _awaited(task, waiting, needs))
-    company = [task for task in ready if not task.alone] if jobs > 1 else []
-    if not busy:
-        return (ready[0], ready[0] in company and len(company) > 1) if ready else (None, False)
-    return (company[0], True) if company and len(busy) < jobs else (None, False)
-
-
-def _awaited(task: Task, waiting: list[Task], needs: dict[str, set[str]]) -> bool:
-    """Whether one of those that are waiting needs it."""
-    return any(task.name in needs[other.name] for other in waiting)

@@ -7,7 +7,7 @@ import inspect
 import os
 from pathlib import Path
 
-from srmir_lib.artifacts import atomic_path, check_metrics, write_json
+from srmir_lib.artifacts import atomic_path, check_metrics, inside, restored, write_json
 from srmir_lib.errors import InputError
 
 
@@ -42,7 +42,8 @@ class Stage:
     def __init__(self, notebook: str, preset: str, output_dir: str = "", root: str | Path | None = None):
         self.notebook, self.preset = notebook, preset
         self.root = Path(root).resolve() if root else find_root()
-        self.folder = self.resolve(output_dir) if output_dir else self.root / "outputs" / preset / notebook
+        self.outputs = inside(self.root / "outputs", preset)
+        self.folder = self.resolve(output_dir) if output_dir else self.outputs / notebook
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -54,15 +55,15 @@ class Stage:
         return (self.root / os.path.expandvars(Path(path).expanduser())).resolve()
 
     def path(self, name: str) -> Path:
-        """Where this stage writes the artefact `name`; the caller writes it (atomically)."""
-        return self.folder / name
+        """Where this stage writes the artefact `name`; the caller writes it (atomically). See `artifacts.inside`."""
+        return inside(self.folder, name)
 
     def input(self, notebook: str, name: str) -> Path:
         """The artefact `name` that an earlier `notebook` of this preset wrote; missing is an `InputError`.
 
         The runner finds a stage's inputs by reading these calls: give literals, or a parameter of the notebook.
         """
-        path = self.root / "outputs" / self.preset / notebook / name
+        path = restored(inside(self.outputs, f"{notebook}/{name}"))
         if not path.exists():
             raise InputError(f"{path}: missing; run `{how_to_run(self.preset, notebook)}` first")
         return path
@@ -80,7 +81,7 @@ class Stage:
 
     def save_figure(self, figure, name: str) -> None:
         """Save a matplotlib figure as `figures/<name>.png`. It returns nothing, so the notebook shows it once."""
-        with atomic_path(self.path("figures") / f"{name}.png") as fresh:
+        with atomic_path(self.path(f"figures/{name}.png")) as fresh:
             figure.savefig(fresh, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
 
 

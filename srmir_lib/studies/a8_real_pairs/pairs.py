@@ -1,13 +1,12 @@
 """Three public sets of labelled answers as preference pairs: one form, so that one objective can be tried on all."""
 
 import random
-import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data import public_files as sources
 from srmir_lib.errors import InputError
 
@@ -25,7 +24,12 @@ class PairData(NamedTuple):
 
 
 def real_pairs(
-    name: str, data_dir: str | Path = "", seed: int = 0, most: int = 0, fractions: Sequence[float] = (0.7, 0.1)
+    name: str,
+    data_dir: str | Path = "",
+    seed: int = 0,
+    most: int = 0,
+    fractions: Sequence[float] = (0.7, 0.1),
+    known: Collection[str] = (),
 ) -> PairData:
     """One of `PAIR_SETS`, with at most `most` training pairs (0: all); the seed draws what is train and what is test.
 
@@ -34,6 +38,9 @@ def real_pairs(
     rarer kind used once; they are split by question (context), and an answer that was called both is left out. The
     validation split is the same for every seed, so that what is chosen there never meets it in a test. Test rows whose
     prompt or answers stand in a training pair, but for case and punctuation, are left out.
+
+    `known`: the texts that the model was made from, as of `public_sets.texts_in`. Their questions are for training
+    only; of the others at most half are tested, and test rows with an answer among these texts are left out.
     """
     if name not in PAIR_SETS:
         raise InputError(f"data sets: {name!r} is none of {', '.join(PAIR_SETS)}")
@@ -43,15 +50,20 @@ def real_pairs(
         rows = [row | {"group": row["prompt"][0]["content"]} for row in sources.load_hh_pairs(data_dir)[0]]
     else:
         rows = [row | {"group": row["prompt"]} for row in _labelled(name, data_dir)]
-    parts, labelled = _split(rows, fractions, seed), []
+    parts, labelled = _split(rows, fractions, seed, known), []
     if name == "hh-rlhf":
         pairs = {split: [_pair(row) for row in part] for split, part in parts.items()}
     else:
         pairs = {split: _pairs_within(part, 0 if split == "validation" else seed) for split, part in parts.items()}
         labelled = [_labelled_row(row) for row in parts["test"]]
     seen = {_plain(row[key]) for row in pairs["train"] for key in ("prompt", "chosen", "rejected")}
-    test = [row for row in pairs["test"] if not seen & {_plain(row[key]) for key in ("prompt", "chosen", "rejected")}]
-    labelled = [row for row in labelled if not seen & {_plain(row["prompt"]), _plain(row["completion"])}]
+
+    def is_new(row: dict, *answers: str) -> bool:
+        taught = any(sources.all_words(text_of(row[side])) in known for side in answers)
+        return not taught and not seen & {_plain(row[key]) for key in ("prompt", *answers)}
+
+    test = [row for row in pairs["test"] if is_new(row, "chosen", "rejected")]
+    labelled = [row for row in labelled if is_new(row, "completion")]
     random.Random(seed).shuffle(pairs["train"])
     if not (pairs["train"] and pairs["validation"] and test):
         raise InputError(f"{name}: a split without a pair; are the files complete?")
@@ -68,17 +80,27 @@ def _labelled(name: str, data_dir: str | Path) -> list[dict]:
     return [row for (prompt, text, unsafe), row in once.items() if (prompt, text, 1 - unsafe) not in once]
 
 
-def _split(rows: Sequence[dict], fractions: Sequence[float], seed: int) -> dict[str, list[dict]]:
-    """Train, validation and test by group; validation is the draw of seed 0, the other two are drawn by `seed`."""
-    parts = sources.split_by_group(rows, "group", fractions, 0)
-    rest = parts["train"] + parts["test"]
-    groups = sorted({row["group"] for row in rest})
+def _split(
+    rows: Sequence[dict], fractions: Sequence[float], seed: int, known: Collection[str]
+) -> dict[str, list[dict]]:
+    """Train, validation and test by group; validation is the draw of seed 0, the other two are drawn by `seed`.
+
+    A group whose name is a `known` text is always for training.
+    """
+    taught, free = [], []
+    for row in rows:
+        (taught if sources.all_words(row["group"]) in known else free).append(row)
+    parts = sources.split_by_group(free, "group", fractions, 0)
+    groups = sorted({row["group"] for row in parts["train"] + parts["test"]})
     random.Random(seed).shuffle(groups)
-    train = set(groups[: round(len(groups) * fractions[0] / (1 - fractions[1]))])
+    others = len(groups) + len({row["group"] for row in taught})
+    tested = min(others - round(others * fractions[0] / (1 - fractions[1])), len(groups) // 2)
+    test = set(groups[len(groups) - tested :])
+    rest = parts["train"] + parts["test"]
     return {
-        "train": [row for row in rest if row["group"] in train],
+        "train": taught + [row for row in rest if row["group"] not in test],
         "validation": parts["validation"],
-        "test": [row for row in rest if row["group"] not in train],
+        "test": [row for row in rest if row["group"] in test],
     }
 
 
@@ -107,5 +129,4 @@ def _labelled_row(row: dict) -> dict:
 
 def _plain(messages: Sequence[dict]) -> str:
     """All words of a conversation or an answer, in small letters."""
-    role = messages[0]["role"]
-    return role + " " + " ".join(re.findall(r"\w+", " ".join(turn["content"] for turn in messages).lower()))
+    return messages[0]["role"] + " " + sources.all_words(" ".join(turn["content"] for turn in messages))

@@ -17,16 +17,16 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.artifacts import inside, read_json, write_json
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data.margins import REFUSALS, annotate, estimate_direction, length_differences, with_margins
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.models.loading import fingerprint, load_trunk, pick_device, resolve_encoder
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import ALL, EncoderSettings, RewardSettings
+from srmir_lib.reward_models.config import ALL, RewardSettings
 from srmir_lib.reward_models.fit import SetRun, fit_sets
-from srmir_lib.reward_models.pooled import PairTokenizer, PooledScorer
+from srmir_lib.reward_models.pooled import EncoderSettings, PairTokenizer, PooledScorer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.runner.manifest import git_state, machine, utc_now
@@ -39,6 +39,10 @@ from srmir_lib.studies.a8_real_pairs.pairs import PairData
 
 FITS = 1
 """Which code made a fit: to be raised with every change after which fits or measures would come out otherwise."""
+
+
+SHARES = ("pair_accuracy", "auroc")
+"""Measures between 0 and 1."""
 
 
 Score = Callable[[Sequence, Sequence], Sequence[float]]
@@ -73,31 +77,20 @@ def encoder_method(encoder: str, reading: PairTokenizer, settings: EncoderSettin
             scorer = PooledScorer(f"{scratch}/set", device)
         return lambda prompts, answers: scorer.score(prompts, answers)[:, 0].numpy()
 
-    about = {"encoder": fingerprint(base), "reading": asdict(reading), "settings": asdict(settings)}
+    read = asdict(reading) | {"long_text": "head_tail"}  # the one way there is, by the name that is on record
+    about = {"encoder": fingerprint(base), "reading": read, "settings": asdict(settings)}
     return Method(about | {"device": pick_device(device).type}, fit)
 
 
 def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, answer_tokens: int) -> Method:
     """Token rewards on the reader's causal trunk; longer prompts keep their last tokens, longer answers their first."""
 
-    def score_of(model: TokenRewardModel) -> Score:
-        def score(prompts, answers):
-            return model.rewards(reader.answers(*shortened(prompts, answers))).numpy()
-
-        return score
-
-    def shortened(prompts, answers) -> tuple[list, list]:
-        return _shortened(reader.trunk.tokenizer, prompts, answers, prompt_tokens, answer_tokens)
-
     def fit(data: PairData, seed: int) -> Score:
-        columns = {name: [row[name] for row in data.train] for name in ("prompt", "chosen", "rejected")}
-        prompts, chosen = shortened(columns["prompt"], columns["chosen"])
-        rejected = shortened(columns["prompt"], columns["rejected"])[1]
         model = TokenRewardModel(reader, settings, seed)
-        train_token_rewards(model, reader.pairs({"prompt": prompts, "chosen": chosen, "rejected": rejected}), seed)
-        return score_of(model)
+        train_token_rewards(model, reader.pairs(shortened.pairs(data.train)), seed)
+        return lambda prompts, answers: model.rewards(reader.answers(*shortened(prompts, answers))).numpy()
 
-    _check_lengths(prompt_tokens, answer_tokens)
+    shortened = _Shortened(reader.trunk.tokenizer, prompt_tokens, answer_tokens)
     about = {"trunk": reader.trunk.sha256, "settings": asdict(settings)}
     about |= {"device": reader.trunk.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
     return Method(about, fit)
@@ -110,16 +103,10 @@ def reward_model_method(
     `token_method`."""
     if design not in ("shared", "separate"):
         raise InputError(f"reward_models: design {design!r} is neither shared nor separate")
-    _check_lengths(prompt_tokens, answer_tokens)
-
-    def shortened(prompts, answers) -> tuple[list, list]:
-        return _shortened(trunk.tokenizer, prompts, answers, prompt_tokens, answer_tokens)
+    shortened = _Shortened(trunk.tokenizer, prompt_tokens, answer_tokens)
 
     def fit(data: PairData, seed: int) -> Score:
-        given = {name: [row[name] for row in data.train] for name in ("prompt", "chosen", "rejected")}
-        prompts, chosen = shortened(given["prompt"], given["chosen"])
-        rejected, label = shortened(given["prompt"], given["rejected"])[1], ["pairs"] * len(prompts)
-        pairs = Dataset.from_dict({"prompt": prompts, "chosen": chosen, "rejected": rejected, "category": label})
+        pairs = Dataset.from_dict(shortened.pairs(data.train) | {"category": ["pairs"] * len(data.train)})
         with tempfile.TemporaryDirectory() as scratch:
             run = SetRun(Path(scratch, "set"), [ALL], settings, design, seed=seed)
             fit_sets({"set": run}, trunk, {"train": pairs}, ["pairs"])
@@ -133,23 +120,28 @@ def reward_model_method(
     return Method(about, fit)
 
 
-def _check_lengths(prompt_tokens: int, answer_tokens: int) -> None:
-    if min(prompt_tokens, answer_tokens) < 1:
-        raise InputError(f"prompt_tokens, answer_tokens: {prompt_tokens}, {answer_tokens}; both must be at least 1")
-
-
-def _shortened(tokenizer, prompts, answers, prompt_tokens: int, answer_tokens: int) -> tuple[list, list]:
+class _Shortened:
     """Conversations whose prompts keep their last and whose answers keep their first tokens."""
-    asked = ["\n".join(turn["content"] for turn in prompt) for prompt in prompts]
-    asked, said = (_cut(tokenizer, *part) for part in ((asked, -prompt_tokens), (answers, answer_tokens)))
-    return [user_message(text) for text in asked], [assistant_message(text or ".") for text in said]
 
+    def __init__(self, tokenizer, prompt_tokens: int, answer_tokens: int):
+        if min(prompt_tokens, answer_tokens) < 1:
+            raise InputError(f"prompt_tokens, answer_tokens: {prompt_tokens}, {answer_tokens}; both must be at least 1")
+        self.tokenizer, self.last, self.first = tokenizer, slice(-prompt_tokens, None), slice(answer_tokens)
 
-def _cut(tokenizer, texts: Sequence, tokens: int) -> list[str]:
-    """The first `tokens` tokens of each text, or, below zero, the last."""
-    kept = slice(tokens) if tokens > 0 else slice(tokens, None)
-    ids = tokenizer([text_of(text) for text in texts], add_special_tokens=False)["input_ids"]
-    return [tokenizer.decode(row[kept]) for row in ids]
+    def __call__(self, prompts: Sequence, answers: Sequence) -> tuple[list, list]:
+        asked = self._cut(["\n".join(turn["content"] for turn in prompt) for prompt in prompts], self.last)
+        said = self._cut(list(map(text_of, answers)), self.first)
+        return [user_message(text) for text in asked], [assistant_message(text or ".") for text in said]
+
+    def pairs(self, rows: Sequence[dict]) -> dict[str, list]:
+        """Columns prompt, chosen, rejected."""
+        columns = {name: [row[name] for row in rows] for name in ("prompt", "chosen", "rejected")}
+        prompts, chosen = self(columns["prompt"], columns["chosen"])
+        return {"prompt": prompts, "chosen": chosen, "rejected": self(columns["prompt"], columns["rejected"])[1]}
+
+    def _cut(self, texts: list[str], kept: slice) -> list[str]:
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [self.tokenizer.decode(row[kept]) for row in ids]
 
 
 def measures(score: Score, data: PairData) -> dict[str, float]:
@@ -195,7 +187,7 @@ def run_study(
             data = load(name, seed=seed)
             digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
             for method, how in methods.items():
-                file = Path(records) / name / f"{method}_{seed}.json"
+                file = inside(Path(records), f"{name}/{method}_{seed}.json")
                 key = {"data_sha256": digest, "about": how.about, "fits": FITS}
                 record = _on_record(file)
                 if record.get("key") != key:
@@ -221,7 +213,7 @@ def seed_rows(rows: Sequence[Mapping], metric: str, against: str = "") -> list[d
     """Of `run_study`'s records one row a data set and method: group, label, estimate, low, high (95 %).
 
     `against`: a method whose value of the same seed is subtracted; it has no row then. A data set without the metric
-    has none either. See `resampled_t_interval` for the interval.
+    has none either. See `resampled_t_interval` for the interval; that of a share ends at 0 and 1.
     """
     values: dict[tuple[str, str], dict[int, float]] = {}
     for row in (row for row in rows if metric in row["metrics"]):
@@ -233,5 +225,7 @@ def seed_rows(rows: Sequence[Mapping], metric: str, against: str = "") -> list[d
             base = values[name, against] if against else dict.fromkeys(own, 0.0)
             train, _, test = sizes[name]
             interval = resampled_t_interval([own[seed] - base[seed] for seed in own], test / train)
+            if metric in SHARES and not against:
+                interval = interval._replace(low=max(0.0, interval.low), high=min(1.0, interval.high))
             found.append({"group": name, "label": method, **interval._asdict()})
     return found
