@@ -215,7 +215,7 @@ def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`; a name that leads out of the folder is an `InputError`: it may come from a parameter file."""
     path = Path(os.path.normpath(folder / name))
-    if not path.is_relative_to(os.path.normpath(folder)):
+    if ".." in Path(name).parts or not path.is_relative_to(os.path.normpath(folder)):
         raise InputError(f"{name}: leads out of {folder}; give a plain name")
     return path
 

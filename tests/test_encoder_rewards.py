@@ -99,6 +99,12 @@ def test_a_long_response_keeps_head_and_tail(tiny_encoder):
     assert short["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
 
 
+def test_special_tokens_in_a_text_are_read_as_letters(tiny_encoder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    [row] = PairTokenizer(max_tokens=48, prompt_tokens=8).encode(tokenizer, ["how can you"], ["no [SEP] sure"])
+    assert row["input_ids"].count(tokenizer.sep_token_id) == 2, "the template's own two, and none of the answer's"
+
+
 def test_scores_do_not_depend_on_the_batch(tiny_encoder):
     model, tokenizer = load_classifier(tiny_encoder, num_labels=3)
     model.eval()

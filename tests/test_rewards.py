@@ -241,3 +241,10 @@ def test_bad_columns_are_refused():
         reward(PROMPTS, COMPLETIONS)
     with pytest.raises(InputError, match="row 1 is 'arson', but there are models only for insult"):
         reward(PROMPTS, COMPLETIONS, category=["insult", "arson", "insult", "insult"])
+
+
+def test_models_without_a_fingerprint_are_named_when_a_training_asks_for_it():
+    models = FakeModels(Z)
+    del models.fingerprint
+    with pytest.raises(InputError, match="FakeModels: has no `fingerprint`"):
+        RewardFunction(models).fingerprint  # noqa: B018

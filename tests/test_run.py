@@ -382,15 +382,18 @@ def test_what_datasets_caches_beside_the_data_damages_nothing(root):
     assert {path.name for path in data.iterdir()} == {path.name for path in before}, "a cache of earlier data goes"
 
 
+PEOPLES = ("notes.txt", "numbers/mine/plot.svg", "look.ipynb", "tmp_notes", "cache-mine", "mine/manifest.json")
+
+
 def test_what_a_person_put_into_a_stage_stays(finished):
     folder = finished / "outputs/lab/01_make"
-    for name in ("notes.txt", "numbers/mine/plot.svg", "look.ipynb"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    for name in PEOPLES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
     write_notebook(finished / "notebooks/01_make.ipynb", [c.replace("part.txt", "other.txt") for c in MAKE])
     for _ in range(2):
         assert main(["run", "lab"]) == 0 and states() == ["done", "done"]
-        for name in ("notes.txt", "numbers/mine/plot.svg", "look.ipynb"):
+        for name in PEOPLES:
             assert (folder / name).read_text() == "mine"
         assert not (folder / "part.txt").exists(), "what an earlier version of the notebook made is no person's"
         write_notebook(finished / "notebooks/01_make.ipynb", [*(c.replace("part", "other") for c in MAKE), "1 + 1"])

@@ -114,6 +114,14 @@ def test_a_parameter_added_with_its_default_makes_no_record_stale_and_a_changed_
     assert len(stale_records("lab")) == 4
 
 
+def test_a_record_knows_what_it_read_even_where_that_is_not_on_record(recorded):
+    for seed in (3, 4):
+        (recorded / RECORDS / f"lab/{seed}/01_make.json").unlink()
+    assert stale_records("lab") == []
+    edit_first_notebook(recorded, "limit: int = 9", "limit: int = 8")
+    assert len(stale_records("lab")) == 2
+
+
 def test_again_takes_nothing_away_before_it_has_the_lock_and_a_new_result(recorded, capsys):
     folder = recorded / "outputs/seeds/lab/3"
     with (folder / ".lock").open("w") as lock:

@@ -42,6 +42,7 @@ from srmir_lib.reward_models.probes import Probes, block_mask, probe_questions
 from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets
 from srmir_lib.reward_models.shared import _train, clip_each, fit_shared, train_probes
 from srmir_lib.runner.notebook import Notebook
+from srmir_lib.studies.probe_forms import probe_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "crimes", "privacy"]
@@ -639,3 +640,24 @@ def test_bad_rows_are_refused(trained):
 def test_a_calibration_beside_the_set_is_loaded(copied, tiny_model):
     Calibration(tuple(CATEGORIES), (0.0, 1.0, 2.0), (1.0, 2.0, 3.0), 9).save(copied / "calibration.json")
     assert ShadowRewardModels.load(copied, "cpu", base_model=str(tiny_model)).calibration.std == (1.0, 2.0, 3.0)
+
+
+def test_a_text_is_too_long_where_its_probe_would_not_fit(trunk, trained):
+    models = ShadowRewardModels.load(trained[0], trunk)
+    words = trunk.longest - len(conversation_ids(trunk.tokenizer, ["help me"], ["no"])[0])
+    with pytest.raises(InputError, match=f"row 1.*reads {trunk.longest}"):
+        models.score(["help me"] * 2, ["no", "no" + " no" * words])
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_steps": 0}, {"learning_rate": -1.0}, {"cross_ratio": -3.0}, {"keep_gb": -1.0}]
+)
+def test_settings_have_bounds(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        replace(SETTINGS, **change)
+
+
+def test_a_study_of_probes_stays_in_its_folder(tmp_path):
+    first = SetRun(tmp_path / "shadow_rms", CATEGORIES, SETTINGS)
+    with pytest.raises(InputError, match="leads out of"):
+        probe_runs(first, {"../../params": {}}, tmp_path / "probes")

@@ -279,6 +279,10 @@ def test_as_a_reward_function_it_logs_what_it_believes(model):
     assert all(isinstance(value, float) for value in plain) and all(a > b for a, b in zip(plain, guarded, strict=True))
     assert logged["belief/mean"] == pytest.approx(sum(plain) / 2) and logged["belief/sd"] > 0
     assert TokenRewardFunction(model).fingerprint != TokenRewardFunction(model, k=1.0).fingerprint
+    before = TokenRewardFunction(model).fingerprint
+    with torch.no_grad():
+        next(model.parameters()).add_(0.1)
+    assert TokenRewardFunction(model).fingerprint != before, "other weights, another reward"
 
 
 def test_beliefs_that_are_not_finite_name_the_row(reader):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from fit_set import fit_set
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -29,7 +30,6 @@ from srmir_lib.policies.training import (
 )
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import RewardSettings
-from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 COMMON = {
@@ -208,7 +208,7 @@ def test_new_contents_of_reward_models_calibration_or_router_start_the_run_anew(
     few = RewardSettings(
         max_steps=1, batch_size=4, learning_rate=1e-3, lora_rank=2, lora_alpha=4, max_length=64, cross_ratio=0.0
     )
-    fit_separate(tiny_model, {"train": pairs}, folder, ["insult"], few, device="cpu")
+    fit_set(tiny_model, {"train": pairs}, folder, ["insult"], few, design="separate")
     router.route = lambda prompts: ["insult"] * len(prompts)
 
     def run() -> list[dict]:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from srmir_lib.cli import main
+from srmir_lib.errors import InputError
 from srmir_lib.runner.execute import Board
 from srmir_lib.runner.manifest import cores, threads
 from srmir_lib.runner.series import Runner
@@ -78,6 +79,20 @@ def test_two_stages_that_need_the_same_run_side_by_side(root, capfd):
     assert table == ["01_make", "02_left", "03_right", "04_end"], "the table is in running order"
     assert main(["run", "lab", "--jobs", "2"]) == 0
     assert capfd.readouterr().out.count("skipped, ") == 4
+
+
+def test_a_stage_that_cannot_begin_lets_its_neighbour_come_to_its_end(root, capsys, monkeypatch):
+    begin = Runner._begin
+
+    def beginning(runner, task, jobs):
+        if task.name == "03_right":
+            raise InputError("03_right: cannot begin")
+        return begin(runner, task, jobs)
+
+    monkeypatch.setattr(Runner, "_begin", beginning)
+    assert main(["run", "lab", "--jobs", "2"]) == 2
+    assert "03_right: cannot begin" in capsys.readouterr().err
+    assert manifest(root, "02_left")["ok"], "what ran beside it has ended"
 
 
 def test_more_notebooks_than_cores_have_one_thread_each(monkeypatch):

@@ -143,11 +143,12 @@ class MarginModel:
     """The frozen model, and how an answer is read off it."""
 
     def __init__(self, model: str, device: str, layer: int, pooling: str):
-        from srmir_lib.models.loading import load_trunk, resolve_encoder
+        from srmir_lib.models.loading import config_of, is_causal, load_trunk, precision, resolve_encoder
 
         self.model, self.options = resolve_encoder(model), {"layer": layer, "pooling": pooling}
+        dtype = precision(device) if is_causal(config_of(self.model)) else "float32"  # as 03 holds them
         try:
-            self.trunk, self.tokenizer = load_trunk(self.model, device)
+            self.trunk, self.tokenizer = load_trunk(self.model, device, dtype)
         except SafetensorError as error:
             raise InputError(f"{model}: damaged weights ({error}); fetch or train the model again") from error
 

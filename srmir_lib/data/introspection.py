@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from srmir_lib.conversations import assistant_message, text_of
+from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import generate
 from srmir_lib.models.trunk import Trunk
@@ -41,9 +41,16 @@ class Introspector:
         ask = {"temperature": 0, "until": SEPARATOR}
         said = generate(self.trunk.model, self.trunk.tokenizer, asked, self.max_new_tokens, **ask)
         drafts.update(zip(new, (text.partition(SEPARATOR)[0].strip() for text in said), strict=True))
-        turns = [cod_prompt(text, self.question) + assistant_message(drafts[text]) for text in texts]
-        chats = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
-        return [before + chat for before, chat in zip(turns, chats, strict=True)]
+        return self.turns(prompts, drafts)
+
+    def turns(self, prompts: Sequence, drafts: Mapping[str, str]) -> list:
+        """Conversations that start with the question about each prompt and its draft, empty where `drafts` has none."""
+        if not self.question:
+            return list(prompts)
+        chats = [user_message(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        texts = [text_of(prompt) for prompt in prompts]
+        before = [cod_prompt(text, self.question) + assistant_message(drafts.get(text, "")) for text in texts]
+        return [asked + chat for asked, chat in zip(before, chats, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,11 @@ def checked(embeddings: Tensor) -> Tensor:
 
 
 def _encoder_ids(tokenizer, prompts: Sequence, responses: Sequence | None) -> tuple[list[list[int]], list[int]]:
-    """Token ids of texts or text pairs, and where in each the response starts (0 without responses)."""
+    """Token ids of texts or text pairs, and where in each the response starts (0 without responses). A special token
+    that a text spells out is read as the letters it is."""
     texts = [text_of(prompt) for prompt in prompts]
     pairs = [text_of(response) for response in responses] if responses is not None else None
-    encoded = tokenizer(texts, pairs, truncation=True) if texts else {"input_ids": []}
+    encoded = tokenizer(texts, pairs, truncation=True, split_special_tokens=True) if texts else {"input_ids": []}
     ids = encoded["input_ids"]
     if responses is None:
         return ids, [0] * len(ids)

@@ -9,6 +9,7 @@ import importlib.util
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from threading import RLock
 
 import torch
 from peft import PeftModel
@@ -48,18 +49,23 @@ def load_trunk(model: str | Path, device: str = "auto", dtype: str = "float32") 
     return trunk.requires_grad_(False), tokenizer
 
 
+LOADING = RLock()
+"""What `quiet` changes is transformers' own, for all threads: they load one after the other."""
+
+
 @contextmanager
 def quiet():
     """Silence the loader's bar, and its report of a head that is left out or new: here that is meant."""
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+    with LOADING:
+        level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bar:
+                logging.enable_progress_bar()
 
 
 def is_causal(model) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from srmir_lib.errors import InputError
+from srmir_lib.conversations import check_lengths
+from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
 from srmir_lib.models.embeddings import ending_before, pool
 from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV, StopForward
@@ -101,6 +102,11 @@ class Trunk:
         return self.model.config.get_text_config()
 
     @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text that the model reads, if there is a limit."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
     def linear(self) -> dict[str, nn.Linear]:
         """The linear layers of the decoder by name: what PEFT calls `all-linear`."""
         return {name: layer for name, layer in self.decoder.named_modules() if isinstance(layer, nn.Linear)}
@@ -137,10 +143,10 @@ class Trunk:
         the mean from these tokens on; the layers behind it do not run.
         """
         self.check()
-        limit, lengths = getattr(self.config, "max_position_embeddings", None), [len(tokens) for tokens in ids]
-        for row, length in enumerate(lengths):
-            if not length or (limit is not None and length > limit):
-                raise InputError(f"{length} tokens of row {row}: too many or none; the model reads 1 to {limit}")
+        lengths = [len(tokens) for tokens in ids]
+        check_lengths(ids, self.longest)
+        if 0 in lengths:
+            raise RowError("{row}: no tokens, so there is nothing to read", lengths.index(0))
         layers = self.config.num_hidden_layers
         layer = None if layer is None else layer % (layers + 1)
         shared = [0] * len(ids) if groups is None or layer == 0 else shared_lengths(ids, groups, starts)

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from srmir_lib.artifacts import read_json, read_jsonl, write_json
+from srmir_lib.models.loading import fingerprint
 
 COMPLETE = "complete"
 """Name of the empty file that marks a checkpoint as wholly written."""
@@ -34,13 +35,11 @@ class MarkComplete(TrainerCallback):
 
 
 def run_key(base_model, dataset: Dataset, settings: dict, reward: str) -> str:
-    """A hash that changes with the settings, the data, the base model's files or the reward."""
-    folder = Path(base_model)
-    files = [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.rglob("*"))]
+    """A hash that changes with the settings, the data, the base model (`fingerprint`) or the reward."""
     rows = hashlib.sha256()
     for example in dataset:
         rows.update(json.dumps(example, sort_keys=True, default=str).encode())
-    parts = [str(base_model), files, settings, rows.hexdigest(), reward]
+    parts = [fingerprint(base_model), settings, rows.hexdigest(), reward]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

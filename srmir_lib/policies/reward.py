@@ -78,6 +78,12 @@ class RewardFunction:
     @property
     def fingerprint(self) -> str:
         """All that decides the rewards, also what models, calibration and router hold: a resumed run compares it."""
+        parts = [self.models] if isinstance(self.router, str) else [self.models, self.router]
+        for part in parts:
+            if not hasattr(part, "fingerprint"):
+                raise InputError(
+                    f"{type(part).__name__}: has no `fingerprint`, which tells a training what it was paid by"
+                )
         router = self.router if isinstance(self.router, str) else self.router.fingerprint
         options = f"{self.strategy} {self.weights.tolist()} {self.calibrated} {self.monitor_every}"
         return f"{options} {router} {self.models.fingerprint} {self.models.calibration}"

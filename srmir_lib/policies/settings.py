@@ -75,7 +75,7 @@ class GRPOSettings(Settings):
     epsilon: Above0  # clip range of the probability ratio
     scale_rewards: Literal["group", "batch", "none"]
     loss_type: Literal["grpo", "dapo"]  # a mean over each answer first, as in the paper; or one over all tokens
-    use_bias_correction_kl: bool = True  # the KL estimate times the probability ratio, as TRL has it
+    use_bias_correction_kl: bool  # the KL estimate times the probability ratio, as TRL has it
     monitor_every: CountOr0  # steps between two looks at the base model's log-likelihood; 0 is never
     checkpoint_every: CountOr0  # steps between two checkpoints; 0 is none
 

@@ -85,7 +85,8 @@ def train_grpo(
     output_dir = Path(output_dir)
     _check_columns(prompts, ("prompt",))
     begun = "" if start is None else _check_start(start, settings)
-    key = run_key(base_model, prompts, settings.model_dump(), getattr(reward_function, "fingerprint", "") + begun)
+    reward_is = reward_function.fingerprint if "fingerprint" in dir(reward_function) else ""
+    key = run_key(base_model, prompts, settings.model_dump(), reward_is + begun)
     if resume and (history := finished_history(output_dir, key)):
         return history
     checkpoints = checkpoint_folder(output_dir, key, resume)

@@ -3,6 +3,7 @@
 import os
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -11,6 +12,9 @@ from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import fingerprint
 from srmir_lib.models.trunk import Trunk
+
+Count = Annotated[int, Field(gt=0)]
+
 
 LIMITS = ("pcrm_length", "pcrm_cosine")
 
@@ -85,19 +89,21 @@ class ProbeSettings:
 class RewardSettings(PairObjective):
     """How each reward model is trained. The notebook's parameters hold the values; there are no others."""
 
-    max_steps: int  # updates of one model
-    batch_size: int  # pairs per update
-    learning_rate: float
-    lora_rank: int
-    lora_alpha: int
-    max_length: int  # tokens of the longest allowed conversation; a longer pair is an error, never dropped
-    cross_ratio: float = 0.0  # training "cross": pairs of other categories, per pair of the model's own
-    unknown_ratio: float = 0.0  # pairs of no category (benign prompts, say), per pair of the model's own
+    max_steps: Count  # updates of one model
+    batch_size: Count  # pairs per update
+    learning_rate: Annotated[float, Field(gt=0)]
+    lora_rank: Count
+    lora_alpha: Count
+    max_length: Count  # tokens of the longest allowed conversation; a longer pair is an error, never dropped
+    cross_ratio: float = Field(0.0, ge=0)  # training "cross": pairs of other categories, per pair of the model's own
+    unknown_ratio: float = Field(0.0, ge=0)  # pairs of no category (benign prompts, say), per pair of the model's own
     averaged_fits: int = Field(1, ge=1)  # fits in different orders of the pairs whose weights are averaged (WARM)
-    question: str = ""  # an introspective question with {prompt}, whose draft is read before scoring; "" asks nothing
-    draft_tokens: int = 24  # of that draft, at most
+    question: str = ""  # introspective, with {prompt}; its draft is read before scoring; "" asks nothing
+    draft_tokens: int = Field(24, gt=0)  # of that draft, at most
     probe: ProbeSettings = field(default_factory=ProbeSettings)  # design shared: what is asked after the text
-    keep_gb: float = 1.5  # design shared: states of the trunk kept across epochs, at most; else they are read again
+    keep_gb: float = Field(
+        1.5, ge=0
+    )  # design shared: states of the trunk kept across epochs, at most; else they are read again
 
     def __post_init__(self):
         super().__post_init__()

@@ -69,7 +69,8 @@ class PairTokenizer:
         taken = tokenizer.num_special_tokens_to_add(pair=True) + 2
         limits = [self.max_tokens - taken - len(spans) for spans in _offsets(tokenizer, questions)]
         answers = _cut(tokenizer, [text_of(response) for response in responses], limits)
-        encoded = tokenizer(questions, answers, truncation="only_second", max_length=self.max_tokens)
+        cut = {"truncation": "only_second", "max_length": self.max_tokens}
+        encoded = tokenizer(questions, answers, split_special_tokens=True, **cut)
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 

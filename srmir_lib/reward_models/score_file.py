@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, read_json
-from srmir_lib.conversations import assistant_message, check_lengths, conversation_ids, text_of, user_message
+from srmir_lib.conversations import check_lengths, conversation_ids
 from srmir_lib.data.jsonl import (
     check_output,
     chunked,
@@ -25,7 +25,7 @@ from srmir_lib.data.jsonl import (
 from srmir_lib.errors import InputError
 from srmir_lib.taxonomy import UNKNOWN
 
-ALL = "all"  # as reward_model.ALL, which would import torch
+ALL = "all"  # as `config.ALL`, which would import torch
 
 
 def score_file(
@@ -107,20 +107,13 @@ class _Scorer:
     def check_lengths(self, rows: Sequence[dict]) -> None:
         """Refuse a row that is longer than the base model reads, with a draft as long as it may become; an encoder cuts
         what is too long."""
-        from srmir_lib.papers.srmir import cod_prompt
-
         if self.models.design == "pooled":
             return
-        scorer, chats = self.models.scorer, [row["prompt"] for row in rows]
-        think = scorer.think
-        if think.question:
-            before = [cod_prompt(text_of(chat), think.question) + assistant_message("") for chat in chats]
-            own = [user_message(chat) if isinstance(chat, str) else chat for chat in chats]
-            chats = [asked + chat for asked, chat in zip(before, own, strict=True)]
-        config = scorer.trunk.config if self.models.design == "shared" else scorer.model.config.get_text_config()
-        ids = conversation_ids(scorer.tokenizer, chats, [row["response"] for row in rows])
-        limit = getattr(config, "max_position_embeddings", None)
-        check_lengths(ids, limit, think.max_new_tokens if think.question else 0)
+        scorer = self.models.scorer
+        chats = scorer.think.turns([row["prompt"] for row in rows], {})
+        ids = conversation_ids(scorer.trunk.tokenizer, chats, [row["response"] for row in rows])
+        more = scorer.think.max_new_tokens if scorer.think.question else 0
+        check_lengths(ids, scorer.trunk.longest, more + scorer.width)
 
     def __call__(self, rows: Sequence[dict]) -> list[dict]:
         """The new columns of each row."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from srmir_lib.conversations import conversation_ids
+from srmir_lib.conversations import check_lengths, conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length, padded
@@ -47,6 +47,8 @@ def classifier_on(trunk: Trunk):
 class SeparateScorer:
     """K adapters on the weights of a trunk, one of them active at a time."""
 
+    width = 0  # tokens that are read behind a text
+
     def __init__(self, folder: Path, config: dict, trunk: Trunk):
         """Read a set that `fit_separate` wrote."""
         from peft import PeftModel
@@ -74,6 +76,7 @@ class SeparateScorer:
         """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only, (N,), which costs one
         forward a row, whatever K is; on the CPU."""
         ids = conversation_ids(self.trunk.tokenizer, self.think(prompts), completions)
+        check_lengths(ids, self.trunk.longest)
         if columns is None:
             return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)
         scores = torch.zeros(len(columns))
@@ -85,13 +88,9 @@ class SeparateScorer:
     @torch.no_grad()
     def score_ids(self, ids: Sequence[list[int]], category: str) -> Tensor:
         """Scores (N,) of tokenized conversations by one category's model; an empty list gives an empty tensor."""
-        limit, lengths = getattr(self.trunk.config, "max_position_embeddings", None), [len(tokens) for tokens in ids]
-        for row, length in enumerate(lengths):
-            if limit is not None and length > limit:
-                raise InputError(f"row {row}: {length} tokens, but the reward model reads at most {limit}")
         self.model.set_adapter(category)  # freezes the others: right for scoring, wrong for joint training
         scores = torch.zeros(len(ids))
-        for rows in by_length(range(len(ids)), lengths, self.trunk.batch_tokens):
+        for rows in by_length(range(len(ids)), [len(tokens) for tokens in ids], self.trunk.batch_tokens):
             inputs = padded([ids[row] for row in rows], self.trunk.device, self.trunk.tokenizer.pad_token_id)
             scores[rows] = self.model(**inputs, use_cache=False).logits.squeeze(-1).float().cpu()
         return scores

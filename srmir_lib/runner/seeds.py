@@ -96,14 +96,19 @@ def stale_records(preset: str, root: str | Path | None = None) -> list[str]:
     A parameter that was merely added, and has its default, makes no record stale; a default that changed does.
     """
     runner = Runner(preset, root)
-    tasks = {task.name: task for task in runner.plan(runner.select(everything=True), check_inputs=False)}
-    chains, needs, current = _chains(runner), needs_of(tasks.values()), {}
-    for file in sorted((runner.root / RECORDS / preset).glob("*/*.json")):
-        record, today = read_json(file), _parameters(tasks[file.stem]) if file.stem in tasks else {}
-        same = all(record.get("parameters", {}).get(name, value) == value for name, value in today.items())
-        current[file] = same and record.get("chain") == chains.get(file.stem)
-    read = {file: [file, *map(file.with_stem, needs.get(file.stem, ()))] for file in current}
-    return [runner.shown(file) for file in current if not all(current.get(other, True) for other in read[file])]
+    chains, today = _chains(runner), _read_with(runner)
+    files = sorted((runner.root / RECORDS / preset).glob("*/*.json"))
+    return [runner.shown(file) for file in files if not _is_current(read_json(file), chains, today)]
+
+
+def _is_current(record: dict, chains: dict[str, str], today: dict[str, dict[str, dict]]) -> bool:
+    """Whether today's preset would make this record: its chain, and every parameter that stood in it then."""
+    name = record.get("notebook")
+    if name not in today or record.get("chain") != chains[name]:
+        return False
+    made = {**record["reads"], name: record["parameters"]}
+    now = today[name].items()
+    return all(made.get(stage, {}).get(key, value) == value for stage, own in now for key, value in own.items())
 
 
 def _records(folder: str | Path) -> list[dict]:
@@ -147,6 +152,13 @@ def _chains(runner: Runner) -> dict[str, str]:
     return chains
 
 
+def _read_with(runner: Runner) -> dict[str, dict[str, dict]]:
+    """Of every stage the parameters of itself and of all stages it reads, by name."""
+    tasks = {task.name: task for task in runner.plan(runner.select(everything=True), check_inputs=False)}
+    needs = needs_of(tasks.values())
+    return {name: {other: _parameters(tasks[other]) for other in (name, *needs[name])} for name in tasks}
+
+
 def _record(runner: Runner, task: Task, chains: dict[str, str]) -> None:
     """Keep a finished stage's metrics, and what a reader needs to weigh them."""
     folder = runner.outputs / task.name
@@ -165,4 +177,6 @@ def _record_failure(runner: Runner, task: Task, chains: dict[str, str], failure:
 
 def _write(runner: Runner, task: Task, chains: dict[str, str], facts: dict, metrics: dict) -> None:
     about = {"preset": runner.preset, "notebook": task.name, "seed": runner.seed, "chain": chains[task.name]}
-    write_json(_file(runner, task), about | facts | {"parameters": _parameters(task), "metrics": metrics})
+    reads = _read_with(runner)[task.name]
+    parameters = {"parameters": reads.pop(task.name), "reads": reads}
+    write_json(_file(runner, task), about | facts | parameters | {"metrics": metrics})

@@ -148,21 +148,24 @@ class Runner:
         with self._lock(), Workers(board, jobs) as workers:
             while waiting or workers.busy:
                 task, together = (None, False) if failure else next_to_start(waiting, workers.busy, needs, jobs)
-                if task and not again and self.state(task) == "done":
-                    waiting.remove(task)
-                    refresh_prose(self.outputs / task.name / task.notebook.path.name, task.notebook.path)
-                    yield self._result(task, "skipped")
-                    continue
-                if task:
-                    waiting.remove(task)
-                    board.clear()
-                    say(f"{task.name}: running")
-                    begun[task.name] = task, self._begin(task, jobs if together else 1)
-                    work, given = self.work(task.name), {"output_dir": self.shown(self.work(task.name))}
-                    executed, parameters = work / f"{task.name}.ipynb", task.parameters | given
-                    workers.start(together, task.notebook, executed, parameters, self.root)
-                    if together:
+                try:
+                    if task and not again and self.state(task) == "done":
+                        waiting.remove(task)
+                        refresh_prose(self.outputs / task.name / task.notebook.path.name, task.notebook.path)
+                        yield self._result(task, "skipped")
                         continue
+                    if task:
+                        waiting.remove(task)
+                        board.clear()
+                        say(f"{task.name}: running")
+                        begun[task.name] = task, self._begin(task, jobs if together else 1)
+                        work, given = self.work(task.name), {"output_dir": self.shown(self.work(task.name))}
+                        executed, parameters = work / f"{task.name}.ipynb", task.parameters | given
+                        workers.start(together, task.notebook, executed, parameters, self.root)
+                        if together:
+                            continue
+                except (InputError, OSError) as error:
+                    failure = error
                 if not workers.busy:
                     break
                 name, ended = workers.next()
@@ -218,7 +221,7 @@ class Runner:
         inputs |= outside_inputs(task.parameters, task.notebook.metadata.get("srmir", {}).get("writes", []), self.root)
         files, packages = task.notebook.imports(self.root)
         code = {self.shown(file): sha256(file) for file in files}
-        decisive = versions(name for name in DECISIVE if {"scikit-learn": "sklearn"}.get(name, name) in packages)
+        decisive = versions(package for name in packages & DECISIVE.keys() for package in DECISIVE[name])
         return digest([task.parameters, task.notebook.code_cells(), code, decisive, inputs]), inputs
 
     def _check_inputs(self, tasks: list[Task]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from srmir_lib.artifacts import read_json
+from srmir_lib.artifacts import inside, read_json
 from srmir_lib.evaluation.reward_accuracy import routed_gaps
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.fit import SetRun
@@ -20,7 +20,7 @@ def probe_runs(first: SetRun, kinds: Mapping[str, Mapping], folder: str | Path) 
     runs = {}
     for name, changes in kinds.items():
         settings = replace(first.settings, probe=replace(first.settings.probe, **{"tokens": 0, **changes}))
-        runs[name] = replace(first, folder=Path(folder) / name.replace(" ", "_"), settings=settings)
+        runs[name] = replace(first, folder=inside(Path(folder), name.replace(" ", "_")), settings=settings)
     return runs
 
 

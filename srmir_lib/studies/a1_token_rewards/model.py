@@ -4,9 +4,10 @@ The frozen base model reads draft and prompt (`Reader`); from the beginning of t
 which is PEFT's Activated LoRA (Greenewald et al. 2025, arXiv 2504.12397) with the template's generation prompt as
 invocation. Heads on the adapted states give mean and standard deviation of each token's reward; the base model's own
 output layer gives the Q-values, so the adapted model is the policy that the objective speaks of. Bradley-Terry and AVA
-train the same weights and differ in their objective only (`token_training`).
+train the same weights and differ in their objective only (`training`).
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -258,7 +259,8 @@ class TokenRewardFunction:
         """`readout`: another one than the model was trained with. `name`: which fit it is, for the fingerprint that a
         resumed run compares."""
         self.model, self.k, self.readout, self.__name__ = model, k, readout, "token_reward"
-        self.fingerprint = f"token_reward {name} {k} {readout} {model.settings}"
+        weights = hashlib.sha256(b"".join(part.detach().cpu().numpy().tobytes() for part in model.parameters()))
+        self.fingerprint = f"token_reward {name} {k} {readout} {model.settings} {weights.hexdigest()}"
 
     def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
         answers = self.model.reader.answers(prompts, completions, allow_empty=True)  # a policy may say nothing

@@ -1,8 +1,8 @@
 """Objectives on real pairs: every (data set, method, seed) is one fit and one small record, so that hours add up.
 
 A method learns from a `PairData` and gives back a score for answers. Encoders learn the pair objectives of
-`encoder_training`, token rewards on a causal trunk those of `token_training`, and on the same trunk either design of
-reward model those of `RewardSettings`; a counter of words stands beside all.
+`reward_models.pooled_training`, token rewards on a causal trunk those of `a1_token_rewards.training`, and on the same
+trunk either design of reward model those of `RewardSettings`; a counter of words stands beside all.
 """
 
 import hashlib
