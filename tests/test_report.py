@@ -11,7 +11,7 @@ import pytest
 from srmir_lib.artifacts import write_json, write_jsonl
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.plots import forest_plot
-from srmir_lib.runner.report import build_report, results_table, table_html
+from srmir_lib.runner.report import build_report, results_table
 
 POISON = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -123,8 +123,6 @@ def test_results_table_by_hand():
         {"policy": "a", "goodness, harmful": "–", "attack success, plain (%)": "12.3"},
         {"policy": "b", "goodness, harmful": "0.500", "attack success, plain (%)": "–"},
     ]
-    assert table_html([]) == ""
-    assert "<td>&lt;b&gt;</td>" in table_html([{"x": "<b>"}])
 
 
 def browse(page, tmp_path, *flags):
