@@ -48,7 +48,9 @@ def run(tmp_path):
         folder / "manifest.json", manifest | {"parameters": {"seed": 7, "note": POISON}, "git_commit": "c0ffee" * 6}
     )
     (folder / "figures").mkdir()
-    forest_plot([{"label": "a", "estimate": 0, "low": -1, "high": 1}]).savefig(folder / "figures" / "forest.png")
+    forest_plot([{"label": "a", "estimate": 0, "low": -1, "high": 1}], "gain").savefig(
+        folder / "figures" / "forest.png"
+    )
     other = tmp_path / "outputs" / "lab" / "02_shadow_reward_models" / "figures"
     other.mkdir(parents=True)
     shutil.copy(folder / "figures" / "forest.png", other / "curves.png")
