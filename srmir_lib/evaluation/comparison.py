@@ -33,11 +33,10 @@ def answers_side_by_side(results: Mapping[str, Sequence[Mapping]], show_text: bo
     samples = []
     for about in [name for name in sorted(first) if name.startswith("harmful")] + ["lookalike", "utility"]:
         if about in first:
-            rows = {name: rows[first[about]] for name, rows in results.items()}
-            answers = [
-                {"policy": name, "response": redact(row["response"], show_text), "rung": row["rung"]}
-                for name, row in rows.items()
-            ]
+            answers = []
+            for name, rows in results.items():
+                row = rows[first[about]]
+                answers.append({"policy": name, "response": redact(row["response"], show_text), "rung": row["rung"]})
             prompt = redact(base[first[about]]["prompt"], show_text)
             samples.append({"prompt": prompt, "about": about, "answers": answers})
     return samples
