@@ -83,7 +83,13 @@ def training_batches(world: World, tokenizer, steps: int, rows: int, seed: int) 
 
 
 def build_base_model(
-    world: World, folder: str | Path, steps: int, rows: int = 12, hidden_size: int = 128, layers: int = 4, seed: int = 0
+    world: World,
+    folder: str | Path,
+    steps: int,
+    rows: int = 12,
+    hidden_size: int = 128,
+    layers: int = 4,
+    seed: int = 0,
 ) -> Path:
     """Train the base model of a town and save it as a Hugging Face folder (model and tokenizer), atomically.
 
