@@ -154,11 +154,8 @@ def claims_of_one_run(claims: Sequence[Claim], results: Mapping[str, Sequence[Ma
         rivals = claim.control.removeprefix(f"{about}/").partition("/")[0]
         if about != "06_evaluation" or treatment not in results:
             continue
-        found = {
-            control: paired_difference(results[treatment], rows, measure)
-            for control, rows in results.items()
-            if fnmatchcase(control, rivals)
-        }
+        controls = [name for name in results if fnmatchcase(name, rivals)]
+        found = {name: paired_difference(results[treatment], results[name], measure) for name in controls}
         sign = -1 if claim.side == "below" else 1
         strongest_first = sorted(found.items(), key=lambda item: sign * item[1].estimate)
         for place, (control, (estimate, low, high)) in enumerate(strongest_first):

@@ -59,35 +59,26 @@ def results_table(policies: Mapping[str, Mapping[str, float]]) -> list[dict[str,
     Columns that no policy has are left out; a cell that one policy lacks is a dash.
     """
     columns = [name for name in HEADINGS if any(name in summary for summary in policies.values())]
-    return [
-        {"policy": policy}
-        | {
-            HEADINGS[name][0]: f"{HEADINGS[name][1] * summary[name]:.{HEADINGS[name][2]}f}" if name in summary else "–"
-            for name in columns
-        }
-        for policy, summary in policies.items()
-    ]
+    rows = []
+    for policy, summary in policies.items():
+        row = {"policy": policy}
+        for name in columns:
+            heading, factor, decimals = HEADINGS[name]
+            row[heading] = f"{factor * summary[name]:.{decimals}f}" if name in summary else "–"
+        rows.append(row)
+    return rows
 
 
 def _header(stages: Sequence[Mapping]) -> dict:
     """How the stages stand, and what made them."""
     done = [stage["manifest"] for stage in stages if stage["manifest"]]
-    total = sum(manifest.get("seconds") or 0 for manifest in done)
-    passed = elapsed(
-        (manifest["started"], manifest.get("seconds") or 0) for manifest in done if manifest.get("started")
-    )
-    facts = f"{len(done)} of {len(STAGES)} stages, {total:,.0f} seconds in all, {passed:,.0f} elapsed."
-    commits = sorted({str(m.get("git_commit"))[:10] + (" + changes" if m.get("git_dirty") else "") for m in done})
-    facts += f" Code: {', '.join(commits)}." if commits else ""
-    versions = (done[-1].get("versions") or {}) if done else {}
-    shown = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
-    columns = {"started": "started", "seconds": "seconds", "peak memory (MB)": "peak_memory_mb"}
-    overview = [
-        {"stage": stage["name"], "state": stage["state"]}
-        | {heading: stage["manifest"].get(key) for heading, key in columns.items()}
-        for stage in stages
-    ]
-    return {"facts": facts, "overview": overview, "versions": f"Versions: {shown}" if shown else ""}
+    return {
+        "done": len(done),
+        "seconds": sum(manifest.get("seconds") or 0 for manifest in done),
+        "elapsed": elapsed((m["started"], m.get("seconds") or 0) for m in done if m.get("started")),
+        "commits": sorted({str(m.get("git_commit"))[:10] + (" + changes" if m.get("git_dirty") else "") for m in done}),
+        "versions": (done[-1].get("versions") or {}) if done else {},
+    }
 
 
 def _evaluation(folder: Path) -> dict | None:
@@ -112,17 +103,8 @@ def _stage(folder: Path, title: str) -> dict:
         state = "no result" if metrics is None else "by hand"
     else:
         state = "done" if manifest.get("ok", True) else "failed"
-    parameters = (manifest or {}).get("parameters") or {}
-    return {
-        "name": folder.name,
-        "title": title,
-        "ran": folder.is_dir(),
-        "state": state,
-        "manifest": manifest or {},
-        "pictures": _pictures(folder),
-        "metrics": metrics and [{"metric": name, "value": value} for name, value in metrics.items()],
-        "parameters": [{"parameter": name, "value": value} for name, value in parameters.items()],
-    }
+    stage = {"name": folder.name, "title": title, "state": state, "ran": folder.is_dir()}
+    return stage | {"manifest": manifest or {}, "metrics": metrics, "pictures": _pictures(folder)}
 
 
 def _pictures(folder: Path) -> dict[str, str]:

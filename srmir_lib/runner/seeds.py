@@ -117,10 +117,8 @@ def _records(folder: str | Path) -> list[dict]:
             raise InputError(f"{file}: not a record of a seed ({error!r}); delete it and run the seed again") from error
         first = made.setdefault(notebook, (chain, file))
         if first[0] != chain:
-            raise InputError(
-                f"{file} and {first[1]} were run with different parameters; run all seeds again, "
-                "or delete the records of the others"
-            )
+            fix = "run all seeds again, or delete the records of the others"
+            raise InputError(f"{file} and {first[1]} were run with different parameters; {fix}")
         records.append(record)
     if not records:
         raise InputError(f"{folder}: no records; run `srmir seeds {folder.name} --seeds 2 3 4 5 6`")
