@@ -129,7 +129,7 @@ def _with_intervals(metrics: dict[str, float]) -> dict[str, str]:
     found, ends = {}, set()
     for name, value in metrics.items():
         low, high = None, None
-        for mark in "_/":
+        for mark in "/_":
             if {f"{name}{mark}low", f"{name}{mark}high"} <= metrics.keys():
                 low, high = f"{name}{mark}low", f"{name}{mark}high"
         ends |= {low, high}
