@@ -105,9 +105,10 @@ def _run(options: argparse.Namespace) -> None:
     results = []
     for result in runner.run(tasks, _say, options.jobs):
         results.append(result)
-        print(f"{result.name}: {result.state}, {_number(result.seconds, '.0f')} s", flush=True)
+        _say(f"{result.name}: {result.state}, {_number(result.seconds)} s")
     results.sort(key=lambda result: names.index(result.name))
-    print(f"\n{_table(results)}\n\n{_write_report(options.preset)}")
+    print(f"\n{_table(results)}\n")
+    _report(options)
 
 
 def _seeds(options: argparse.Namespace) -> None:
@@ -125,8 +126,9 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    Runner(options.preset)
-    print(_write_report(options.preset))
+    from srmir_lib.runner.report import build_report
+
+    print(build_report(Runner(options.preset).preset))
 
 
 def _bless(options: argparse.Namespace) -> None:
@@ -151,12 +153,6 @@ def _annotate(options: argparse.Namespace) -> None:
     print(annotate_file(options.model, options.input, options.output, refusals=options.refusal, **chosen))
 
 
-def _write_report(preset: str) -> str:
-    from srmir_lib.runner.report import build_report
-
-    return str(build_report(preset))
-
-
 def _setting(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -173,8 +169,8 @@ def _device(text: str) -> str:
     return text
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _table(results: Sequence[Result]) -> str:
@@ -182,7 +178,7 @@ def _table(results: Sequence[Result]) -> str:
     rows = [("stage", "state", "seconds", "peak MB", "started (UTC)")]
     for r in results:
         started = (r.started or "-")[:19].replace("T", " ")
-        rows.append((r.name, r.state, _number(r.seconds, ".0f"), _number(r.peak_memory_mb, ".0f"), started))
+        rows.append((r.name, r.state, _number(r.seconds), _number(r.peak_memory_mb), started))
     ran = [(r.started, r.seconds) for r in results if r.started]
     rows.append(("total", "", f"{sum(seconds for _, seconds in ran):.0f}", "", ""))
     rows.append(("elapsed", "", f"{elapsed(ran):.0f}", "", ""))

@@ -9,7 +9,7 @@ import torch
 
 from srmir_lib.conversations import user_message
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.training_plots import alarm_curves, labelled_points, monitor_curves, run_curves
+from srmir_lib.evaluation.training_plots import alarm_curves, labelled_points, monitor_curves
 from srmir_lib.models.loading import load_policy
 from srmir_lib.policies.callbacks import divergence
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm, measure
@@ -169,15 +169,8 @@ def test_the_reward_models_lines_have_their_names_and_values():
     assert [list(line.get_ydata()) for line in axis.lines] == [[-0.5] * 3, [0.5] * 3]
 
 
-def test_growth_has_a_panel_a_curve_and_a_line_a_run():
-    runs = {
-        name: [{"step": n, "reward": n * pay, "kl": 0.1} for n in (1, 2)] for name, pay in (("plain", 1), ("pcrm", 2))
-    }
-    reward, kl = run_curves(runs, {"reward": "reward (score)", "kl": "KL (nats a token)"}).axes
-    assert [list(line.get_ydata()) for line in reward.lines] == [[1, 2], [2, 4]]
-    assert kl.get_ylabel() == "KL (nats a token)" and [line.get_label() for line in kl.lines] == list(runs)
-
-
 def test_points_are_named_where_they_lie():
-    axis = labelled_points({"plain": (0.1, 0.9), "pcrm": (0.2, 0.8)}, "KL", "goodness").axes[0]
+    points = {"plain": (0.1, 0.9), "pcrm": (0.2, 0.8)}
+    axis = labelled_points(points, "KL", "goodness", {"plain": (0.8, 1.0), "pcrm": (0.7, 0.9)}).axes[0]
+    assert [list(line.get_ydata()) for line in axis.lines] == [[0.8, 1.0], [0.9], [0.7, 0.9], [0.8]]
     assert [text.get_text() for text in axis.texts] == ["plain", "pcrm"] and axis.texts[1].xy == (0.2, 0.8)

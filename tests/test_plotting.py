@@ -34,18 +34,17 @@ def history(scale=1.0):
     return [{"loss": 1.0}, *rows, {"step": 5, "monitor/insult": 1.0, "monitor/crimes": -1.0}]
 
 
+CURVES = {"reward": "reward (calibrated score)", "kl": "KL to the reference (nats a token)"}
+INTERVAL = {"label": "a", "estimate": 1, "low": 0, "high": 2}
 RATES = {"base": {"none": 0.7, "fiction": 0.9, "encoding": 0.5}, "linear": {"none": 0.1, "encoding": 0.4}}
 FIGURES = {
     "category_counts": lambda: plotting.category_counts({k: i for i, k in enumerate(KEYS)}, dict.fromkeys(KEYS, 3)),
-    "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS),
+    "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS, KEYS),
     "score_distributions": lambda: plotting.score_distributions(spread(1), spread(-1)),
     "margin_histogram": lambda: plotting.margin_histogram(np.linspace(-1, 3, 40), KEYS * 5 + KEYS[:5]),
-    "training_curves": lambda: plotting.training_curves(history(), history(0.5)),
+    "training_curves": lambda: plotting.training_curves({"one": history(), "other": history(0.5)}, CURVES),
     "reward_scales": lambda: plotting.reward_scales(spread(2), spread()),
-    "cost_and_reward": lambda: plotting.cost_and_reward(
-        [{"name": "SFT", "seconds": 9, "reward": 1, "low": 0, "high": 2}]
-    ),
-    "forest_plot": lambda: plotting.forest_plot([{"label": "a", "estimate": 1, "low": 0, "high": 2, "group": "g"}]),
+    "forest_plot": lambda: plotting.forest_plot([INTERVAL | {"group": "g"}], "difference (points)"),
     "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
 }
 
@@ -84,16 +83,17 @@ def test_forest_plot_draws_each_interval():
         {"label": "a", "estimate": 0.5, "low": 0.25, "high": 1.0},
         {"label": "b", "estimate": 0, "low": -1, "high": 1},
     ]
-    axis = plotting.forest_plot(rows).axes[0]
+    axis = plotting.forest_plot(rows, "difference").axes[0]
     drawn = [tuple(line.get_xdata()) for line in axis.lines]
     assert (0.25, 1.0) in drawn and (-1, 1) in drawn and (0.5,) in drawn
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
 
 
 def test_training_curves_skip_rows_without_the_key():
-    axis = plotting.training_curves(history(), curves={"reward": "reward (score)"}).axes[0]
-    assert list(axis.lines[0].get_xdata()) == [0, 1, 2, 3, 4]
-    assert list(axis.lines[0].get_ydata()) == [0, 1, 2, 3, 4]
+    reward, kl = plotting.training_curves({"one": history(), "other": history(0.5)}, CURVES).axes
+    assert [list(line.get_xdata()) for line in reward.lines] == [[0, 1, 2, 3, 4]] * 2
+    assert [list(line.get_ydata()) for line in reward.lines] == [[0, 1, 2, 3, 4], [0, 0.5, 1, 1.5, 2]]
+    assert [line.get_label() for line in kl.lines] == ["one", "other"] and kl.get_title() == CURVES["kl"]
 
 
 def test_held_out_families_stand_last_with_a_star():
@@ -104,7 +104,7 @@ def test_held_out_families_stand_last_with_a_star():
 
 def test_every_figure_of_a_notebook_shows():
     """In a real kernel: a style context that resets matplotlib's interactive mode would show the first figure only."""
-    draw = "plotting.forest_plot([{'label': 'a', 'estimate': 0, 'low': -1, 'high': 1}]);"
+    draw = "plotting.forest_plot([{'label': 'a', 'estimate': 0, 'low': -1, 'high': 1}], 'difference');"
     sources = ["from srmir_lib.evaluation import plots as plotting", f"figure = {draw}", f"figure = {draw}"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()

@@ -11,7 +11,7 @@ import pytest
 from srmir_lib.artifacts import write_json, write_jsonl
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.plots import forest_plot
-from srmir_lib.runner.report import build_report, results_table, table_html
+from srmir_lib.runner.report import build_report, results_table
 
 POISON = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -48,7 +48,9 @@ def run(tmp_path):
         folder / "manifest.json", manifest | {"parameters": {"seed": 7, "note": POISON}, "git_commit": "c0ffee" * 6}
     )
     (folder / "figures").mkdir()
-    forest_plot([{"label": "a", "estimate": 0, "low": -1, "high": 1}]).savefig(folder / "figures" / "forest.png")
+    forest_plot([{"label": "a", "estimate": 0, "low": -1, "high": 1}], "gain").savefig(
+        folder / "figures" / "forest.png"
+    )
     other = tmp_path / "outputs" / "lab" / "02_shadow_reward_models" / "figures"
     other.mkdir(parents=True)
     shutil.copy(folder / "figures" / "forest.png", other / "curves.png")
@@ -123,8 +125,6 @@ def test_results_table_by_hand():
         {"policy": "a", "goodness, harmful": "–", "attack success, plain (%)": "12.3"},
         {"policy": "b", "goodness, harmful": "0.500", "attack success, plain (%)": "–"},
     ]
-    assert table_html([]) == ""
-    assert "<td>&lt;b&gt;</td>" in table_html([{"x": "<b>"}])
 
 
 def browse(page, tmp_path, *flags):

@@ -98,8 +98,7 @@ def test_labelled_responses_teach_which_words_are_safe():
     baseline = fit_text_baseline(TRAIN, [], HELD, [])
     safe, unsafe = baseline.score(["how", "how"], ["sorry cannot", "sure here is"])
     assert safe > unsafe
-    assert baseline.about["validation"] == 1.0
-    assert len(baseline.about["tried"]) == 2 * 2 * 4
+    assert baseline.choice["validation"] == 1.0
     conversations = baseline.score([user_message("how")] * 2, [assistant_message("sorry cannot"), "sure here is"])
     assert conversations == pytest.approx([safe, unsafe])
 
@@ -110,7 +109,7 @@ def test_pairs_alone_teach_a_direction():
     baseline = fit_text_baseline([], pairs, [], pairs, reads=["response"])
     kind, cruel = baseline.score(["p", "p"], ["kind", "cruel"])
     assert kind > 0 > cruel
-    assert baseline.about["validation"] == 1.0
+    assert baseline.choice["validation"] == 1.0
 
 
 def test_the_rival_on_pairs_is_tuned_on_validation_pairs():
@@ -119,8 +118,8 @@ def test_the_rival_on_pairs_is_tuned_on_validation_pairs():
     pairs = [{"prompt": "p", "chosen": good, "rejected": bad} for good, bad in orders]
     baseline = fit_text_baseline([], pairs, [], pairs, reads=["response"])
     assert baseline.choice == {"reads": "response", "ngrams": [1, 2], "penalty": 0.1, "validation": 1.0}
-    singles = [row["validation"] for row in baseline.about["tried"] if row["ngrams"] == [1, 1]]
-    assert singles == [0.5] * 4, "a tie counts one half"
+    singles = fit_text_baseline([], pairs, [], pairs, reads=["response"], ngrams=[(1, 1)])
+    assert singles.choice["validation"] == 0.5, "a tie counts one half"
     mirrored = [{"prompt": "p", "chosen": bad, "rejected": good} for good, bad in orders]
     contrary = fit_text_baseline([], pairs, [], mirrored, reads=["response"])
     assert contrary.choice["ngrams"] == [1, 1], "validation pairs, not the training pairs, decide"

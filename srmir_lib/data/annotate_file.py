@@ -14,17 +14,7 @@ from safetensors.numpy import save_file
 
 from srmir_lib.artifacts import atomic_path, load_dataset, save_dataset
 from srmir_lib.conversations import check_lengths, conversation_ids, text_of, user_message
-from srmir_lib.data.jsonl import (
-    check_output,
-    chunked,
-    count_rows,
-    json_line,
-    messages_problem,
-    progress,
-    read_rows,
-    rows_of,
-    seven_digits,
-)
+from srmir_lib.data import jsonl
 from srmir_lib.errors import InputError
 
 PAIR = ("prompt", "chosen", "rejected")
@@ -62,12 +52,12 @@ def annotate_file(
     if not all(text.strip() for text in refusals):
         raise InputError("refusal: an empty text; give the words of a safe answer")
     pairs = Pairs(source)
-    counts = {split: count_rows(pairs.rows(split), source) for split in pairs.splits}
+    counts = {split: jsonl.count_rows(pairs.rows(split), source) for split in pairs.splits}
     asked = [] if direction else _examples(harmful, pairs, counts, direction_pairs)
     inputs = [source, model, *filter(None, [harmful, direction])]
-    check_output(target, inputs, folder=pairs.dataset is not None)
+    jsonl.check_output(target, inputs, folder=pairs.dataset is not None)
     if save_direction:
-        check_output(save_direction, [source, model, target, *filter(None, [harmful])])
+        jsonl.check_output(save_direction, [source, model, target, *filter(None, [harmful])])
 
     from srmir_lib.data.margins import REFUSALS
     from srmir_lib.statistics import correlation
@@ -76,13 +66,13 @@ def annotate_file(
     if direction and fitted_on != reader.fingerprint():
         raise InputError(f"{direction}: a direction of another model than {model} (hash mismatch); estimate it again")
     for split in pairs.splits:
-        for numbers, rows in chunked(pairs.rows(split), chunk):
-            with rows_of(source, numbers):
+        for numbers, rows in jsonl.chunked(pairs.rows(split), chunk):
+            with jsonl.rows_of(source, numbers):
                 reader.check_lengths(rows)
     if vector is None:
         vector = reader.direction(asked, list(refusals) or REFUSALS, harmful or source)
     margins, words = {}, []
-    with progress(sum(counts.values()), "annotated") as bar:
+    with jsonl.progress(sum(counts.values()), "annotated") as bar:
         for split in pairs.splits:
             margins[split], longer = reader.margins(pairs, split, vector, chunk, bar)
             words += longer
@@ -109,7 +99,7 @@ class Pairs:
     def rows(self, split: str) -> Iterator[tuple[int, dict]]:
         """Yield (row number, row), checked; from 1 in a file, from 0, as `datasets` counts, in a folder."""
         if self.dataset is None:
-            yield from read_rows(self.source, _pair_problem)
+            yield from jsonl.read_rows(self.source, _pair_problem)
             return
         for number, row in enumerate(self.part(split).select_columns(list(PAIR))):
             if wrong := _pair_problem(row):
@@ -136,7 +126,7 @@ class Pairs:
                     continue
                 if negative == "flip" and below < 0:
                     row |= {"chosen": row["rejected"], "rejected": row["chosen"]}
-                file.write(json_line(row | {"margin": seven_digits(margin)}))
+                file.write(jsonl.json_line(row | {"margin": jsonl.seven_digits(margin)}))
 
 
 class MarginModel:
@@ -171,7 +161,7 @@ class MarginModel:
         from srmir_lib.data.margins import estimate_direction
 
         numbers, prompts, answers = zip(*asked, strict=True)
-        with rows_of(source, numbers, aligned=False):
+        with jsonl.rows_of(source, numbers, aligned=False):
             return estimate_direction(self.trunk, self.tokenizer, prompts, answers, refusals, **self.options).numpy()
 
     def margins(self, pairs: Pairs, split: str, direction: np.ndarray, chunk: int, bar) -> tuple:
@@ -181,9 +171,9 @@ class MarginModel:
         from srmir_lib.data.margins import annotate, length_differences
 
         vector, parts, words = torch.from_numpy(direction), [], []
-        for numbers, rows in chunked(pairs.rows(split), chunk):
+        for numbers, rows in jsonl.chunked(pairs.rows(split), chunk):
             columns = {name: [row[name] for row in rows] for name in PAIR}
-            with rows_of(pairs.source, numbers, aligned=False):
+            with jsonl.rows_of(pairs.source, numbers, aligned=False):
                 parts.append(annotate(self.trunk, self.tokenizer, columns, vector, **self.options))
             words += length_differences(*(list(map(text_of, columns[side])) for side in PAIR[1:]))
             bar.update(len(rows))
@@ -194,10 +184,13 @@ def _examples(harmful: str, pairs: Pairs, counts: dict[str, int], wanted: int) -
     """(row number, prompt, harmful answer) of at most `wanted` rows, evenly spread."""
     split = "train" if "train" in pairs.splits else pairs.splits[0]
 
-    def rows() -> Iterator[tuple[int, dict]]:
-        return read_rows(harmful, _example_problem) if harmful else pairs.rows(split)
+    def example_problem(row: dict) -> str:
+        return _pair_problem(row, ["response"])
 
-    total, answer = (count_rows(rows(), harmful), "response") if harmful else (counts[split], "rejected")
+    def rows() -> Iterator[tuple[int, dict]]:
+        return jsonl.read_rows(harmful, example_problem) if harmful else pairs.rows(split)
+
+    total, answer = (jsonl.count_rows(rows(), harmful), "response") if harmful else (counts[split], "rejected")
     if wanted < 1:
         raise InputError(f"direction pairs: {wanted}; at least 1 is needed, hundreds are better")
     places = {at * total // min(wanted, total) for at in range(min(wanted, total))}
@@ -233,27 +226,20 @@ def write_direction(path: str, direction: np.ndarray, reader: MarginModel) -> No
         save_file({"direction": direction}, fresh, notes)
 
 
-def _pair_problem(row: dict) -> str:
-    """What is wrong with a preference row, or ""."""
-    missing = [name for name in PAIR if name not in row]
-    if missing:
+def _pair_problem(row: dict, answers: Sequence[str] = PAIR[1:]) -> str:
+    """What is wrong with a prompt and its `answers`, or ""."""
+    if missing := [name for name in ("prompt", *answers) if name not in row]:
         return f"lacks {', '.join(missing)}"
-    wrong = messages_problem(row["prompt"], "prompt")
-    return wrong or _answer_problem(row, "chosen") or _answer_problem(row, "rejected")
-
-
-def _example_problem(row: dict) -> str:
-    """What is wrong with a row of a harmful prompt and its answer, or ""."""
-    missing = [name for name in ("prompt", "response") if name not in row]
-    if missing:
-        return f"lacks {', '.join(missing)}"
-    return messages_problem(row["prompt"], "prompt") or _answer_problem(row, "response")
+    wrong = jsonl.messages_problem(row["prompt"], "prompt")
+    for name in answers:
+        wrong = wrong or _answer_problem(row, name)
+    return wrong
 
 
 def _answer_problem(row: dict, name: str) -> str:
     """An answer is a text that is not empty, an `[assistant]` message, or the prompt's messages and that message."""
     answer, prompt = row[name], row["prompt"]
-    if wrong := messages_problem(answer, name, "assistant"):
+    if wrong := jsonl.messages_problem(answer, name, "assistant"):
         return wrong
     before = [] if isinstance(answer, str) else [(turn["role"], turn["content"]) for turn in answer[:-1]]
     asked = user_message(prompt) if isinstance(prompt, str) else prompt

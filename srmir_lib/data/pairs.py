@@ -82,18 +82,10 @@ def make_pairs(demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str
         how = CORRUPTIONS[number % len(CORRUPTIONS)]
         other = text_of(rng.choice(demonstrations)["completion"])
         rejected.append((corrupt(chosen, how, rng, other), how))
+        unknown = {"difficulty": "", "harm_gap": 0.0, "severity": ""}
         for text, origin in rejected:
             if text != chosen:
-                rows.append(
-                    {
-                        "prompt": demonstration["prompt"],
-                        "chosen": assistant_message(chosen),
-                        "rejected": assistant_message(text),
-                        "category": demonstration["category"],
-                        "origin": origin,
-                        "difficulty": "",
-                        "harm_gap": 0.0,
-                        "severity": "",
-                    }
-                )
+                row = {"prompt": demonstration["prompt"], "chosen": assistant_message(chosen)}
+                row |= {"rejected": assistant_message(text), "category": demonstration["category"], "origin": origin}
+                rows.append(row | unknown)
     return rows

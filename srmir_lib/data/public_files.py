@@ -61,11 +61,11 @@ def load_xsafety(data_dir: str | Path = "") -> list[dict]:
     for name, category in XSAFETY_CATEGORIES.items():
         path = data_folder(data_dir) / "xsafety_en" / name
         seen = set()
-        for number, cells in enumerate(_csv_rows(path), start=1):
+        for where, cells in _csv_rows(path):
             if not cells or not cells[0].strip():
-                raise InputError(f"{path}: row {number} has no prompt in its first column")
+                raise InputError(f"{where} has no prompt in its first column")
             if any(cell.strip() for cell in cells[1:]):
-                raise InputError(f"{path}: row {number} has text after its first column; is a quotation mark missing?")
+                raise InputError(f"{where} has text after its first column; is a quotation mark missing?")
             prompt = " ".join(cells[0].split())
             if prompt not in seen:
                 rows.append({"prompt": prompt, "category": category})
@@ -81,15 +81,15 @@ def load_gptfuzz(data_dir: str | Path = "") -> list[dict]:
     """
     folder = data_folder(data_dir) / "gptfuzz"
     questions = {}
-    for number, row in _csv_dicts(folder / "question_list_0-79.csv", ("index", "text")):
-        questions[_integer(row["index"], folder / "question_list_0-79.csv", number, "index")] = row["text"].strip()
-    path, rows = folder / "responses_labeled_train.csv", []
-    for number, row in _csv_dicts(path, ("question", "Response", "label")):
-        question = _integer(row["question"], path, number, "question")
+    for where, row in _csv_dicts(folder / "question_list_0-79.csv", ("index", "text")):
+        questions[_integer(row, "index", where)] = row["text"].strip()
+    rows = []
+    for where, row in _csv_dicts(folder / "responses_labeled_train.csv", ("question", "Response", "label")):
+        question = _integer(row, "question", where)
         if question not in questions:
-            raise InputError(f"{path}: row {number} names question {question}, which question_list_0-79.csv lacks")
+            raise InputError(f"{where} names question {question}, which question_list_0-79.csv lacks")
         if row["label"] not in ("0", "1"):
-            raise InputError(f"{path}: row {number} has label {row['label']!r}; it must be 0 or 1 (1 = jailbroken)")
+            raise InputError(f"{where} has label {row['label']!r}; it must be 0 or 1 (1 = jailbroken)")
         text = {"prompt": questions[question], "response": row["Response"].strip()}
         rows.append({"question": question, **text, "unsafe": int(row["label"])})
     return rows
@@ -138,9 +138,9 @@ def load_diasafety(data_dir: str | Path = "", split: str = "test") -> list[dict]
     if split not in ("train", "val", "test"):
         raise InputError(f"diasafety: split {split!r}; use train, val or test")
     path, rows = data_folder(data_dir) / "diasafety" / f"{split}.json", []
-    for number, row in _json_rows(path, None, ("context", "response", "category", "label")):
+    for where, row in _json_rows(path, None, ("context", "response", "category", "label")):
         if row["label"] not in DIASAFETY_LABELS:
-            raise InputError(f"{path}: row {number} has label {row['label']!r}; it must be Safe or Unsafe")
+            raise InputError(f"{where} has label {row['label']!r}; it must be Safe or Unsafe")
         text = {"prompt": row["context"].strip(), "response": row["response"].strip()}
         rows.append({**text, "unsafe": DIASAFETY_LABELS[row["label"]], "kind": row["category"]})
     return rows
@@ -157,9 +157,9 @@ def load_overrefusal(data_dir: str | Path = "", models: Sequence[str] = OVERREFU
         for steering in ("baseline", "actadd"):
             path = data_folder(data_dir) / "overrefusal-completions" / f"{model}_harmless_{steering}_evaluations.json"
             for _, row in _json_rows(path, "completions", ("prompt", "response", "is_jailbreak_substring_matching")):
-                answered = bool(row["is_jailbreak_substring_matching"])
                 text = {"prompt": row["prompt"].strip(), "response": row["response"].strip()}
-                rows.append({**text, "answered": answered, "model": model, "steered": steering == "actadd"})
+                about = {"answered": bool(row["is_jailbreak_substring_matching"]), "model": model}
+                rows.append(text | about | {"steered": steering == "actadd"})
     return rows
 
 
@@ -200,9 +200,8 @@ def _dialogue(text: str) -> list[dict]:
     """hh-rlhf dialogue text as messages; it must start with a Human turn and end with an Assistant turn."""
     head, *parts = TURN.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
-    messages = [
-        {"role": roles[name], "content": said.strip()} for name, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    messages = [{"role": roles[name], "content": said.strip()} for name, said in turns]
     if head.strip() or len(messages) < 2 or messages[0]["role"] != "user" or messages[-1]["role"] != "assistant":
         raise ValueError("a dialogue must run from a Human turn to an Assistant turn")
     return messages
@@ -221,29 +220,30 @@ def _read(path: Path) -> str:
     return text
 
 
-def _csv_rows(path: Path) -> list[list[str]]:
+def _csv_rows(path: Path) -> list[tuple[str, list[str]]]:
+    """Each row as (where it stands, for an error; its cells)."""
     try:
-        return list(csv.reader(io.StringIO(_read(path), newline=""), strict=True))
+        rows = csv.reader(io.StringIO(_read(path), newline=""), strict=True)
+        return [(f"{path}: row {number}", cells) for number, cells in enumerate(rows, start=1)]
     except csv.Error as error:
         raise InputError(f"{path}: not valid CSV ({error}); is the file truncated?") from error
 
 
-def _csv_dicts(path: Path, columns: Iterable[str]) -> Iterable[tuple[int, dict]]:
-    """Rows as (row number, column -> text); the header must hold `columns`, every row as many cells as the header."""
-    header, *rows = _csv_rows(path)
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise InputError(f"{path}: row 1 (the header) lacks the columns {', '.join(missing)}")
+def _csv_dicts(path: Path, columns: Iterable[str]) -> Iterable[tuple[str, dict]]:
+    """Rows as (where, column -> text); the header must hold `columns`, every row as many cells as the header."""
+    (first, header), *rows = _csv_rows(path)
+    if missing := [name for name in columns if name not in header]:
+        raise InputError(f"{first} (the header) lacks the columns {', '.join(missing)}")
     if not rows:
         raise InputError(f"{path}: no rows after the header")
-    for number, cells in enumerate(rows, start=2):
+    for where, cells in rows:
         if len(cells) != len(header):
-            raise InputError(f"{path}: row {number} has {len(cells)} cells, the header {len(header)}; is it truncated?")
-        yield number, dict(zip(header, cells, strict=True))
+            raise InputError(f"{where} has {len(cells)} cells, the header {len(header)}; is it truncated?")
+        yield where, dict(zip(header, cells, strict=True))
 
 
-def _json_rows(path: Path, key: str | None, columns: Sequence[str]) -> Iterable[tuple[int, dict]]:
-    """Rows of a JSON list (under `key`, or the whole file) as (row number, row); every row must hold `columns`."""
+def _json_rows(path: Path, key: str | None, columns: Sequence[str]) -> Iterable[tuple[str, dict]]:
+    """Rows of a JSON list (under `key`, or the whole file) as (where, row); every row must hold `columns`."""
     try:
         value = json.loads(_read(path))
     except json.JSONDecodeError as error:
@@ -252,13 +252,13 @@ def _json_rows(path: Path, key: str | None, columns: Sequence[str]) -> Iterable[
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: no list of rows{f' under {key!r}' if key else ''}")
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in columns if not isinstance(row, dict) or name not in row]
-        if missing:
-            raise InputError(f"{path}: row {number} lacks {', '.join(missing)}")
-        yield number, row
+        where = f"{path}: row {number}"
+        if missing := [name for name in columns if not isinstance(row, dict) or name not in row]:
+            raise InputError(f"{where} lacks {', '.join(missing)}")
+        yield where, row
 
 
-def _integer(text: str, path: Path, number: int, column: str) -> int:
-    if not text.strip().isdigit():
-        raise InputError(f"{path}: row {number} has {column} {text!r}; it must be a whole number")
-    return int(text)
+def _integer(row: Mapping[str, str], column: str, where: str) -> int:
+    if not row[column].strip().isdigit():
+        raise InputError(f"{where} has {column} {row[column]!r}; it must be a whole number")
+    return int(row[column])

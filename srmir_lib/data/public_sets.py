@@ -5,7 +5,7 @@ preference belongs to. Splits share no prompt (XSafety), no question (GPTFuzz), 
 answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
@@ -22,16 +22,12 @@ def real_prompts(data_dir: str | Path = "", seed: int = 0, fractions: Sequence[f
     """
     parts = sources.split_by_group(sources.load_xsafety(data_dir), "prompt", fractions, seed)
     fixed = {"kind": "harmful", "subkind": "", "family": "none", "held_out": False, "reference": ""}
-    return _dataset_dict(
-        {
-            name: [
-                {"prompt": user_message(row["prompt"]), "category": row["category"], "gold_category": row["category"]}
-                | fixed
-                for row in rows
-            ]
-            for name, rows in parts.items()
-        }
-    )
+
+    def columns(row: Mapping) -> dict:
+        known = {"prompt": user_message(row["prompt"]), "category": row["category"], "gold_category": row["category"]}
+        return known | fixed
+
+    return _dataset_dict(parts, columns)
 
 
 def labelled_responses(
@@ -52,19 +48,13 @@ def labelled_responses(
     ]
     kept = sources.without_repeats(parts, ["response"])
     category = _routed(router, [row["prompt"] for rows in kept.values() for row in rows])
-    splits = {
-        name: [
-            {
-                "prompt": user_message(row["prompt"]),
-                "completion": assistant_message(row["response"]),
-                "category": category[row["prompt"]],
-            }
-            | {column: row[column] for column in ("unsafe", "group", "kind")}
-            for row in rows
-        ]
-        for name, rows in kept.items()
-    }
-    return _dataset_dict(splits), {name: len(parts[name]) - len(rows) for name, rows in kept.items()}
+
+    def columns(row: Mapping) -> dict:
+        asked, said = user_message(row["prompt"]), assistant_message(row["response"])
+        known = {column: row[column] for column in ("unsafe", "group", "kind")}
+        return {"prompt": asked, "completion": said, "category": category[row["prompt"]]} | known
+
+    return _dataset_dict(kept, columns), {name: len(parts[name]) - len(rows) for name, rows in kept.items()}
 
 
 def human_preferences(
@@ -73,9 +63,8 @@ def human_preferences(
     """hh-rlhf's harmless pairs as a `preferences/` folder, and how many pairs were left out, by reason.
 
     Split by the dialogue's opening question, without pairs of which an answer stands in an earlier split word for word;
-    the category is that of the last question. `origin` is "policy": both
-    answers were sampled from a language model, and people chose. `difficulty` is "human": nobody knows how far apart
-    the two are.
+    the category is that of the last question. `origin` is "policy": both answers were sampled from a language model,
+    and people chose. `difficulty` is "human": nobody knows how far apart the two are.
     """
     pairs, left_out = sources.load_hh_pairs(data_dir)
     rows = [pair | {"opening": pair["prompt"][0]["content"]} for pair in pairs]
@@ -83,21 +72,13 @@ def human_preferences(
     kept = sources.without_repeats(parts, ["chosen", "rejected"])
     left_out["answer in an earlier split"] = len(rows) - sum(map(len, kept.values()))
     category = _routed(router, [row["prompt"][-1]["content"] for row in rows])
-    splits = {
-        name: [
-            {
-                "prompt": row["prompt"],
-                "chosen": assistant_message(row["chosen"]),
-                "rejected": assistant_message(row["rejected"]),
-                "category": category[row["prompt"][-1]["content"]],
-                "origin": "policy",
-                "difficulty": "human",
-            }
-            for row in part
-        ]
-        for name, part in kept.items()
-    }
-    return _dataset_dict(splits), left_out
+
+    def columns(row: Mapping) -> dict:
+        answers = {side: assistant_message(row[side]) for side in ("chosen", "rejected")}
+        about = {"category": category[row["prompt"][-1]["content"]], "origin": "policy", "difficulty": "human"}
+        return {"prompt": row["prompt"]} | answers | about
+
+    return _dataset_dict(kept, columns), left_out
 
 
 def training_conversations(preferences, labelled) -> Dataset:
@@ -120,5 +101,6 @@ def _routed(router: Router, texts: Sequence[str]) -> dict[str, str]:
     return dict(zip(unique, router.route(unique), strict=True))
 
 
-def _dataset_dict(parts: dict[str, list[dict]]) -> DatasetDict:
-    return DatasetDict({name: Dataset.from_list(rows) for name, rows in parts.items()})
+def _dataset_dict(parts: Mapping[str, Sequence[dict]], columns: Callable[[Mapping], dict]) -> DatasetDict:
+    """The splits with the `columns` that are made of each row."""
+    return DatasetDict({name: Dataset.from_list([columns(row) for row in rows]) for name, rows in parts.items()})

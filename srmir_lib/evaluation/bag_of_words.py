@@ -53,10 +53,13 @@ class WordCounts:
 
 
 class TextBaseline:
-    """Fitted word counts + logistic regression; `score(prompts, completions) -> (N,)`, higher is safer."""
+    """Fitted word counts + logistic regression; `score(prompts, completions) -> (N,)`, higher is safer.
 
-    def __init__(self, counts: WordCounts, weights: np.ndarray, about: dict):
-        self.counts, self.weights, self.about = counts, weights, about
+    `choice`: what validation chose (reads, ngrams, penalty) and what it reached there.
+    """
+
+    def __init__(self, counts: WordCounts, weights: np.ndarray, choice: dict):
+        self.counts, self.weights, self.choice = counts, weights, choice
 
     def score(self, prompts: Sequence, completions: Sequence) -> np.ndarray:
         """Log-odds (up to a constant) of a safe response, (N,). Prompts are texts or conversations."""
@@ -65,11 +68,6 @@ class TextBaseline:
     def gaps(self, pairs) -> np.ndarray:
         """Score of the chosen minus that of the rejected answer, (N,)."""
         return self.score(pairs["prompt"], pairs["chosen"]) - self.score(pairs["prompt"], pairs["rejected"])
-
-    @property
-    def choice(self) -> dict:
-        """What validation chose (reads, ngrams, penalty) and what it reached there, without the other candidates."""
-        return {name: value for name, value in self.about.items() if name != "tried"}
 
 
 def fit_text_baseline(
@@ -86,7 +84,7 @@ def fit_text_baseline(
 
     `labelled` (rows with prompt, completion, unsafe) decides by validation AUROC; with pairs only (prompt, chosen,
     rejected) validation pair accuracy does. A pair is one example, the difference of its two rows of counts, once each
-    way round: logistic regression without labels, so to say. `.about` holds the choice and every candidate's score.
+    way round: logistic regression without labels, so to say.
     """
     labelled, pairs = (_columns(rows) for rows in (labelled, pairs))
     held = _columns(validation_labelled if labelled else validation_pairs)
@@ -94,20 +92,18 @@ def fit_text_baseline(
         raise InputError("text baseline: needs labelled responses or pairs, and validation rows of the same kind")
     known = [(rows["prompt"], rows[side]) for rows in (labelled, pairs) for side in rows if side in SIDES]
     prompts, answers = ([text for part in known for text in part[at]] for at in (0, 1))
-    examples, best, tried = sum(len(rows.get("prompt", ())) for rows in (labelled, pairs)), None, []
+    examples, best = sum(len(rows.get("prompt", ())) for rows in (labelled, pairs)), None
     for what in reads:
         for span in ngrams:
             counts = WordCounts(what, span, examples).fit(prompts, answers)
             features, targets, importance = _design(counts, labelled, pairs, pair_weight)
             for penalty in penalties:
                 model = LogisticRegression(C=penalty, max_iter=2000).fit(features, targets, importance)
-                about = {"reads": what, "ngrams": list(span), "penalty": penalty}
-                found = TextBaseline(counts, model.coef_[0], about)
-                about["validation"] = _validate(found, held)
-                tried.append(about)
-                if best is None or about["validation"] > best.about["validation"]:
+                choice = {"reads": what, "ngrams": list(span), "penalty": penalty}
+                found = TextBaseline(counts, model.coef_[0], choice)
+                choice["validation"] = _validate(found, held)
+                if best is None or choice["validation"] > best.choice["validation"]:
                     best = found
-    best.about = {**best.about, "tried": tried}
     return best
 
 

@@ -140,10 +140,8 @@ def decide_claims(claims: Sequence[Claim], records: Mapping[int, Mapping[str, fl
     return rows
 
 
-def claims_of_one_run(
-    claims: Sequence[Claim], results: Mapping[str, Sequence[Mapping]], seed: int, notebook: str = "06_evaluation"
-) -> list[dict]:
-    """What one run says of the claims about its policies, `<notebook>/<policy>/<measure>`: records for `claims.json`.
+def claims_of_one_run(claims: Sequence[Claim], results: Mapping[str, Sequence[Mapping]], seed: int) -> list[dict]:
+    """What one run says of the claims about `06_evaluation/<policy>/<measure>`: records for `claims.json`.
 
     `results`: policy -> rows of `evaluate_policy`; claims about policies that were not run are left out. A control that
     names several policies gives a record each, the strongest first and under the claim's own id. `this_run` is "for"
@@ -154,13 +152,10 @@ def claims_of_one_run(
         about, _, name = claim.treatment.partition("/")
         treatment, _, measure = name.partition("/")
         rivals = claim.control.removeprefix(f"{about}/").partition("/")[0]
-        if about != notebook or treatment not in results:
+        if about != "06_evaluation" or treatment not in results:
             continue
-        found = {
-            control: paired_difference(results[treatment], rows, measure)
-            for control, rows in results.items()
-            if fnmatchcase(control, rivals)
-        }
+        controls = [name for name in results if fnmatchcase(name, rivals)]
+        found = {name: paired_difference(results[treatment], results[name], measure) for name in controls}
         sign = -1 if claim.side == "below" else 1
         strongest_first = sorted(found.items(), key=lambda item: sign * item[1].estimate)
         for place, (control, (estimate, low, high)) in enumerate(strongest_first):

@@ -10,13 +10,13 @@ def cut_table(policies: Mapping[str, Mapping[str, float]], measure: str, values:
 
     Values that no policy has are left out; a policy without a number gets `None`.
     """
-    keys = {value: f"{measure}/{value}" for value in values}
-    known = {value: key for value, key in keys.items() if any(key in summary for summary in policies.values())}
-    return [
-        {"cut": value}
-        | {name: round(100 * summary[key], 1) if key in summary else None for name, summary in policies.items()}
-        for value, key in known.items()
-    ]
+    rows = []
+    for value in values:
+        found = {name: summary.get(f"{measure}/{value}") for name, summary in policies.items()}
+        if set(found.values()) != {None}:
+            cut = {name: None if share is None else round(100 * share, 1) for name, share in found.items()}
+            rows.append({"cut": value} | cut)
+    return rows
 
 
 def answers_side_by_side(results: Mapping[str, Sequence[Mapping]], show_text: bool = False) -> list[dict]:
@@ -33,11 +33,10 @@ def answers_side_by_side(results: Mapping[str, Sequence[Mapping]], show_text: bo
     samples = []
     for about in [name for name in sorted(first) if name.startswith("harmful")] + ["lookalike", "utility"]:
         if about in first:
-            rows = {name: rows[first[about]] for name, rows in results.items()}
-            answers = [
-                {"policy": name, "response": redact(row["response"], show_text), "rung": row["rung"]}
-                for name, row in rows.items()
-            ]
+            answers = []
+            for name, rows in results.items():
+                row = rows[first[about]]
+                answers.append({"policy": name, "response": redact(row["response"], show_text), "rung": row["rung"]})
             prompt = redact(base[first[about]]["prompt"], show_text)
             samples.append({"prompt": prompt, "about": about, "answers": answers})
     return samples

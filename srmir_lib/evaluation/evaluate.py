@@ -44,9 +44,8 @@ def evaluate_policy(
         raise InputError(f"evaluation prompts: no rows, or missing the columns {', '.join(missing)}; run 01_data again")
     texts = [text_of(row["prompt"]) for row in table]
     started = time.perf_counter()
-    responses = generate(
-        policy, tokenizer, [row["prompt"] for row in table], max_new_tokens, temperature, batch_size, seed
-    )
+    prompts = [row["prompt"] for row in table]
+    responses = generate(policy, tokenizer, prompts, max_new_tokens, temperature, batch_size, seed)
     seconds = (time.perf_counter() - started) / len(table)
     verdicts = referee(texts, responses)
     if len(verdicts) != len(table):
@@ -56,12 +55,8 @@ def evaluate_policy(
         gold = {column: source[column] for column in COLUMNS if column != "prompt"}
         correct = source["kind"] == "utility" and normalise(response) == normalise(source["reference"])
         count = len(tokenizer(response, add_special_tokens=False)["input_ids"])
-        rows.append(
-            {"prompt": text, "response": response}
-            | gold
-            | asdict(verdict)
-            | {"correct": correct, "tokens": count, "seconds": seconds}
-        )
+        row = {"prompt": text, "response": response} | gold | asdict(verdict)
+        rows.append(row | {"correct": correct, "tokens": count, "seconds": seconds})
     return rows
 
 
@@ -71,7 +66,6 @@ def evaluate_policies(
     prompts,
     referee,
     device: str = "auto",
-    dtype: str = "float32",
     **options,
 ) -> dict[str, list[dict]]:
     """Evaluate the base model and any number of LoRA adapters on it: name -> rows of `evaluate_policy`.
@@ -79,7 +73,7 @@ def evaluate_policies(
     The base is loaded once and the adapters are switched; `None` as adapter is the base itself. All policies get the
     same prompts, seed and sampling. `options` go to `evaluate_policy`.
     """
-    tokenizer, policy = load_tokenizer(base_model), load_policy(base_model, device, dtype)
+    tokenizer, policy = load_tokenizer(base_model), load_policy(base_model, device)
     results = {}
     for name, adapter in tqdm(adapters.items(), desc="policies"):
         if isinstance(policy, PeftModel):

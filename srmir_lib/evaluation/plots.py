@@ -25,25 +25,19 @@ MARKERS = "osD^vPX<>*"
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)))
 
 
+SHADES = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Colours of runs and methods; the categories have their own."""
+
+
 STYLE = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 110,
     "font.size": 9,
     "axes.titlesize": 10,
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "legend.frameon": False,
 }
-
-
-CURVES = {
-    "reward": "reward (calibrated score)",
-    "kl": "KL to the reference (nats per token)",
-    "completions/mean_length": "answer length (tokens)",
-}
-"""What `training_curves` draws: key in the history -> axis label with unit."""
 
 
 def category_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figure:
@@ -56,20 +50,15 @@ def category_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figu
     for row, name in enumerate(names):
         for shift, counts in ((-0.2, before), (0.2, after)):
             axis.text(counts.get(name, 0), row + shift, f" {counts.get(name, 0):,}", va="center", fontsize=7)
-    axis.set_yticks(rows, [label(n) for n in names])
-    axis.invert_yaxis()
+    name_rows(axis, [label(n) for n in names])
     axis.set(xlabel="examples (count)", title="Hatched: as collected.  Solid: after balancing.")
     return figure
 
 
-def accuracy_heat_map(matrix, categories: Sequence[str], row_labels: Sequence[str] | None = None) -> Figure:
-    """Pair accuracy of model i (row) on category j (column), (R, K) in [0, 1]; NaN cells stay empty.
-
-    `row_labels` names the rows when they are not the categories themselves (an extra row "all", say).
-    """
+def accuracy_heat_map(matrix, categories: Sequence[str], row_labels: Sequence[str]) -> Figure:
+    """Pair accuracy of model i (row) on category j (column), (R, K) in [0, 1]; NaN cells stay empty."""
     matrix = np.asarray(matrix, dtype=float)
-    rows = list(row_labels) if row_labels is not None else list(categories)
-    figure, axis = axes(0.75 * len(categories) + 3, 0.5 * len(rows) + 2)
+    figure, axis = axes(0.75 * len(categories) + 3, 0.5 * len(row_labels) + 2)
     image = axis.imshow(matrix, cmap="cividis", vmin=min(0.5, np.nanmin(matrix)), vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
         if np.isfinite(value):
@@ -77,7 +66,7 @@ def accuracy_heat_map(matrix, categories: Sequence[str], row_labels: Sequence[st
             ink = "white" if image.norm(value) < 0.55 else INK
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
     axis.set_xticks(range(len(categories)), [label(n) for n in categories], rotation=35, ha="right")
-    axis.set_yticks(range(len(rows)), [label(n) for n in rows])
+    axis.set_yticks(range(len(row_labels)), [label(n) for n in row_labels])
     axis.set(xlabel="pairs of this category", ylabel="reward model")
     axis.spines[:].set_visible(False)
     figure.colorbar(image, label="pair accuracy (fraction)")
@@ -89,103 +78,65 @@ def score_distributions(chosen: Mapping[str, Sequence[float]], rejected: Mapping
     names = ordered(chosen)
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, panels = subplots(lines, columns, figsize=(2.3 * columns, 1.7 * lines + 0.5), squeeze=False)
-    for axis, name in zip(panels.flat, names, strict=False):
+    figure, panels = panels_for(len(names), columns, figsize=(2.3 * columns, 1.7 * lines + 0.5))
+    for axis, name in zip(panels, names, strict=True):
         bins = np.histogram_bin_edges(np.concatenate([chosen[name], rejected[name]]), 24)
         axis.hist(chosen[name], bins, density=True, color=colour(name), alpha=0.75, label="chosen")
         axis.hist(rejected[name], bins, density=True, histtype="step", color=INK, linestyle="--", label="rejected")
         axis.set_title(textwrap.fill(label(name), 22), fontsize=9)
         axis.set_yticks([])
-    for axis in panels.flat[len(names) :]:
-        axis.set_axis_off()
-    panels.flat[0].legend(fontsize=7)
+    panels[0].legend(fontsize=7)
     figure.supxlabel("score (reward-model units)", fontsize=9)
     figure.supylabel("density", fontsize=9)
     return figure
 
 
-def margin_histogram(margins, categories: Sequence[str] | None = None, unit: str = "hidden-state units") -> Figure:
-    """Legend margins (N,), stacked by category when `categories` (N,) is given; zero marked, as below it the annotator
-    disagrees with the pair."""
-    margins = np.asarray(margins, dtype=float)
+def margin_histogram(margins, categories: Sequence[str]) -> Figure:
+    """Legend margins (N,), stacked by category (N,); zero marked, as below it the annotator disagrees with the pair."""
+    margins, keys = np.asarray(margins, dtype=float), np.asarray(categories)
+    names = ordered(set(categories))
     figure, axis = axes(7, 3.4)
-    bins = np.histogram_bin_edges(margins, 40)
-    if categories is None:
-        axis.hist(margins, bins, color=CHOSEN)
-    else:
-        names, keys = ordered(set(categories)), np.asarray(categories)
-        parts = [margins[keys == name] for name in names]
-        axis.hist(parts, bins, stacked=True, color=[colour(n) for n in names], label=[label(n) for n in names])
-        axis.legend(fontsize=7, reverse=True)
+    bins, parts = np.histogram_bin_edges(margins, 40), [margins[keys == name] for name in names]
+    axis.hist(parts, bins, stacked=True, color=[colour(n) for n in names], label=[label(n) for n in names])
+    axis.legend(fontsize=7, reverse=True)
     axis.axvline(0, color=INK, linewidth=1)
-    axis.set(xlabel=f"margin ({unit})", ylabel="pairs (count)")
+    axis.set(xlabel="margin (hidden-state units)", ylabel="pairs (count)")
     axis.set_title(f"{(margins < 0).mean():.0%} of the margins are negative")
     return figure
 
 
-def training_curves(
-    history: Sequence[Mapping],
-    reference: Sequence[Mapping] | None = None,
-    curves: Mapping[str, str] = CURVES,
-    labels: tuple[str, str] = ("this run", "reference run"),
-) -> Figure:
-    """One panel per key of `curves` over training steps; `reference` (another run's history) in grey behind.
+def training_curves(runs: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str]) -> Figure:
+    """One panel a curve (key in the history -> label with unit), one line a run (name -> history), over training.
 
     History rows need `step`; a row without a key is skipped for that panel, a key without any row leaves an empty one.
     """
     columns = len(curves) if len(curves) <= 4 else -(-len(curves) // 2)
     lines = -(-len(curves) // columns)
-    figure, panels = subplots(lines, columns, figsize=(3.1 * columns, 2.7 * lines), squeeze=False)
-    for axis in panels.flat[len(curves) :]:
-        axis.set_axis_off()
-    for axis, (key, heading) in zip(panels.flat, curves.items(), strict=False):
-        if reference is not None:
-            axis.plot(*series(reference, key), color=PALE, linestyle="--", label=labels[1])
-        axis.plot(*series(history, key), color=CHOSEN, label=labels[0])
-        axis.set(xlabel="step (updates)", title=heading)
-        axis.grid(color=GRID, linewidth=0.5)
-    if reference is not None:
-        panels.flat[0].legend(fontsize=7)
+    figure, panels = panels_for(len(curves), columns, figsize=(3.1 * columns, 2.7 * lines))
+    for axis, (key, heading) in zip(panels, curves.items(), strict=True):
+        for index, (name, history) in enumerate(runs.items()):
+            axis.plot(*series(history, key), label=name, **style_of(index))
+        gridded(axis, xlabel="step (updates)", title=heading)
+    if len(runs) > 1:
+        panels[0].legend(fontsize=7)
     return figure
 
 
-def reward_scales(
-    before: Mapping[str, Sequence[float]],
-    after: Mapping[str, Sequence[float]],
-    labels: tuple[str, str] = ("raw", "calibrated"),
-) -> Figure:
+def reward_scales(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> Figure:
     """Spread of every model's scores, raw and constrained, side by side: category key -> (n,) scores."""
     names = ordered(before)
     figure, panels = subplots(1, 2, figsize=(8, 0.36 * len(names) + 1.3), sharey=True)
-    for axis, scores, scale in zip(panels, (before, after), labels, strict=True):
-        for box, name in zip(boxes(axis, [scores[n] for n in names], widths=0.6), names, strict=True):
+    places = range(len(names))
+    for axis, scores, scale in zip(panels, (before, after), ("raw", "calibrated"), strict=True):
+        for box, name in zip(boxes(axis, [scores[n] for n in names], places, widths=0.6), names, strict=True):
             box.set_facecolor(colour(name))
         axis.axvline(0, color=PALE, linewidth=0.8)
         axis.set(xlabel=f"{scale} score (whiskers: 5-95 %)", title=scale)
-    panels[0].set_yticks(range(1, len(names) + 1), [label(n) for n in names])
-    panels[0].invert_yaxis()
+    name_rows(panels[0], [label(n) for n in names])
     return figure
 
 
-def cost_and_reward(
-    rows: Sequence[Mapping], ylabel: str = "mean reward (calibrated score)", xlabel: str = "training time (seconds)"
-) -> Figure:
-    """One labelled point per method: rows with `name`, `seconds`, `reward`, and optionally `low`, `high`."""
-    figure, axis = axes(6, 3.6)
-    for index, row in enumerate(rows):
-        if "low" in row:
-            axis.plot([row["seconds"]] * 2, [row["low"], row["high"]], color=PALE, linewidth=1.2)
-        axis.plot(row["seconds"], row["reward"], MARKERS[index % len(MARKERS)], color=CHOSEN, markersize=7)
-        axis.annotate(row["name"], (row["seconds"], row["reward"]), (6, 5), textcoords="offset points", fontsize=8)
-    axis.margins(x=0.18, y=0.15)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.grid(color=GRID, linewidth=0.5)
-    return figure
-
-
-def forest_plot(
-    rows: Sequence[Mapping], xlabel: str = "difference to the base model", reference: float | None = 0.0
-) -> Figure:
+def forest_plot(rows: Sequence[Mapping], xlabel: str, reference: float = 0.0) -> Figure:
     """Estimates with 95 % intervals, one row each: dicts with `label`, `estimate`, `low`, `high`, optionally `group`.
 
     Rows of one `group` stand together under its name; the vertical line marks `reference` (no effect).
@@ -205,8 +156,7 @@ def forest_plot(
             labels.append(row["label"])
             height += 1
         height += 0.4
-    if reference is not None:
-        axis.axvline(reference, color=PALE, linewidth=1, linestyle="--")
+    axis.axvline(reference, color=PALE, linewidth=1, linestyle="--")
     axis.set_yticks(ticks, labels)
     for tick in axis.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() in groups else "normal")
@@ -228,26 +178,57 @@ def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_ou
     for index, (policy, row) in enumerate(success.items()):
         shift = (index - (len(success) - 1) / 2) * 0.07
         known = [(100 * row[f], i + shift) for i, f in enumerate(families) if f in row]
-        axis.plot(
-            *zip(*known, strict=True), MARKERS[index % len(MARKERS)], color=shades[index], label=policy, markersize=6
-        )
-    axis.set_yticks(range(len(families)), [f + (" *" if f in held_out else "") for f in families])
-    axis.invert_yaxis()
-    axis.set(xlim=(-3, 103), xlabel="attack success (% of harmful prompts)")
+        axis.plot(*zip(*known, strict=True), marker_of(index), color=shades[index], label=policy, markersize=6)
+    name_rows(axis, [f + (" *" if f in held_out else "") for f in families])
+    gridded(axis, xlim=(-3, 103), xlabel="attack success (% of harmful prompts)")
     axis.set_title("* held out" if any(f in held_out for f in families) else "")
-    axis.grid(color=GRID, linewidth=0.5)
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axis)
     return figure
 
 
-def boxes(axis, values: Sequence[Sequence[float]], **options) -> list:
+def boxes(axis, values: Sequence[Sequence[float]], places: Sequence[float], **options) -> list:
     """Horizontal boxes with whiskers from 5 to 95 % and no outliers, to be coloured by the caller."""
-    style = {"orientation": "horizontal", "patch_artist": True, "sym": "", "whis": (5, 95)}
+    style = {"orientation": "horizontal", "patch_artist": True, "sym": "", "whis": (5, 95), "positions": places}
     return axis.boxplot([np.asarray(own) for own in values], medianprops={"color": INK}, **style, **options)["boxes"]
+
+
+def style_of(index: int) -> dict:
+    """How the line of a figure's run or method with this number is drawn."""
+    return {"color": SHADES[index % len(SHADES)], "linestyle": LINES[index % len(LINES)]}
+
+
+def marker_of(index: int) -> str:
+    """The marker that goes with it."""
+    return MARKERS[index % len(MARKERS)]
+
+
+def gridded(axis, **labels) -> None:
+    """A grid behind the data, and `labels` as of `axis.set`."""
+    axis.set(**labels)
+    axis.grid(color=GRID, linewidth=0.5)
+
+
+def name_rows(axis, names: Sequence[str]) -> None:
+    """Rows 0, 1, … under their names, the first one on top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+
+
+def legend_beside(axis) -> None:
+    """The legend to the right of the axis."""
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def axes(width: float, height: float):
     return subplots(figsize=(width, height))
+
+
+def panels_for(count: int, columns: int, **options) -> tuple:
+    """A figure and so many panels in rows of `columns`."""
+    figure, panels = subplots(-(-count // columns), columns, squeeze=False, **options)
+    for axis in panels.flat[count:]:
+        axis.set_axis_off()
+    return figure, panels.flat[:count]
 
 
 def subplots(*layout, **options):

@@ -9,14 +9,7 @@ from torch import Tensor
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.papers.srmir import categorized_reward
 from srmir_lib.reward_models.shadow import score_sets
-from srmir_lib.statistics import (
-    Interval,
-    auroc,
-    bootstrap_interval,
-    is_correct,
-    paired_auroc_gain,
-    youden_threshold,
-)
+from srmir_lib.statistics import Interval, auroc, bootstrap_interval, is_correct, paired_auroc_gain, youden_threshold
 
 
 def routed_danger(models, rows) -> np.ndarray:
@@ -78,11 +71,9 @@ def routed_gaps(models, pairs) -> Tensor:
 def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:
     """Pair accuracy of model i on pairs labelled category j: gaps (N, K), labels (N,) -> (K, C); NaN without pairs."""
     right, labels = is_correct(gaps), np.asarray(labels)
-    means = [
-        right[labels == name].mean(axis=0) if (labels == name).any() else np.full(right.shape[1], np.nan)
-        for name in categories
-    ]
-    return np.stack(means, axis=1)
+    nothing = np.full(right.shape[1], np.nan)
+    own = [right[labels == name] for name in categories]
+    return np.stack([rows.mean(axis=0) if len(rows) else nothing for rows in own], axis=1)
 
 
 def category_index(names: Sequence[str], categories: Sequence[str]) -> Tensor:
@@ -96,21 +87,19 @@ def accuracy_rows(gaps: Mapping[str, Tensor], levels: Sequence[str], seed: int =
 
     `gaps`: method -> reward gaps (N,) on the same pairs, `levels` (N,) their difficulty.
     """
-    levels = np.asarray(levels)
-    return [
-        {"label": name, "group": level, **bootstrap_interval(is_correct(gap)[levels == level], seed=seed)._asdict()}
-        for name, gap in gaps.items()
-        for level in sorted(set(levels.tolist()))
-    ]
+    return [row for name, gap in gaps.items() for row in _level_rows(name, is_correct(gap), levels, seed)]
 
 
 def difference_rows(treatment: Tensor, control: Tensor, levels: Sequence[str], seed: int = 0) -> list[dict]:
     """Accuracy of one method minus that of another on the same pairs, per difficulty, as rows like `accuracy_rows`."""
-    levels, difference = np.asarray(levels), is_correct(treatment) - is_correct(control)
-    return [
-        {"label": "difference", "group": level, **bootstrap_interval(difference[levels == level], seed=seed)._asdict()}
-        for level in sorted(set(levels.tolist()))
-    ]
+    return _level_rows("difference", is_correct(treatment) - is_correct(control), levels, seed)
+
+
+def _level_rows(label: str, values: np.ndarray, levels: Sequence[str], seed: int) -> list[dict]:
+    """Means with intervals of `values` (N,), a row for each of the `levels` (N,)."""
+    levels = np.asarray(levels)
+    found = {level: bootstrap_interval(values[levels == level], seed=seed) for level in sorted(set(levels.tolist()))}
+    return [{"label": label, "group": level, **interval._asdict()} for level, interval in found.items()]
 
 
 def as_metrics(rows: Sequence[Mapping]) -> dict[str, float]:

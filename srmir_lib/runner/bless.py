@@ -68,9 +68,8 @@ def bless(runner: Runner) -> Path:
     target = runner.root / "outputs" / "reference" / runner.preset
     if not tasks:
         found = ", ".join(f"{name} is {states[name]}" for name in left)
-        raise InputError(
-            f"{runner.preset}: nothing to bless; {found}: run it (with the same SRMIR_DATA, if it reads that)"
-        )
+        how = "run it (with the same SRMIR_DATA, if it reads that)"
+        raise InputError(f"{runner.preset}: nothing to bless; {found}: {how}")
     with atomic_path(target) as fresh:
         for name in (*left, *RECORDS):
             if (target / name).is_dir():
@@ -129,10 +128,10 @@ def _with_intervals(metrics: dict[str, float]) -> dict[str, str]:
     """Metrics as text, those that are the ends of another's interval shown with it: 0.5 [0.4, 0.6]."""
     found, ends = {}, set()
     for name, value in metrics.items():
-        low, high = next(
-            (pair for mark in "_/" if metrics.keys() >= set(pair := (f"{name}{mark}low", f"{name}{mark}high"))),
-            (None, None),
-        )
+        low, high = None, None
+        for mark in "/_":
+            if {f"{name}{mark}low", f"{name}{mark}high"} <= metrics.keys():
+                low, high = f"{name}{mark}low", f"{name}{mark}high"
         ends |= {low, high}
         found[name] = _text(value, metrics.get(low), metrics.get(high))
     return {name: text for name, text in found.items() if name not in ends}

@@ -14,16 +14,15 @@ import psutil
 from srmir_lib.artifacts import atomic_path
 
 # Kernels hash strings the same way every time, so that the order of a set never changes a result.
-KERNEL_ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "PYTHONHASHSEED": "0",
-}
+KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+KERNEL_ENVIRONMENT |= {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 # What tqdm draws: "name:  12%|█▏  | 3/25 [00:01<00:09,  2.4it/s]", or without a total "name: 7it [00:01, 5.1it/s]".
 BAR = re.compile(r"\d+%\|.*\| *\S+/\S+ \[[\d:?]+<|\d+it \[[\d:?]+, ")
+
+
+LINE_ENDS = re.compile(r"[\r\n]+|\x1b\[[A-K]")
 
 
 class StageFailed(RuntimeError):
@@ -41,18 +40,16 @@ def clear_bars(executed: Path) -> None:
         stored = nbformat.read(executed, as_version=4)
     except (OSError, nbformat.reader.NotJSONError):
         return
-    changed = False
     for cell in stored.cells:
         for output in [o for o in cell.get("outputs", []) if o.output_type == "stream" and o.name == "stderr"]:
-            parts = re.split(r"[\r\n]+|\x1b\[[A-K]", output.text)
+            parts = LINE_ENDS.split(output.text)
             kept = [part for part in parts if not BAR.search(part)]
             if len(kept) < len(parts) or not output.text.strip():  # a bar that is wiped leaves blanks
-                changed, output.text = True, "\n".join(filter(str.strip, kept))
+                output.text = "\n".join(filter(str.strip, kept))
                 if not output.text:
                     cell.outputs.remove(output)
-    if changed:
-        with atomic_path(executed) as fresh:
-            nbformat.write(stored, fresh)
+    with atomic_path(executed) as fresh:
+        nbformat.write(stored, fresh)
 
 
 def refresh_prose(executed: Path, notebook: Path) -> None:
@@ -165,7 +162,7 @@ class Watch:
 
     def write(self, text: str) -> None:
         """The notebook printed `text`: remember its last line, so that a training run shows its own progress bar."""
-        lines = [line.strip() for line in re.split(r"[\r\n]+|\x1b\[[A-K]", text) if line.strip()]
+        lines = [line.strip() for line in LINE_ENDS.split(text) if line.strip()]
         self.said = lines[-1] if lines else self.said
 
     def flush(self) -> None:
@@ -219,7 +216,6 @@ def execute(
     from papermill import PapermillExecutionError, execute_notebook
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is raised
-    name = notebook.stem
     try:
         with watch:
             execute_notebook(
@@ -236,11 +232,11 @@ def execute(
                 on_cell_start=watch.cell_start,
             )
     except PapermillExecutionError as error:
-        where = f"{name}, cell {watch.cell}, In [{error.exec_count}]"
+        where = f"{notebook.stem}, cell {watch.cell}, In [{error.exec_count}]"
         raise StageFailed(f"{where}: {_reason(error)}; see {executed}") from error
     except DeadKernelError as error:
-        where = f"{name}, cell {watch.cell}"
-        raise StageFailed(f"{where}: its kernel died, most often for lack of memory; see {executed}") from error
+        reason = "its kernel died, most often for lack of memory"
+        raise StageFailed(f"{notebook.stem}, cell {watch.cell}: {reason}; see {executed}") from error
     finally:
         clear_bars(executed)
     return watch.seconds, watch.peak_mb

@@ -99,9 +99,8 @@ class Notebook:
                 found.add(tuple(values))
             elif method.attr == "input" and not listed:
                 text = ast.unparse(call)
-                raise InputError(
-                    f"{self.path}: {text}: use literals or parameters, or list srmir.reads in its metadata"
-                )
+                fix = "use literals or parameters, or list srmir.reads in its metadata"
+                raise InputError(f"{self.path}: {text}: {fix}")
         return sorted(found)
 
     def code_cells(self) -> list[str]:
@@ -142,9 +141,9 @@ def _python(source: str) -> str:
 
 
 def _kind(value: object) -> str:
-    return {"str": "text", "list": "a list", "dict": "a mapping", "bool": "true/false", "NoneType": "empty"}.get(
-        type(value).__name__, f"of type {type(value).__name__}"
-    )
+    words = {"str": "text", "list": "a list", "dict": "a mapping", "bool": "true/false", "NoneType": "empty"}
+    name = type(value).__name__
+    return words.get(name, f"of type {name}")
 
 
 def _number(text: str, wanted: type) -> str | None:

@@ -54,7 +54,7 @@ def run_seeds(
                 _record(runner, by_name.pop(result.name), chains)
                 say(f"{result.name}: {result.state}, {result.seconds:.0f} s")
         except StageFailed as error:
-            _record_failure(runner, next(iter(by_name.values())), chains, str(error))
+            _record(runner, next(iter(by_name.values())), chains, str(error))
             failed.append(f"seed {seed}: {error}")
             yield f"seed {seed}: failed; what it had measured is on record"
         else:
@@ -122,10 +122,8 @@ def _records(folder: str | Path) -> list[dict]:
             raise InputError(f"{file}: not a record of a seed ({error!r}); delete it and run the seed again") from error
         first = made.setdefault(notebook, (chain, file))
         if first[0] != chain:
-            raise InputError(
-                f"{file} and {first[1]} were run with different parameters; run all seeds again, "
-                "or delete the records of the others"
-            )
+            fix = "run all seeds again, or delete the records of the others"
+            raise InputError(f"{file} and {first[1]} were run with different parameters; {fix}")
         records.append(record)
     if not records:
         raise InputError(f"{folder}: no records; run `srmir seeds {folder.name} --seeds 2 3 4 5 6`")
@@ -159,23 +157,18 @@ def _read_with(runner: Runner) -> dict[str, dict[str, dict]]:
     return {name: {other: _parameters(tasks[other]) for other in (name, *needs[name])} for name in tasks}
 
 
-def _record(runner: Runner, task: Task, chains: dict[str, str]) -> None:
-    """Keep a finished stage's metrics, and what a reader needs to weigh them."""
-    folder = runner.outputs / task.name
-    manifest, metrics = read_manifest(folder), folder / "metrics.json"
-    facts = {name: manifest[name] for name in KEPT}
-    _write(runner, task, chains, facts, read_json(metrics) if metrics.is_file() else {})
-
-
-def _record_failure(runner: Runner, task: Task, chains: dict[str, str], failure: str) -> None:
-    """Keep what a stage that stopped had measured before, if anything, and why it stopped."""
-    metrics = runner.work(task.name) / "metrics.json"
-    failure = " ".join(failure.replace(f"{runner.root}/", "").split())[:500]
-    facts = {"started": utc_now(), "failure": failure} | git_state(runner.root)
-    _write(runner, task, chains, facts, read_json(metrics) if metrics.is_file() else {})
-
-
-def _write(runner: Runner, task: Task, chains: dict[str, str], facts: dict, metrics: dict) -> None:
+def _record(runner: Runner, task: Task, chains: dict[str, str], failure: str = "") -> None:
+    """Keep a stage's metrics, and what a reader needs to weigh them; of one that stopped what it had measured, and
+    why it stopped."""
+    if failure:
+        folder = runner.work(task.name)
+        reason = " ".join(failure.replace(f"{runner.root}/", "").split())[:500]
+        facts = {"started": utc_now(), "failure": reason} | git_state(runner.root)
+    else:
+        folder = runner.outputs / task.name
+        manifest = read_manifest(folder)
+        facts = {name: manifest[name] for name in KEPT}
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     about = {"preset": runner.preset, "notebook": task.name, "seed": runner.seed, "chain": chains[task.name]}
     reads = _read_with(runner)[task.name]
     parameters = {"parameters": reads.pop(task.name), "reads": reads}

@@ -14,20 +14,8 @@ from pathlib import Path
 
 from srmir_lib.artifacts import put_in_place, read_json, sha256, write_json
 from srmir_lib.errors import InputError
+from srmir_lib.runner import manifest as records
 from srmir_lib.runner.execute import Board, StageFailed, refresh_prose
-from srmir_lib.runner.manifest import (
-    DECISIVE,
-    carry_over,
-    damaged,
-    digest,
-    git_state,
-    hash_outputs,
-    machine,
-    outside_inputs,
-    read_manifest,
-    utc_now,
-    versions,
-)
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER, Notebook, load_values
 from srmir_lib.runner.stage import find_root, how_to_run
 from srmir_lib.runner.workers import Workers, needs_of, next_to_start
@@ -118,7 +106,7 @@ class Runner:
     def state(self, task: Task) -> str:
         """done; or why it has to run: missing, interrupted, stale (parameters, code or inputs changed), damaged."""
         folder = self.outputs / task.name
-        manifest = read_manifest(folder)
+        manifest = records.read_manifest(folder)
         if manifest is None or not manifest["ok"]:
             return "interrupted" if self.work(task.name).is_dir() else "missing"
         try:
@@ -127,7 +115,7 @@ class Runner:
             return "stale"
         if manifest["key"] != key:
             return "stale"
-        return "damaged" if damaged(folder, manifest["outputs"]) else "done"
+        return "damaged" if records.damaged(folder, manifest["outputs"]) else "done"
 
     def status(self, tasks: list[Task]) -> list[Result]:
         """How each stage stands; nothing is run or changed."""
@@ -187,19 +175,19 @@ class Runner:
         if not (work / "key.json").is_file() or read_json(work / "key.json") != key:
             shutil.rmtree(work, ignore_errors=True)
         write_json(work / "key.json", key)
-        return {"key": key, "inputs": inputs, "started": utc_now(), "jobs": jobs} | git_state(self.root)
+        return {"key": key, "inputs": inputs, "started": records.utc_now(), "jobs": jobs} | records.git_state(self.root)
 
     def _finish(self, task: Task, begun: dict, seconds: float, peak: float) -> None:
         """What a stage made takes the place of what was there, with a record of how it was made."""
         work, folder = self.work(task.name), self.outputs / task.name
         manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "seed": task.parameters["seed"]} | begun
         manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak), "parameters": task.parameters}
-        manifest |= machine(begun["jobs"]) | {"outputs": hash_outputs(work)}
+        manifest |= records.machine(begun["jobs"]) | {"outputs": records.hash_outputs(work)}
         write_json(work / "manifest.json", manifest)
         executed = work / f"{task.name}.ipynb"
         text = executed.read_text(encoding="utf8").replace(self.shown(work), self.shown(folder))
         executed.write_text(text, encoding="utf8")
-        carry_over(folder, work)
+        records.carry_over(folder, work)
         put_in_place(work, folder)
         (folder / "key.json").unlink()
 
@@ -211,18 +199,20 @@ class Runner:
         inputs = {}
         for notebook, name in task.reads:
             folder, fix = self.outputs / notebook, how_to_run(self.name, notebook)
-            manifest = read_manifest(folder)
+            manifest = records.read_manifest(folder)
             if manifest is None or not (folder / name).exists():
                 raise InputError(f"{self.shown(folder / name)}: missing; run `{fix}` first")
             made = {n: h for n, h in manifest["outputs"].items() if name in ("", n) or n.startswith(f"{name}/")}
-            if wrong := damaged(folder, made):
+            if wrong := records.damaged(folder, made):
                 raise InputError(f"{self.shown(folder / wrong[0])}: damaged since it was made; run `{fix}`")
-            inputs[f"{notebook}/{name}".rstrip("/")] = digest(made) if made else sha256(folder / name)
-        inputs |= outside_inputs(task.parameters, task.notebook.metadata.get("srmir", {}).get("writes", []), self.root)
+            inputs[f"{notebook}/{name}".rstrip("/")] = records.digest(made) if made else sha256(folder / name)
+        written = task.notebook.metadata.get("srmir", {}).get("writes", [])
+        inputs |= records.outside_inputs(task.parameters, written, self.root)
         files, packages = task.notebook.imports(self.root)
         code = {self.shown(file): sha256(file) for file in files}
-        decisive = versions(package for name in packages & DECISIVE.keys() for package in DECISIVE[name])
-        return digest([task.parameters, task.notebook.code_cells(), code, decisive, inputs]), inputs
+        decisive = [package for name in packages & records.DECISIVE.keys() for package in records.DECISIVE[name]]
+        decided = [task.parameters, task.notebook.code_cells(), code, records.versions(decisive), inputs]
+        return records.digest(decided), inputs
 
     def _check_inputs(self, tasks: list[Task]) -> None:
         """Every artefact read must exist, or be written by a stage that runs before its reader."""
@@ -230,7 +220,7 @@ class Runner:
         for task in tasks:
             for notebook, name in task.reads:
                 folder, path = self.outputs / notebook, self.outputs / notebook / name
-                if notebook not in coming and not (path.exists() and read_manifest(folder)):
+                if notebook not in coming and not (path.exists() and records.read_manifest(folder)):
                     fix = f"run `{how_to_run(self.name, notebook)}` first"
                     raise InputError(f"{task.name} reads {self.shown(path)}, which is missing; {fix}")
             coming.add(task.name)
@@ -262,7 +252,7 @@ class Runner:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     def _result(self, task: Task, state: str) -> Result:
-        manifest = read_manifest(self.outputs / task.name) or {}
+        manifest = records.read_manifest(self.outputs / task.name) or {}
         return Result(task.name, state, *(manifest.get(k) for k in ("seconds", "peak_memory_mb", "started")))
 
     @contextmanager

@@ -65,13 +65,9 @@ def next_to_start(waiting: list, busy: Iterable[str], needs: dict[str, set[str]]
     pending = {task.name for task in waiting}.union(busy)
     ready = [task for task in waiting if not needs[task.name] & pending]
     if jobs > 1:
-        ready.sort(key=lambda task: not _awaited(task, waiting, needs))
+        awaited = set().union(*(needs[task.name] for task in waiting))
+        ready.sort(key=lambda task: task.name not in awaited)
     company = [task for task in ready if not task.alone] if jobs > 1 else []
     if not busy:
         return (ready[0], ready[0] in company and len(company) > 1) if ready else (None, False)
     return (company[0], True) if company and len(busy) < jobs else (None, False)
-
-
-def _awaited(task, waiting: list, needs: dict[str, set[str]]) -> bool:
-    """Whether one of those that are waiting needs it."""
-    return any(task.name in needs[other.name] for other in waiting)
