@@ -62,7 +62,16 @@ class PairObjective:
     center_rewards_coefficient: float = Field(0.0, ge=0, kw_only=True)  # pulls a pair's two scores to a sum of zero
 
     def __post_init__(self):
-        check_pair_objective(self)
+        """Refuse what contradicts itself; each value for itself was checked before."""
+        check_objective(self.objective)
+        if self.targets not in TARGETS:
+            raise InputError(f"targets: {self.targets!r} is none of {', '.join(TARGETS)}")
+        if self.objective == "bradley_terry" and self.targets != "own":
+            raise InputError(f"targets: bradley_terry has none that could be {self.targets}; choose margin or pcrm_…")
+        if self.similarity_model and self.objective != "pcrm_cosine":
+            raise InputError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
+        if len(self.limit) not in (0, 3):
+            raise InputError(f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants")
 
 
 @checked
@@ -113,27 +122,6 @@ def check_objective(objective: str) -> None:
         )
     if objective not in OBJECTIVES:
         raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
-
-
-def check_pair_objective(settings) -> None:
-    """Refuse settings of a pair objective that contradict each other."""
-    check_objective(settings.objective)
-    if settings.targets not in TARGETS:
-        raise InputError(f"targets: {settings.targets!r} is none of {', '.join(TARGETS)}")
-    if settings.objective == "bradley_terry" and settings.targets != "own":
-        raise InputError(f"targets: bradley_terry has none that could be {settings.targets}; choose margin or pcrm_…")
-    if settings.similarity_model and settings.objective != "pcrm_cosine":
-        raise InputError(f"similarity_model: objective {settings.objective} does not read it; only pcrm_cosine does")
-    if len(settings.limit) not in (0, 3):
-        raise InputError(
-            f"limit: {settings.limit}; give scale, offset and shift, or nothing for the authors' constants"
-        )
-    if not isinstance(settings.limit_cap, int | float) or not settings.limit_cap > 0:
-        raise InputError(f"limit_cap: {settings.limit_cap!r} must be a number above 0, the largest limit there may be")
-    numbers = {"center_rewards_coefficient": settings.center_rewards_coefficient}
-    for name, value in [*numbers.items(), *(("limit", part) for part in settings.limit)]:
-        if not isinstance(value, int | float) or (name != "limit" and value < 0):
-            raise InputError(f"{name}: {value!r} must be a number{'' if name == 'limit' else ', at least 0'}")
 
 
 def override(settings, changes: dict):

@@ -5,7 +5,7 @@ beside it says which output is which category and how a pair becomes tokens. Hig
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,7 +18,7 @@ from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import pick_device, quiet
-from srmir_lib.reward_models.config import check_pair_objective
+from srmir_lib.reward_models.config import PairObjective, checked
 
 GAP = " … "  # marks where the middle of a long text was left out
 
@@ -73,8 +73,8 @@ class PairTokenizer:
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
+@checked
+class EncoderSettings(PairObjective):
     """How the encoder is fine-tuned. The notebook's parameters hold the values; what has one here is the plain case."""
 
     epochs: float  # passes over labelled responses and pairs together
@@ -88,15 +88,6 @@ class EncoderSettings:
     mean_weight: float  # weight of the loss on the mean of all outputs, next to the loss on the routed one
     averaging: float  # decay of the running average of the weights that is kept (0: keep the last weights)
     bf16: bool  # bfloat16 matrix products; faster where the processor has them
-    objective: str = "bradley_terry"  # of the pairs, as in `RewardSettings`, and so the next five
-    limit: list[float] = field(default_factory=list)
-    limit_cap: float = 30.0
-    targets: str = "own"
-    similarity_model: str = ""  # "": the encoder before it is trained
-    center_rewards_coefficient: float = 0.0
-
-    def __post_init__(self):
-        check_pair_objective(self)
 
 
 def from_parameters(kind: type, values: Mapping, name: str):
