@@ -19,12 +19,19 @@ from srmir_lib.artifacts import sha256
 from srmir_lib.errors import InputError
 
 
+@contextmanager
+def expecting(what: str, where: str | Path):
+    """While this lasts, a file that is missing or unfit is an `InputError` that says what should be there."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: no {what} there ({str(error).strip().splitlines()[0]})") from error
+
+
 def with_adapter(policy, adapter: str | Path):
     """`policy` with the LoRA adapter of a folder on top; `unload()` of the result gives `policy` back unchanged."""
-    try:
+    with expecting("PEFT adapter", adapter):
         return PeftModel.from_pretrained(policy, str(adapter))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{adapter}: no PEFT adapter there ({str(error).splitlines()[0]})") from error
 
 
 def share_weights(model):
@@ -39,11 +46,8 @@ def load_trunk(model: str | Path, device: str = "auto", dtype: str = "float32") 
 
     Causal models need a chat template; encoders (no causal language model among their architectures) need none.
     """
-    try:
-        with quiet():
-            trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
+    with expecting("model", model), quiet():
+        trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
     tokenizer = load_tokenizer(model) if is_causal(trunk) else AutoTokenizer.from_pretrained(str(model))
     return trunk.requires_grad_(False), tokenizer
 
@@ -96,10 +100,8 @@ def fingerprint(model: str | Path) -> str:
 
 def config_of(model: str | Path):
     """The configuration of a model id or folder, without its weights."""
-    try:
+    with expecting("model", model):
         return AutoConfig.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -113,10 +115,8 @@ def pick_device(device: str = "auto") -> torch.device:
 
 def load_tokenizer(model: str | Path):
     """Tokenizer of a model id or folder, padded on the left, with a pad token and a chat template (both required)."""
-    try:
+    with expecting("tokenizer", model):
         tokenizer = AutoTokenizer.from_pretrained(str(model), padding_side="left")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no tokenizer there ({str(error).splitlines()[0]})") from error
     if tokenizer.chat_template is None:
         raise InputError(f"{model}: the tokenizer has no chat template; use an instruction-tuned model or add one")
     if tokenizer.pad_token is None:
@@ -126,10 +126,8 @@ def load_tokenizer(model: str | Path):
 
 def load_policy(model: str | Path, device: str = "auto", dtype: str = "float32", adapter: str | Path | None = None):
     """Causal language model by id or folder, optionally with a PEFT adapter on top, in evaluation mode."""
-    try:
+    with expecting("causal language model", model):
         policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no causal language model there ({str(error).splitlines()[0]})") from error
     if adapter is not None:
         policy = with_adapter(policy, adapter)
     return policy.to(pick_device(device)).eval()

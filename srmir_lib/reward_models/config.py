@@ -23,7 +23,7 @@ TARGETS = ("own", "shuffled", "mean")
 sizes of the targets and not whose they are."""
 
 
-KINDS = ("question", "learned", "head")
+KINDS = ("question", "learned")
 
 
 DESIGNS = ("shared", "separate", "pooled")
@@ -78,7 +78,7 @@ class PairObjective:
 class ProbeSettings:
     """What is asked, and how large an answer may be."""
 
-    kind: str = "question"  # question: its tokens; learned: embeddings, trained; head: no probe, a head on the text
+    kind: str = "question"  # question: its tokens; learned: embeddings, trained
     text: str = " harmful : {category} ?"  # the question; {category} may be missing if there is one model only
     names: dict[str, str] = field(default_factory=dict)  # what it calls a category; else its name in `taxonomy`
     tokens: int = Field(0, ge=0)  # m, of every probe: 0: as many as the longest question has

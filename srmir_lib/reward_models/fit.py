@@ -59,10 +59,7 @@ def fit_sets(
 def _prepare(trunk: Trunk, pairs, runs: Sequence[SetRun]) -> TokenizedPairs:
     """The pairs as these runs read them, for the trunk to read if one of them is `shared`."""
     shared = [run.settings for run in runs if run.design == "shared"]
-    if not shared:
-        return TokenizedPairs(trunk, pairs, runs[0].settings)
-    hidden = any(settings.probe.kind == "head" for settings in shared)
-    return PrefilledPairs(trunk, pairs, shared[0], hidden)
+    return PrefilledPairs(trunk, pairs, shared[0]) if shared else TokenizedPairs(trunk, pairs, runs[0].settings)
 
 
 RESERVED = ("plain", "oracle")  # rows of 03 that are not trained

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
-from srmir_lib.models.loading import pick_device, quiet
+from srmir_lib.models.loading import expecting, pick_device, quiet
 from srmir_lib.reward_models.config import PairObjective, checked
 
 GAP = " … "  # marks where the middle of a long text was left out
@@ -28,13 +28,10 @@ def load_classifier(model: str | Path, num_labels: int | None = None, **options)
 
     With `num_labels` a head of another size, or none, is replaced by a new one; otherwise the head must be there.
     """
-    try:
-        with quiet():
-            head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-            classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **options)
-            tokenizer = AutoTokenizer.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no encoder there ({str(error).strip().splitlines()[0]})") from error
+    head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+    with expecting("encoder", model), quiet():
+        classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **options)
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
     if tokenizer.sep_token_id is None:
         raise InputError(f"{model}: its tokenizer has no separator token, so it cannot read pairs; use an encoder")
     return classifier, tokenizer

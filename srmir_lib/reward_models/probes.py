@@ -63,9 +63,7 @@ class Probes(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.heads = nn.Parameter(torch.empty(count, size).normal_(0, size**-0.5, generator=generator))
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()  # LoRA's A (K, r, in) and B (K, out, r), by layer
-        self.questions = self.embeddings = None
-        if settings.kind == "head":
-            return
+        self.embeddings = None
         for name, layer in trunk.linear.items():
             bound = layer.in_features**-0.5  # PEFT's start: A as a linear layer's weight, B zero
             down = torch.empty(count, settings.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
@@ -80,7 +78,7 @@ class Probes(nn.Module):
     @property
     def width(self) -> int:
         """Tokens of a probe, m: those of the longest question."""
-        return 0 if self.questions is None else self.questions["input_ids"].shape[1]
+        return self.questions["input_ids"].shape[1]
 
     def question(self, index: int) -> list[int]:
         """Token ids of the question that a model asks."""
@@ -88,9 +86,6 @@ class Probes(nn.Module):
 
     def forward(self, trunk: Trunk, states: PrefilledKV, columns: Tensor | None = None) -> Tensor:
         """Scores (B, K) of B texts by every model or, with `columns` (B,), (B,): each by one model; in float32."""
-        if self.settings.kind == "head":
-            last = states.pooled.float()
-            return last @ self.heads.T if columns is None else (last * self.heads[columns]).sum(dim=1)
         asked = slice(None) if columns is None else columns.unsqueeze(1)  # of each row, which models: all, or its own
         table = trunk.decoder.get_input_embeddings()
         known = table(self.questions["input_ids"]) if self.embeddings is None else self.embeddings
@@ -149,8 +144,6 @@ class Probes(nn.Module):
                 head["probe.embeddings"] = self.embeddings[index]
             head = {name: value.detach().cpu().contiguous() for name, value in head.items()}
             save_file(head, where / "head.safetensors")
-            if self.settings.kind == "head":
-                continue
             tensors = {}
             for key in self.down:
                 name = f"base_model.model.{prefix}.{key.replace('/', '.')}"
@@ -176,8 +169,6 @@ class Probes(nn.Module):
                 _copy(self.heads[index], head["score.weight"][0], where / "head.safetensors")
                 if self.embeddings is not None:
                     _copy(self.embeddings[index], head.get("probe.embeddings"), where / "head.safetensors")
-                if self.settings.kind == "head":
-                    continue
                 names = {key: f"base_model.model.{prefix}.{key.replace('/', '.')}" for key in self.down}
                 file = where / "adapter_model.safetensors"
                 tensors = read_tensors(file, [f"{name}.lora_{side}.weight" for name in names.values() for side in "AB"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, read_json
-from srmir_lib.conversations import assistant_message, check_lengths, conversation_ids, text_of, user_message
+from srmir_lib.conversations import check_lengths, conversation_ids
 from srmir_lib.data.jsonl import (
     check_output,
     chunked,
@@ -107,20 +107,13 @@ class _Scorer:
     def check_lengths(self, rows: Sequence[dict]) -> None:
         """Refuse a row that is longer than the base model reads, with a draft as long as it may become; an encoder cuts
         what is too long."""
-        from srmir_lib.papers.srmir import cod_prompt
-
         if self.models.design == "pooled":
             return
-        scorer, chats = self.models.scorer, [row["prompt"] for row in rows]
-        think = scorer.think
-        if think.question:
-            before = [cod_prompt(text_of(chat), think.question) + assistant_message("") for chat in chats]
-            own = [user_message(chat) if isinstance(chat, str) else chat for chat in chats]
-            chats = [asked + chat for asked, chat in zip(before, own, strict=True)]
-        config = scorer.trunk.config if self.models.design == "shared" else scorer.model.config.get_text_config()
-        ids = conversation_ids(scorer.tokenizer, chats, [row["response"] for row in rows])
-        limit = getattr(config, "max_position_embeddings", None)
-        check_lengths(ids, limit, think.max_new_tokens if think.question else 0)
+        scorer, chats, more = self.models.scorer, [row["prompt"] for row in rows], 0
+        if scorer.think.question:
+            chats, more = [scorer.think.behind(chat, "") for chat in chats], scorer.think.max_new_tokens
+        ids = conversation_ids(scorer.trunk.tokenizer, chats, [row["response"] for row in rows])
+        check_lengths(ids, getattr(scorer.trunk.config, "max_position_embeddings", None), more)
 
     def __call__(self, rows: Sequence[dict]) -> list[dict]:
         """The new columns of each row."""

@@ -73,8 +73,7 @@ def score_ids(
     share their common beginning."""
     count = len(ids)
     scores = [torch.zeros(count, len(probes.categories)) if columns is None else torch.zeros(count) for probes in sets]
-    layer = -1 if any(probes.settings.kind == "head" for probes in sets) else None
-    for rows, states in trunk.prefill(ids, groups, layer=layer):
+    for rows, states in trunk.prefill(ids, groups):
         at = columns[rows].to(trunk.device) if columns is not None else None
         for own, probes in zip(scores, sets, strict=True):
             own[rows] = probes(trunk, states, at).float().cpu()
