@@ -40,7 +40,7 @@ from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.probes import Probes, block_mask, probe_questions
 from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets
-from srmir_lib.reward_models.shared import _train, clip_each, fit_shared, train_probes
+from srmir_lib.reward_models.shared import _train, clip_each, train_probes
 from srmir_lib.runner.notebook import Notebook
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,7 +220,7 @@ def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tok
     """Each model of three against a probe of one category with the same weights: PEFT's trap of frozen adapters."""
     model, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind="learned", tokens=4), batch_tokens=4096)
     model.requires_grad_(False)
-    ((_, states),) = trunk.prefill(IDS)
+    ((rows, states),) = trunk.prefill(IDS)
     columns = torch.tensor([0, 1, 2, 0, 1])
     probes(trunk, states, columns).square().sum().backward()
     for index, category in enumerate(CATEGORIES):
@@ -230,8 +230,9 @@ def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tok
         pairs += [(one.up[key], probes.up[key]) for key in one.up]
         for own, joint in pairs:
             own.data.copy_(joint.data[index : index + 1])
-        mine = torch.tensor([place for place, column in enumerate(columns.tolist()) if column == index])
-        one(trunk, states.select(mine), torch.zeros(len(mine), dtype=torch.long)).square().sum().backward()
+        mine = [IDS[row] for row, column in zip(rows, columns.tolist(), strict=True) if column == index]
+        ((_, alone),) = trunk.prefill(mine)
+        one(trunk, alone, torch.zeros(len(mine), dtype=torch.long)).square().sum().backward()
         for own, joint in pairs:
             assert joint.grad[index].abs().max() > 0, f"{category}: a weight without gradient"
             assert torch.allclose(own.grad[0], joint.grad[index], atol=1e-5, rtol=1e-4)
@@ -388,7 +389,12 @@ def test_sets_that_ask_the_same_question_share_their_drafts(tiny_model, tmp_path
 
 def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkeypatch):
     """Probes of other lengths, one of them trained, and one that reads a draft first, which is read apart."""
-    kinds = {"a": SETTINGS.probe, "b": ProbeSettings(text="{category} ?"), "c": ProbeSettings(kind="learned"), "d": None}
+    kinds = {
+        "a": SETTINGS.probe,
+        "b": ProbeSettings(text="{category} ?"),
+        "c": ProbeSettings(kind="learned"),
+        "d": None,
+    }
     trunk = Trunk.load(tiny_model, "cpu")
     for seed, (name, probe) in enumerate(kinds.items()):
         own = replace(SETTINGS, max_steps=2, probe=probe or SETTINGS.probe)
@@ -590,13 +596,13 @@ def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):
         ShadowRewardModels.load(copied, "cpu", base_model=base)
     tensors = load_file(shutil.copy(trained_file(copied), tmp_path / "one.safetensors"))
     save_file(dict(list(tensors.items())[1:]), file)
-    with pytest.raises(InputError, match="lacks base_model.model.model.layers"):
+    with pytest.raises(InputError, match="nothing for base_model.model.model.layers"):
         ShadowRewardModels.load(copied, "cpu", base_model=base)
     save_file({name: value[:1] for name, value in tensors.items()}, file)
-    with pytest.raises(InputError, match="where shape .* is needed"):
+    with pytest.raises(InputError, match="for base_model.* not "):
         ShadowRewardModels.load(copied, "cpu", base_model=base)
     shutil.rmtree(copied / "insult")
-    with pytest.raises(InputError, match="category insult has no trained model"):
+    with pytest.raises(InputError, match="insult/head.safetensors: no such file; train it again"):
         ShadowRewardModels.load(copied, "cpu", base_model=base)
 
 

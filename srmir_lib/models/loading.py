@@ -6,12 +6,17 @@ silent fallback.
 
 import hashlib
 import importlib.util
+import os
+from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -26,6 +31,44 @@ def expecting(what: str, where: str | Path):
         yield
     except (OSError, ValueError) as error:
         raise InputError(f"{where}: no {what} there ({str(error).strip().splitlines()[0]})") from error
+
+
+def read_tensors(file: Path, like: Mapping[str, Tensor], fix: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which must have the names and shapes of `like`; else one line with the
+    `fix`."""
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file; {fix}") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: damaged ({error}); {fix}") from error
+    for name, value in like.items():
+        found = tuple(tensors[name].shape) if name in tensors else "nothing"
+        if found != tuple(value.shape):
+            raise InputError(f"{file}: {found} for {name}, not {tuple(value.shape)}; {fix}")
+    return tensors
+
+
+def base_reference(base_model: str | Path, final: Path, sha256: str = "") -> dict:
+    """What a folder says of the base model it was made with: a hub id, or a path relative to `final`, where the folder
+    will lie, and the model's `fingerprint` (`sha256`, if it is known)."""
+    local = Path(base_model).is_dir()
+    where = os.path.relpath(Path(base_model).resolve(), final.resolve()) if local else str(base_model)
+    return {"base_model": where, "base_is_folder": local, "base_sha256": sha256 or fingerprint(base_model)}
+
+
+def find_base(folder: Path, reference: Mapping, base_model: str | None = None, sha256: str = "") -> str:
+    """The base model that `reference`, from a file in `folder`, names; another one is an `InputError`.
+
+    `base_model`: where it lies now, if it was moved; `sha256`: its fingerprint, if it is known.
+    """
+    local, recorded = reference["base_is_folder"], reference["base_model"]
+    base = base_model or (os.path.normpath(folder / recorded) if local else recorded)
+    if local and not Path(base).is_dir():
+        raise InputError(f"{base}: the base model of {folder} is not there; put it back or pass where it lies now")
+    if (sha256 or fingerprint(base)) != reference["base_sha256"]:
+        raise InputError(f"{base}: not the base model that {folder} was made with (hash mismatch); make it again")
+    return base
 
 
 def with_adapter(policy, adapter: str | Path):

@@ -1,6 +1,5 @@
 """Settings of reward models, checked when they are made, and `config.json`, which says what a folder of models is."""
 
-import os
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.errors import InputError
-from srmir_lib.models.loading import fingerprint
+from srmir_lib.models.loading import base_reference, find_base
 from srmir_lib.models.trunk import Trunk
 
 LIMITS = ("pcrm_length", "pcrm_cosine")
@@ -71,7 +70,9 @@ class PairObjective:
         if self.similarity_model and self.objective != "pcrm_cosine":
             raise InputError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
         if len(self.limit) not in (0, 3):
-            raise InputError(f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants")
+            raise InputError(
+                f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants"
+            )
 
 
 @checked
@@ -167,14 +168,7 @@ def pairs_seen(folder: str | Path) -> int:
 
 def base_of(trunk: Trunk, final: Path) -> dict:
     """What `config.json` says of a base model; `final`: where the folder will lie, for the relative path."""
-    folder = Path(trunk.base_model)
-    where = os.path.relpath(folder.resolve(), final.resolve()) if folder.is_dir() else trunk.base_model
-    return {
-        "base_model": where,
-        "base_is_folder": folder.is_dir(),
-        "base_sha256": trunk.sha256,
-        "dtype": trunk.dtype,
-    }
+    return base_reference(trunk.base_model, final, trunk.sha256) | {"dtype": trunk.dtype}
 
 
 def find_trunk(folder: Path, config: dict, trunk: Trunk | str = "auto", base_model: str | None = None) -> Trunk:
@@ -186,19 +180,13 @@ def find_trunk(folder: Path, config: dict, trunk: Trunk | str = "auto", base_mod
     missing = [key for key in ("base_model", "base_is_folder", "base_sha256", "dtype") if key not in config]
     if missing:
         raise InputError(f"{folder}/config.json: lacks {', '.join(missing)}; train the set again (02)")
-    recorded, dtype = config["base_model"], config["dtype"]
-    given = isinstance(trunk, Trunk)
-    base = base_model or (os.path.normpath(folder / recorded) if config["base_is_folder"] else recorded)
-    base = trunk.base_model if given else base
-    if config["base_is_folder"] and not Path(base).is_dir():
-        raise InputError(f"{base}: the base model of {folder} is not there; put it back or pass base_model")
-    if (trunk.sha256 if given else fingerprint(base)) != config["base_sha256"]:
-        raise InputError(
-            f"{base}: not the base model that {folder} was trained on (hash mismatch); train the set again"
-        )
-    if given and trunk.dtype != dtype:
-        raise InputError(f"{folder}: trained on weights in {dtype}, not {trunk.dtype}; give Trunk.load dtype={dtype!r}")
-    return trunk if given else Trunk.load(base, trunk, dtype)
+    if not isinstance(trunk, Trunk):
+        return Trunk.load(find_base(folder, config, base_model), trunk, config["dtype"])
+    find_base(folder, config, trunk.base_model, trunk.sha256)
+    if trunk.dtype != config["dtype"]:
+        known = f"trained on weights in {config['dtype']}, not {trunk.dtype}"
+        raise InputError(f"{folder}: {known}; give Trunk.load dtype={config['dtype']!r}")
+    return trunk
 
 
 def write_config(where: Path, final: Path, design: str, trunk: Trunk, categories, settings, training: str) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import BATCH_TOKENS
 from srmir_lib.models.loading import expecting, pick_device, quiet
 from srmir_lib.reward_models.config import PairObjective, checked
 
@@ -140,7 +141,7 @@ def collate(rows: Sequence[dict], tokenizer) -> dict[str, Tensor]:
 class PooledScorer:
     """Scores of a `pooled` set of reward models, for `ShadowRewardModels`."""
 
-    def __init__(self, folder: str | Path, device: str = "auto", tokens_per_batch: int = 8192):
+    def __init__(self, folder: str | Path, device: str = "auto"):
         """Read `config.json` and `encoder/` of a `shadow_rms/` folder; what is missing or unfit is an `InputError`."""
         folder, self.device = Path(folder), pick_device(device)
         config = read_json(folder / "config.json")
@@ -154,28 +155,19 @@ class PooledScorer:
         if model.config.num_labels != len(self.categories):
             found = f"{model.config.num_labels} outputs for {len(self.categories)} categories"
             raise InputError(f"{folder}/encoder: {found}; train the set again")
-        self.model, self.tokens_per_batch = model.to(self.device).eval(), tokens_per_batch
+        self.model, self.tokens_per_batch = model.to(self.device).eval(), BATCH_TOKENS
 
+    @torch.no_grad()
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Raw scores (N, K) or, with `columns`, row i by model `columns[i]`, (N,); float32 on the CPU. A score does not
-        depend on what else is in the batch."""
-        scores = score_pairs(self.model, self.tokenizer, prompts, completions, self.reading, self.tokens_per_batch)
+        depend on what else is in the batch: rows of similar length are read together, as many as `tokens_per_batch`."""
+        rows = self.reading.encode(self.tokenizer, prompts, completions) if len(prompts) else []
+        scores = torch.zeros(len(rows), len(self.categories))
+        for chosen in _batches([len(row["input_ids"]) for row in rows], self.tokens_per_batch):
+            inputs = collate([rows[at] for at in chosen], self.tokenizer)
+            read = {name: value.to(self.device) for name, value in inputs.items()}
+            scores[chosen] = self.model(**read).logits.float().cpu()
         return scores if columns is None else scores[torch.arange(len(scores)), columns]
-
-
-@torch.no_grad()
-def score_pairs(model, tokenizer, prompts, completions, reading: PairTokenizer, tokens_per_batch: int = 8192) -> Tensor:
-    """(N, K) raw scores of an encoder with K outputs, in micro-batches of similar length and bounded size."""
-    if len(prompts) != len(completions):
-        raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")
-    if not len(prompts):
-        return torch.zeros(0, model.config.num_labels)
-    rows = reading.encode(tokenizer, prompts, completions)
-    scores = torch.zeros(len(rows), model.config.num_labels)
-    for chosen in _batches([len(row["input_ids"]) for row in rows], tokens_per_batch):
-        inputs = collate([rows[at] for at in chosen], tokenizer)
-        scores[chosen] = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.float().cpu()
-    return scores
 
 
 def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
@@ -186,7 +178,8 @@ def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int
             yield group
             group = []
         group.append(row)
-    yield group
+    if group:
+        yield group
 
 
 def _conversation(prompt: str | list[dict]) -> str:

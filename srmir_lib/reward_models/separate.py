@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from srmir_lib.conversations import conversation_ids
+from srmir_lib.conversations import check_lengths, conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length, padded
@@ -86,9 +86,7 @@ class SeparateScorer:
     def score_ids(self, ids: Sequence[list[int]], category: str) -> Tensor:
         """Scores (N,) of tokenized conversations by one category's model; an empty list gives an empty tensor."""
         limit, lengths = getattr(self.trunk.config, "max_position_embeddings", None), [len(tokens) for tokens in ids]
-        for row, length in enumerate(lengths):
-            if limit is not None and length > limit:
-                raise InputError(f"row {row}: {length} tokens, but the reward model reads at most {limit}")
+        check_lengths(ids, limit)
         self.model.set_adapter(category)  # freezes the others: right for scoring, wrong for joint training
         scores = torch.zeros(len(ids))
         for rows in by_length(range(len(ids)), lengths, self.trunk.batch_tokens):
