@@ -30,6 +30,7 @@ from srmir_lib.lab.corpus import MIX, corpus
 from srmir_lib.lab.grammar import ANY_HARM_QUESTION, CHECK_QUESTION
 from srmir_lib.lab.world import NAMES, draw_world
 from srmir_lib.models.batching import by_length
+from srmir_lib.models.kv_cache import PrefilledKV
 from srmir_lib.models.loading import load_policy, load_tokenizer, share_weights
 from srmir_lib.models.small import build_tokenizer
 from srmir_lib.models.trunk import Trunk, shared_lengths
@@ -220,7 +221,7 @@ def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tok
     """Each model of three against a probe of one category with the same weights: PEFT's trap of frozen adapters."""
     model, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind="learned", tokens=4), batch_tokens=4096)
     model.requires_grad_(False)
-    ((rows, states),) = trunk.prefill(IDS)
+    ((_, states),) = trunk.prefill(IDS)
     columns = torch.tensor([0, 1, 2, 0, 1])
     probes(trunk, states, columns).square().sum().backward()
     for index, category in enumerate(CATEGORIES):
@@ -230,9 +231,10 @@ def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tok
         pairs += [(one.up[key], probes.up[key]) for key in one.up]
         for own, joint in pairs:
             own.data.copy_(joint.data[index : index + 1])
-        mine = [IDS[row] for row, column in zip(rows, columns.tolist(), strict=True) if column == index]
-        ((_, alone),) = trunk.prefill(mine)
-        one(trunk, alone, torch.zeros(len(mine), dtype=torch.long)).square().sum().backward()
+        mine = (columns == index).nonzero().flatten()
+        own_keys, own_values = ([part[mine] for part in parts] for parts in (states.keys, states.values))
+        alone = PrefilledKV(own_keys, own_values, states.mask[mine])
+        one(trunk, alone, torch.zeros_like(mine)).square().sum().backward()
         for own, joint in pairs:
             assert joint.grad[index].abs().max() > 0, f"{category}: a weight without gradient"
             assert torch.allclose(own.grad[0], joint.grad[index], atol=1e-5, rtol=1e-4)

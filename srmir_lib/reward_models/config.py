@@ -166,6 +166,12 @@ def pairs_seen(folder: str | Path) -> int:
     return sum(count for file in files for count in read_json(folder / file)["key"]["pairs"].values())
 
 
+def kept_fit(folder: Path, key: dict) -> dict:
+    """`fit.json` of a finished fit in `folder` if it has this `key`: then it is kept, not made again. Else nothing."""
+    fit = read_json(folder / "fit.json") if (folder / "fit.json").exists() else {}
+    return fit if fit.get("key") == key else {}
+
+
 def base_of(trunk: Trunk, final: Path) -> dict:
     """What `config.json` says of a base model; `final`: where the folder will lie, for the relative path."""
     return base_reference(trunk.base_model, final, trunk.sha256) | {"dtype": trunk.dtype}

@@ -89,20 +89,18 @@ def fit_objectives(
             raise InputError(
                 f"objectives: {name}: {changes}; give another name than {RESERVED}, settings, a whole seed"
             )
-    runs = {name: {key: value for key, value in own.items() if key != "seed"} for name, own in objectives.items()}
+    encoder = config["design"] == "pooled"
+    reading, settings = load_pooled_settings(before) if encoder else (None, load_settings(before))
+    changed = {
+        name: override(settings, {key: value for key, value in own.items() if key != "seed"})
+        for name, own in objectives.items()
+    }
     drawn = {name: seed + own.get("seed", 0) for name, own in objectives.items()}
-    if config["design"] == "pooled":
-        reading, settings = load_pooled_settings(before)
-        for name, own in {name: override(settings, changes) for name, changes in runs.items()}.items():
+    if encoder:
+        for name, own in changed.items():
             arguments = preferences["train"], folders[name], config["categories"], reading, own, drawn[name]
             fit_pooled(base, labelled, *arguments, device)
         return
-    settings = load_settings(before)
-    fit_sets(
-        {
-            name: SetRun(folders[name], config["categories"], own, config["design"], "own", drawn[name])
-            for name, own in {name: override(settings, changes) for name, changes in runs.items()}.items()
-        },
-        base,
-        preferences,
-    )
+    categories, design = config["categories"], config["design"]
+    runs = {name: SetRun(folders[name], categories, own, design, seed=drawn[name]) for name, own in changed.items()}
+    fit_sets(runs, base, preferences)
