@@ -26,9 +26,11 @@ from srmir_lib.errors import InputError
 
 @contextmanager
 def expecting(what: str, where: str | Path):
-    """While this lasts, a file that is missing or unfit is an `InputError` that says what should be there."""
+    """While this lasts, a file that is missing, damaged or unfit is an `InputError` that says what should be there."""
     try:
         yield
+    except SafetensorError as error:
+        raise InputError(f"{where}: damaged weights ({error}); fetch or train the model again") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{where}: no {what} there ({str(error).strip().splitlines()[0]})") from error
 

@@ -41,7 +41,11 @@ def fit_sets(
     alike: dict[tuple, list[SetRun]] = {}
     for run in runs.values():
         alike.setdefault(reading_of(run.settings), []).append(run)
-    read = {key: _prepare(trunk, preferences["train"], of) for key, of in alike.items()}
+    read = {}
+    for key, of in alike.items():
+        shared = [run.settings for run in of if run.design == "shared"]
+        pairs = trunk, preferences["train"]
+        read[key] = PrefilledPairs(*pairs, shared[0]) if shared else TokenizedPairs(*pairs, of[0].settings)
     jobs, found = {}, {}
     for name, run in runs.items():
         pairs = read[reading_of(run.settings)]
@@ -54,12 +58,6 @@ def fit_sets(
         jobs[name] = partial(fit_shared, pairs.with_own_modules(), *how)
     found |= run_in_threads(jobs, trunk.device)
     return {name: found[name] for name in runs}
-
-
-def _prepare(trunk: Trunk, pairs, runs: Sequence[SetRun]) -> TokenizedPairs:
-    """The pairs as these runs read them, for the trunk to read if one of them is `shared`."""
-    shared = [run.settings for run in runs if run.design == "shared"]
-    return PrefilledPairs(trunk, pairs, shared[0]) if shared else TokenizedPairs(trunk, pairs, runs[0].settings)
 
 
 RESERVED = ("plain", "oracle")  # rows of 03 that are not trained

@@ -84,16 +84,11 @@ class _Scorer:
     """The loaded models, their scale, and what routes the rows without a category."""
 
     def __init__(self, models: str, router: str, device: str, raw: bool, calibration: str, base_model: str):
-        from safetensors import SafetensorError
-
         from srmir_lib.data.router import Router
         from srmir_lib.reward_models.calibration import Calibration
         from srmir_lib.reward_models.shadow import ShadowRewardModels
 
-        try:
-            self.models = ShadowRewardModels.load(models, device, base_model or None)
-        except SafetensorError as error:  # of an encoder, which transformers opens; adapters are checked where loaded
-            raise InputError(f"{models}: damaged weights ({error}); train the set again (02)") from error
+        self.models = ShadowRewardModels.load(models, device, base_model or None)
         self.calibration = None if raw else Calibration.load(calibration) if calibration else self.models.calibration
         if self.calibration is not None and list(self.calibration.categories) != self.models.categories:
             found = ", ".join(self.calibration.categories)
