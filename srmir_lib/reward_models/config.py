@@ -70,9 +70,7 @@ class PairObjective:
         if self.similarity_model and self.objective != "pcrm_cosine":
             raise InputError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
         if len(self.limit) not in (0, 3):
-            raise InputError(
-                f"limit: {self.limit}; give scale, offset and shift, or nothing for the authors' constants"
-            )
+            raise InputError(f"limit: {self.limit}; give scale, offset and shift, or none for the authors' constants")
 
 
 @checked

@@ -47,11 +47,11 @@ def score_file(
     `chunk`: rows in memory at a time.
     """
     started, categories = time.monotonic(), _categories(models)
-    if not raw and not Path(calibration or Path(models) / "calibration.json").is_file():
+    scale = Path(calibration or Path(models) / "calibration.json")
+    if not raw and not scale.is_file():
         raise InputError(
-            f"{calibration or Path(models) / 'calibration.json'}: no such file, so the scores have no common scale; "
-            "score the shadow_rms that 03_margins trained, name its calibration.json with --calibration, "
-            "or take raw scores with --raw"
+            f"{scale}: no such file, so the scores have no common scale; score the shadow_rms that 03_margins trained, "
+            "name its calibration.json with --calibration, or take raw scores with --raw"
         )
     if router and not Path(router, "router.json").is_file():
         raise InputError(f"{router}: no router.json there; name the folder router that 01_data wrote")
@@ -65,11 +65,7 @@ def score_file(
     for numbers, found in chunked(rows(), chunk):
         with rows_of(source, numbers):
             scorer.check_lengths(found)
-    with (
-        progress(total, "scored") as bar,
-        atomic_path(Path(target).resolve()) as fresh,
-        fresh.open("wb") as file,
-    ):
+    with progress(total, "scored") as bar, atomic_path(Path(target).resolve()) as fresh, fresh.open("wb") as file:
         for numbers, found in chunked(rows(), chunk):
             with rows_of(source, numbers):
                 columns = scorer(found)
