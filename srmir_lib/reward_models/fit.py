@@ -38,14 +38,11 @@ def fit_sets(
     reading of the pairs, on a CPU side by side, each over a module tree of its own. Those of design `separate` train
     one after the other: their trainer draws from the process's random numbers.
     """
-    alike: dict[tuple, list[SetRun]] = {}
-    for run in runs.values():
-        alike.setdefault(reading_of(run.settings), []).append(run)
-    read = {}
-    for key, of in alike.items():
-        shared = [run.settings for run in of if run.design == "shared"]
-        pairs = trunk, preferences["train"]
-        read[key] = PrefilledPairs(*pairs, shared[0]) if shared else TokenizedPairs(*pairs, of[0].settings)
+    read: dict[tuple, TokenizedPairs] = {}
+    for run in sorted(runs.values(), key=lambda run: run.design != "shared"):  # whose pairs serve the others as well
+        if (key := reading_of(run.settings)) not in read:
+            kind = PrefilledPairs if run.design == "shared" else TokenizedPairs
+            read[key] = kind(trunk, preferences["train"], run.settings)
     jobs, found = {}, {}
     for name, run in runs.items():
         pairs = read[reading_of(run.settings)]
