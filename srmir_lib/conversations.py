@@ -34,7 +34,7 @@ def conversation_ids(tokenizer, prompts: Sequence, completions: Sequence | None 
 def render(tokenizer, prompts: Sequence, completions: Sequence | None = None) -> list[str]:
     """Conversations as text in the chat template, as in `conversation_ids`; a `MARK` in every special token that a
     message spells out, so that `rendered_ids` can tell it from the template's own."""
-    chats = [user_message(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    chats = [as_chat(prompt) for prompt in prompts]
     if completions is not None:
         if len(completions) != len(chats):
             raise InputError(f"completions: {len(completions)} for {len(chats)} prompts; give one for each")
@@ -81,6 +81,11 @@ def user_message(text: str) -> list[dict]:
 def assistant_message(text: str) -> list[dict]:
     """One assistant turn in the conversational format of `datasets` and TRL."""
     return [{"role": "assistant", "content": text}]
+
+
+def as_chat(prompt: list[dict] | str) -> list[dict]:
+    """A conversation as it is, a user text as one."""
+    return user_message(prompt) if isinstance(prompt, str) else list(prompt)
 
 
 def text_of(messages: list[dict] | str) -> str:

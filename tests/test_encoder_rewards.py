@@ -13,6 +13,7 @@ import torch
 from tiny_bert import ENCODER, WORDS, write_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from srmir_lib.artifacts import write_json
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import MINILM, resolve_encoder
@@ -26,7 +27,6 @@ from srmir_lib.reward_models.pooled import (
     load_classifier,
     load_pooled_settings,
     pooled_settings,
-    score_pairs,
 )
 from srmir_lib.reward_models.pooled_training import fit_pooled, length_batches, mixed_loss
 from srmir_lib.reward_models.shadow import ShadowRewardModels
@@ -105,17 +105,20 @@ def test_special_tokens_in_a_text_are_read_as_letters(tiny_encoder):
     assert row["input_ids"].count(tokenizer.sep_token_id) == 2, "the template's own two, and none of the answer's"
 
 
-def test_scores_do_not_depend_on_the_batch(tiny_encoder):
-    model, tokenizer = load_classifier(tiny_encoder, num_labels=3)
-    model.eval()
-    reading = PairTokenizer(24, 4)
+def test_scores_do_not_depend_on_the_batch(tiny_encoder, tmp_path):
+    for part in load_classifier(tiny_encoder, num_labels=3):
+        part.save_pretrained(tmp_path / "encoder")
+    reading = {"max_tokens": 24, "prompt_tokens": 4}
+    write_json(tmp_path / "config.json", {"categories": ["a", "b", "c"], "reading": reading})
+    scorer = PooledScorer(tmp_path, "cpu")
     labelled, _ = examples(20)
     prompts, completions = [row["prompt"] for row in labelled], [row["completion"] for row in labelled]
-    together = score_pairs(model, tokenizer, prompts, completions, reading, tokens_per_batch=100)
-    alone = [score_pairs(model, tokenizer, [p], [c], reading) for p, c in zip(prompts, completions, strict=True)]
+    scorer.tokens_per_batch = 100
+    together = scorer.score(prompts, completions)
+    alone = [scorer.score([p], [c]) for p, c in zip(prompts, completions, strict=True)]
     assert together.shape == (20, 3)
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
-    assert score_pairs(model, tokenizer, [], [], reading).shape == (0, 3)
+    assert scorer.score([], []).shape == (0, 3)
 
 
 def test_length_batches_show_every_example_once_a_pass():
@@ -267,7 +270,7 @@ def test_bad_input_is_one_clear_line(tiny_encoder, trained, tmp_path):
     with pytest.raises(InputError, match="reads at most 64"):
         PairTokenizer(128, 8).encode(tokenizer, ["how"], ["no"])
     with pytest.raises(InputError, match="completions: 0 for 1"):
-        PooledScorer(trained[0], "cpu").score(["how"], [])
+        ShadowRewardModels.load(trained[0], "cpu").score(["how"], [])
     with pytest.raises(InputError, match="no encoder there"):
         load_classifier(tmp_path)
     labelled, pairs = examples(4)

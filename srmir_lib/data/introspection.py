@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.conversations import as_chat, assistant_message, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import generate
 from srmir_lib.models.trunk import Trunk
@@ -41,16 +41,11 @@ class Introspector:
         ask = {"temperature": 0, "until": SEPARATOR}
         said = generate(self.trunk.model, self.trunk.tokenizer, asked, self.max_new_tokens, **ask)
         drafts.update(zip(new, (text.partition(SEPARATOR)[0].strip() for text in said), strict=True))
-        return self.turns(prompts, drafts)
+        return [self.behind(prompt, drafts[text]) for prompt, text in zip(prompts, texts, strict=True)]
 
-    def turns(self, prompts: Sequence, drafts: Mapping[str, str]) -> list:
-        """Conversations that start with the question about each prompt and its draft, empty where `drafts` has none."""
-        if not self.question:
-            return list(prompts)
-        chats = [user_message(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-        texts = [text_of(prompt) for prompt in prompts]
-        before = [cod_prompt(text, self.question) + assistant_message(drafts.get(text, "")) for text in texts]
-        return [asked + chat for asked, chat in zip(before, chats, strict=True)]
+    def behind(self, prompt, draft: str) -> list[dict]:
+        """The conversation behind the question about it and the draft that answers the question."""
+        return cod_prompt(text_of(prompt), self.question) + assistant_message(draft) + as_chat(prompt)
 
 
 @dataclass(frozen=True)

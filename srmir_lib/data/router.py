@@ -6,9 +6,8 @@ enough, or when a class of that name was trained. The fitted router is two small
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from srmir_lib.artifacts import atomic_path, read_json, write_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
-from srmir_lib.models.loading import MINILM, fingerprint, load_trunk, resolve_encoder
+from srmir_lib.models.loading import MINILM, base_reference, find_base, load_trunk, resolve_encoder
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
@@ -43,11 +42,10 @@ class PromptEncoder:
     def load(self, trunk: Trunk | str = "auto") -> tuple:
         """The model and tokenizer that read prompts: those of `trunk` if it is this base model in this precision, else
         loaded anew, on the trunk's device or on the one that `trunk` names."""
-        if isinstance(trunk, str):
-            return load_trunk(self.base_model, trunk, self.dtype)
-        if (trunk.base_model, trunk.dtype) == (self.base_model, self.dtype):
+        in_memory = isinstance(trunk, Trunk)
+        if in_memory and (trunk.base_model, trunk.dtype) == (self.base_model, self.dtype):
             return trunk.model, trunk.tokenizer
-        return load_trunk(self.base_model, str(trunk.device), self.dtype)
+        return load_trunk(self.base_model, str(trunk.device) if in_memory else trunk, self.dtype)
 
     def embed(self, prompts: Sequence, trunk: Trunk | str = "auto", loaded: tuple | None = None) -> Tensor:
         """Embeddings (N, H) of user texts or conversations; `loaded`: what `load` gave."""
@@ -158,13 +156,8 @@ class Router:
 
         if self.reader is None:
             raise InputError("router: nothing says how prompts are read; give Router.fit a PromptEncoder before saving")
-        folder, base = Path(folder), Path(self.reader.base_model)
-        local = base.is_dir()
-        reader = asdict(self.reader) | {
-            "base_model": os.path.relpath(base.resolve(), folder.resolve()) if local else str(base),
-            "base_is_folder": local,
-            "base_sha256": fingerprint(self.reader.base_model),
-        }
+        folder = Path(folder)
+        reader = asdict(self.reader) | base_reference(self.reader.base_model, folder)
         with atomic_path(folder) as fresh:
             fresh.mkdir()
             save_file(
@@ -186,52 +179,26 @@ class Router:
         value = read_json(folder / "router.json")
         try:
             reader, weights = dict(value["reader"]), load_file(folder / "router.safetensors")
-            local, expected = reader.pop("base_is_folder"), reader.pop("base_sha256")
-            shared = isinstance(trunk, Trunk) and trunk.sha256 == expected
-            if shared:
-                reader["base_model"] = trunk.base_model
-            elif local:
-                reader["base_model"] = os.path.normpath(folder / reader["base_model"])
+            reference = {name: reader.pop(name) for name in ("base_model", "base_is_folder", "base_sha256")}
             parts = value["classes"], weights["weight"], weights["bias"], value["threshold"]
-            router = cls(*parts, PromptEncoder(**reader), trunk, value["fitted"])
+            router = cls(*parts, PromptEncoder("", **reader), trunk, value["fitted"])
         except Exception as error:
             raise InputError(f"{folder}: damaged router ({error!r}); run the stage that writes it") from error
-        base = router.reader.base_model
-        if local and not Path(base).is_dir():
-            raise InputError(
-                f"{base}: the model {folder} reads prompts with is missing; pass the trunk it was fitted on"
-            )
-        if not shared and fingerprint(base) != expected:
-            raise InputError(f"{base}: not the model {folder} was fitted on (hash mismatch); fit again")
+        shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
+        base = trunk.base_model if shared else find_base(folder, reference)
+        router.reader = replace(router.reader, base_model=base)
         return router
 
 
-SPLITS = ("train", "validation", "test")
-
-
-def fit_real_router(
-    prompts: DatasetDict,
-    encoder: str = MINILM,
-    rejected_share: float = 0.05,
-    device: str = "auto",
-    penalties: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
-) -> Router:
+def fit_real_router(prompts: DatasetDict, encoder: str = MINILM, device: str = "auto") -> Router:
     """Router on the encoder's mean-pooled embeddings of `prompts` (train, tuned on validation)."""
     reader = PromptEncoder(resolve_encoder(encoder), pooling="mean")
-    loaded = reader.load(device)
-    embeddings = {name: reader.embed(prompts[name]["prompt"], loaded=loaded) for name in SPLITS[:2]}
-    labels = {name: list(prompts[name]["category"]) for name in SPLITS[:2]}
-    return Router.fit(
-        embeddings["train"],
-        labels["train"],
-        embeddings["validation"],
-        labels["validation"],
-        list(CATEGORIES),
-        penalties,
-        rejected_share,
-        reader,
-        device,
+    loaded, penalties = reader.load(device), (0.01, 0.03, 0.1, 0.3, 1.0)
+    train, valid = (
+        (reader.embed(prompts[name]["prompt"], loaded=loaded), list(prompts[name]["category"]))
+        for name in ("train", "validation")
     )
+    return Router.fit(*train, *valid, list(CATEGORIES), penalties, reader=reader, trunk=device)
 
 
 def router_accuracy(router: Router, prompts) -> dict[str, float]:

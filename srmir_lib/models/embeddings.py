@@ -17,13 +17,15 @@ from srmir_lib.models.kv_cache import StopForward
 from srmir_lib.models.loading import is_causal
 
 
-def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """States (B, T, H), mask (B, T) -> (B, H): the last token that the mask keeps, or the mean over those it keeps."""
-    if pooling == "mean":
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        return (states * weights).sum(dim=1) / weights.sum(dim=1)
-    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), last]
+def pool(states: Tensor, mask: Tensor, starts: Sequence[int] | None = None) -> Tensor:
+    """States (B, T, H), mask (B, T) -> (B, H): the last token that the mask keeps or, with `starts`, the mean over
+    those that it keeps from these places on, in float32."""
+    place = torch.arange(mask.shape[1], device=mask.device)
+    if starts is None:
+        return states[torch.arange(len(states), device=states.device), (mask * place).argmax(dim=1)]
+    first = torch.tensor(starts, device=mask.device).unsqueeze(1)
+    weights = (mask * (place >= first)).unsqueeze(-1).float()
+    return (states.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 @torch.no_grad()
@@ -62,15 +64,14 @@ def embed(
         else:
             inputs.pop("position_ids")  # encoders count positions themselves, and right padding does not shift them
         states = hidden_states(trunk, inputs, layer % (layers + 1), layers)
-        if pooling == "mean":
-            first = torch.tensor([starts[row] for row in rows], device=mask.device).unsqueeze(1)
-            mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= first)
-        embeddings[rows] = pool(states.float(), mask, pooling).cpu()
+        means = [starts[row] for row in rows] if pooling == "mean" else None
+        embeddings[rows] = pool(states, mask, means).float().cpu()
     return checked(embeddings)
 
 
-def hidden_states(trunk, inputs: dict[str, Tensor], layer: int, layers: int) -> Tensor:
-    """Hidden states (B, T, H) of number `layer`, 0 to `layers`; what lies behind that layer does not run."""
+def hidden_states(trunk, inputs: dict, layer: int | None, layers: int) -> Tensor | None:
+    """Hidden states (B, T, H) of number `layer`, 0 to `layers`; what lies behind that layer does not run. None if a
+    cache among the `inputs` stops the pass once it has what it takes."""
     with ending_before(trunk, layer, layers):
         try:
             return trunk(**inputs).last_hidden_state

@@ -25,11 +25,6 @@ class PrefilledKV:
     def __len__(self) -> int:
         return len(self.mask)
 
-    def select(self, rows: Tensor) -> "PrefilledKV":
-        """The states of some rows, in the order given; a row may come more than once."""
-        keys, values = ([part[rows] for part in parts] for parts in (self.keys, self.values))
-        return PrefilledKV(keys, values, self.mask[rows], None if self.pooled is None else self.pooled[rows])
-
 
 class StopForward(Exception):
     """The trunk has read what it was given, as far as it was asked to."""

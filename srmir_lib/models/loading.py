@@ -6,6 +6,8 @@ silent fallback.
 
 import hashlib
 import importlib.util
+import os
+from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +15,9 @@ from threading import RLock
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -20,12 +25,59 @@ from srmir_lib.artifacts import sha256
 from srmir_lib.errors import InputError
 
 
+@contextmanager
+def expecting(what: str, where: str | Path):
+    """While this lasts, a file that is missing, damaged or unfit is an `InputError` that says what should be there."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(f"{where}: damaged weights ({error}); fetch or train the model again") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: no {what} there ({str(error).strip().splitlines()[0]})") from error
+
+
+def read_tensors(file: Path, like: Mapping[str, Tensor], fix: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which must have the names and shapes of `like`; else one line with the
+    `fix`."""
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file; {fix}") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: damaged ({error}); {fix}") from error
+    for name, value in like.items():
+        found = tuple(tensors[name].shape) if name in tensors else "nothing"
+        if found != tuple(value.shape):
+            raise InputError(f"{file}: {found} for {name}, not {tuple(value.shape)}; {fix}")
+    return tensors
+
+
+def base_reference(base_model: str | Path, final: Path, sha256: str = "") -> dict:
+    """What a folder says of the base model it was made with: a hub id, or a path relative to `final`, where the folder
+    will lie, and the model's `fingerprint` (`sha256`, if it is known)."""
+    local = Path(base_model).is_dir()
+    where = os.path.relpath(Path(base_model).resolve(), final.resolve()) if local else str(base_model)
+    return {"base_model": where, "base_is_folder": local, "base_sha256": sha256 or fingerprint(base_model)}
+
+
+def find_base(folder: Path, reference: Mapping, base_model: str | None = None, sha256: str = "") -> str:
+    """The base model that `reference`, from a file in `folder`, names; another one is an `InputError`.
+
+    `base_model`: where it lies now, if it was moved; `sha256`: its fingerprint, if it is known.
+    """
+    local, recorded = reference["base_is_folder"], reference["base_model"]
+    base = base_model or (os.path.normpath(folder / recorded) if local else recorded)
+    if local and not Path(base).is_dir():
+        raise InputError(f"{base}: the base model of {folder} is not there; put it back or pass where it lies now")
+    if (sha256 or fingerprint(base)) != reference["base_sha256"]:
+        raise InputError(f"{base}: not the base model that {folder} was made with (hash mismatch); make it again")
+    return base
+
+
 def with_adapter(policy, adapter: str | Path):
     """`policy` with the LoRA adapter of a folder on top; `unload()` of the result gives `policy` back unchanged."""
-    try:
+    with expecting("PEFT adapter", adapter):
         return PeftModel.from_pretrained(policy, str(adapter))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{adapter}: no PEFT adapter there ({str(error).splitlines()[0]})") from error
 
 
 def share_weights(model):
@@ -40,11 +92,8 @@ def load_trunk(model: str | Path, device: str = "auto", dtype: str = "float32") 
 
     Causal models need a chat template; encoders (no causal language model among their architectures) need none.
     """
-    try:
-        with quiet():
-            trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
+    with expecting("model", model), quiet():
+        trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
     tokenizer = load_tokenizer(model) if is_causal(trunk) else AutoTokenizer.from_pretrained(str(model))
     return trunk.requires_grad_(False), tokenizer
 
@@ -102,10 +151,8 @@ def fingerprint(model: str | Path) -> str:
 
 def config_of(model: str | Path):
     """The configuration of a model id or folder, without its weights."""
-    try:
+    with expecting("model", model):
         return AutoConfig.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no model there ({str(error).splitlines()[0]})") from error
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -119,10 +166,8 @@ def pick_device(device: str = "auto") -> torch.device:
 
 def load_tokenizer(model: str | Path):
     """Tokenizer of a model id or folder, padded on the left, with a pad token and a chat template (both required)."""
-    try:
+    with expecting("tokenizer", model):
         tokenizer = AutoTokenizer.from_pretrained(str(model), padding_side="left")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no tokenizer there ({str(error).splitlines()[0]})") from error
     if tokenizer.chat_template is None:
         raise InputError(f"{model}: the tokenizer has no chat template; use an instruction-tuned model or add one")
     if tokenizer.pad_token is None:
@@ -132,10 +177,8 @@ def load_tokenizer(model: str | Path):
 
 def load_policy(model: str | Path, device: str = "auto", dtype: str = "float32", adapter: str | Path | None = None):
     """Causal language model by id or folder, optionally with a PEFT adapter on top, in evaluation mode."""
-    try:
+    with expecting("causal language model", model):
         policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no causal language model there ({str(error).splitlines()[0]})") from error
     if adapter is not None:
         policy = with_adapter(policy, adapter)
     return policy.to(pick_device(device)).eval()

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from srmir_lib.conversations import check_lengths
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
-from srmir_lib.models.embeddings import ending_before, pool
-from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV, StopForward
+from srmir_lib.models.embeddings import hidden_states, pool
+from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV
 from srmir_lib.models.loading import (
     config_of,
     fingerprint,
@@ -191,18 +191,9 @@ class Trunk:
             mask = torch.cat([before.mask[at], mask], dim=1)
         inputs["attention_mask"] = mask.long()
         cache = CaptureCache(layers if layer is None else layer, before, at, stop=layer is None)
-        with ending_before(self.decoder, layer, layers):
-            try:
-                hidden = self.decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
-            except StopForward as stop:
-                hidden = stop.hidden
-        pooled = None
-        if hidden is not None and starts is None:
-            pooled = pool(hidden, new, "last")
-        elif hidden is not None:
-            first = torch.tensor(starts, device=self.device).unsqueeze(1)
-            place = torch.arange(new.shape[1], device=self.device)
-            pooled = pool(hidden.float(), new * (place >= first), "mean")
+        inputs |= {"past_key_values": cache, "use_cache": True}
+        hidden = hidden_states(self.decoder, inputs, layer, layers)
+        pooled = None if hidden is None else pool(hidden, new, starts)
         keys, values = ([] if block is None else list(block) for block in (cache.keys, cache.values))
         return PrefilledKV(keys, values, mask, pooled)
 

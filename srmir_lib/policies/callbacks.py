@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import padded
 from srmir_lib.papers.grpo import kl_estimate
 
 LIKELIHOOD, BIGRAMS = "coherence/log_likelihood", "coherence/distinct_bigrams"
@@ -59,15 +59,12 @@ def token_log_probabilities(
     values = []
     for start in range(0, len(prompt_ids), micro_batch):
         rows = range(start, min(start + micro_batch, len(prompt_ids)))
-        texts = [torch.tensor([*prompt_ids[i], *completion_ids[i]], dtype=torch.long) for i in rows]
-        ids = pad_sequence(texts, batch_first=True).to(model.device)
-        begin, end = torch.tensor([(len(prompt_ids[i]), len(text)) for i, text in zip(rows, texts, strict=True)]).T
-        positions = torch.arange(ids.shape[1]).expand(len(rows), -1)
-        mask, answer = positions < end[:, None], (positions >= begin[:, None]) & (positions < end[:, None])
-        inputs = {"attention_mask": mask.long().to(ids.device), "position_ids": positions.to(ids.device)}
-        logits = model(input_ids=ids, **inputs).logits[:, :-1].float()
-        token = logits.log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
-        values.append((token.cpu(), answer[:, 1:].float()))
+        inputs = padded([[*prompt_ids[i], *completion_ids[i]] for i in rows], model.device)
+        begin = torch.tensor([[len(prompt_ids[i])] for i in rows], device=model.device)
+        answer = inputs["attention_mask"] * (inputs["position_ids"] >= begin)
+        logits = model(**inputs).logits[:, :-1].float()
+        token = logits.log_softmax(-1).gather(2, inputs["input_ids"][:, 1:].unsqueeze(2)).squeeze(2)
+        values.append((token.cpu(), answer[:, 1:].float().cpu()))
     return values
 
 

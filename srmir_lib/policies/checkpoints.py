@@ -61,13 +61,10 @@ def checkpoint_folder(output_dir: Path, key: str, resume: bool) -> Path:
 
 def newest_complete(folder: Path) -> str | None:
     """The newest checkpoint that was wholly written; half-written ones are deleted."""
-    complete = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / COMPLETE).is_file():
-            complete.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    return str(max(complete, key=step_of)) if complete else None
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=step_of)
+    for half in (checkpoint for checkpoint in checkpoints if not (checkpoint / COMPLETE).is_file()):
+        shutil.rmtree(half)
+    return next((str(checkpoint) for checkpoint in reversed(checkpoints) if checkpoint.exists()), None)
 
 
 def step_of(checkpoint: Path) -> int:

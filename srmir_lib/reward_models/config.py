@@ -1,6 +1,5 @@
 """Settings of reward models, checked when they are made, and `config.json`, which says what a folder of models is."""
 
-import os
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.errors import InputError
-from srmir_lib.models.loading import fingerprint
+from srmir_lib.models.loading import base_reference, find_base
 from srmir_lib.models.trunk import Trunk
 
 Count = Annotated[int, Field(gt=0)]
@@ -27,7 +26,7 @@ TARGETS = ("own", "shuffled", "mean")
 sizes of the targets and not whose they are."""
 
 
-KINDS = ("question", "learned", "head")
+KINDS = ("question", "learned")
 
 
 DESIGNS = ("shared", "separate", "pooled")
@@ -66,14 +65,23 @@ class PairObjective:
     center_rewards_coefficient: float = Field(0.0, ge=0, kw_only=True)  # pulls a pair's two scores to a sum of zero
 
     def __post_init__(self):
-        check_pair_objective(self)
+        """Refuse what contradicts itself; each value for itself was checked before."""
+        check_objective(self.objective)
+        if self.targets not in TARGETS:
+            raise InputError(f"targets: {self.targets!r} is none of {', '.join(TARGETS)}")
+        if self.objective == "bradley_terry" and self.targets != "own":
+            raise InputError(f"targets: bradley_terry has none that could be {self.targets}; choose margin or pcrm_…")
+        if self.similarity_model and self.objective != "pcrm_cosine":
+            raise InputError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
+        if len(self.limit) not in (0, 3):
+            raise InputError(f"limit: {self.limit}; give scale, offset and shift, or none for the authors' constants")
 
 
 @checked
 class ProbeSettings:
     """What is asked, and how large an answer may be."""
 
-    kind: str = "question"  # question: its tokens; learned: embeddings, trained; head: no probe, a head on the text
+    kind: str = "question"  # question: its tokens; learned: embeddings, trained
     text: str = " harmful : {category} ?"  # the question; {category} may be missing if there is one model only
     names: dict[str, str] = field(default_factory=dict)  # what it calls a category; else its name in `taxonomy`
     tokens: int = Field(0, ge=0)  # m, of every probe: 0: as many as the longest question has
@@ -121,27 +129,6 @@ def check_objective(objective: str) -> None:
         raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
 
 
-def check_pair_objective(settings) -> None:
-    """Refuse settings of a pair objective that contradict each other."""
-    check_objective(settings.objective)
-    if settings.targets not in TARGETS:
-        raise InputError(f"targets: {settings.targets!r} is none of {', '.join(TARGETS)}")
-    if settings.objective == "bradley_terry" and settings.targets != "own":
-        raise InputError(f"targets: bradley_terry has none that could be {settings.targets}; choose margin or pcrm_…")
-    if settings.similarity_model and settings.objective != "pcrm_cosine":
-        raise InputError(f"similarity_model: objective {settings.objective} does not read it; only pcrm_cosine does")
-    if len(settings.limit) not in (0, 3):
-        raise InputError(
-            f"limit: {settings.limit}; give scale, offset and shift, or nothing for the authors' constants"
-        )
-    if not isinstance(settings.limit_cap, int | float) or not settings.limit_cap > 0:
-        raise InputError(f"limit_cap: {settings.limit_cap!r} must be a number above 0, the largest limit there may be")
-    numbers = {"center_rewards_coefficient": settings.center_rewards_coefficient}
-    for name, value in [*numbers.items(), *(("limit", part) for part in settings.limit)]:
-        if not isinstance(value, int | float) or (name != "limit" and value < 0):
-            raise InputError(f"{name}: {value!r} must be a number{'' if name == 'limit' else ', at least 0'}")
-
-
 def override(settings, changes: dict):
     """The same settings but for `changes`, such as {"objective": "pcrm_length"}; a wrong one is an `InputError`."""
     known = [entry.name for entry in fields(settings)]
@@ -183,16 +170,15 @@ def pairs_seen(folder: str | Path) -> int:
     return sum(count for file in files for count in read_json(folder / file)["key"]["pairs"].values())
 
 
+def kept_fit(folder: Path, key: dict) -> dict:
+    """`fit.json` of a finished fit in `folder` if it has this `key`: then it is kept, not made again. Else nothing."""
+    fit = read_json(folder / "fit.json") if (folder / "fit.json").exists() else {}
+    return fit if fit.get("key") == key else {}
+
+
 def base_of(trunk: Trunk, final: Path) -> dict:
     """What `config.json` says of a base model; `final`: where the folder will lie, for the relative path."""
-    folder = Path(trunk.base_model)
-    where = os.path.relpath(folder.resolve(), final.resolve()) if folder.is_dir() else trunk.base_model
-    return {
-        "base_model": where,
-        "base_is_folder": folder.is_dir(),
-        "base_sha256": trunk.sha256,
-        "dtype": trunk.dtype,
-    }
+    return base_reference(trunk.base_model, final, trunk.sha256) | {"dtype": trunk.dtype}
 
 
 def find_trunk(folder: Path, config: dict, trunk: Trunk | str = "auto", base_model: str | None = None) -> Trunk:
@@ -204,19 +190,13 @@ def find_trunk(folder: Path, config: dict, trunk: Trunk | str = "auto", base_mod
     missing = [key for key in ("base_model", "base_is_folder", "base_sha256", "dtype") if key not in config]
     if missing:
         raise InputError(f"{folder}/config.json: lacks {', '.join(missing)}; train the set again (02)")
-    recorded, dtype = config["base_model"], config["dtype"]
-    given = isinstance(trunk, Trunk)
-    base = base_model or (os.path.normpath(folder / recorded) if config["base_is_folder"] else recorded)
-    base = trunk.base_model if given else base
-    if config["base_is_folder"] and not Path(base).is_dir():
-        raise InputError(f"{base}: the base model of {folder} is not there; put it back or pass base_model")
-    if (trunk.sha256 if given else fingerprint(base)) != config["base_sha256"]:
-        raise InputError(
-            f"{base}: not the base model that {folder} was trained on (hash mismatch); train the set again"
-        )
-    if given and trunk.dtype != dtype:
-        raise InputError(f"{folder}: trained on weights in {dtype}, not {trunk.dtype}; give Trunk.load dtype={dtype!r}")
-    return trunk if given else Trunk.load(base, trunk, dtype)
+    if not isinstance(trunk, Trunk):
+        return Trunk.load(find_base(folder, config, base_model), trunk, config["dtype"])
+    find_base(folder, config, trunk.base_model, trunk.sha256)
+    if trunk.dtype != config["dtype"]:
+        known = f"trained on weights in {config['dtype']}, not {trunk.dtype}"
+        raise InputError(f"{folder}: {known}; give Trunk.load dtype={config['dtype']!r}")
+    return trunk
 
 
 def write_config(where: Path, final: Path, design: str, trunk: Trunk, categories, settings, training: str) -> None:

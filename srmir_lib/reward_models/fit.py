@@ -38,10 +38,11 @@ def fit_sets(
     reading of the pairs, on a CPU side by side, each over a module tree of its own. Those of design `separate` train
     one after the other: their trainer draws from the process's random numbers.
     """
-    alike: dict[tuple, list[SetRun]] = {}
-    for run in runs.values():
-        alike.setdefault(reading_of(run.settings), []).append(run)
-    read = {key: _prepare(trunk, preferences["train"], of) for key, of in alike.items()}
+    read: dict[tuple, TokenizedPairs] = {}
+    for run in sorted(runs.values(), key=lambda run: run.design != "shared"):  # whose pairs serve the others as well
+        if (key := reading_of(run.settings)) not in read:
+            kind = PrefilledPairs if run.design == "shared" else TokenizedPairs
+            read[key] = kind(trunk, preferences["train"], run.settings)
     jobs, found = {}, {}
     for name, run in runs.items():
         pairs = read[reading_of(run.settings)]
@@ -54,15 +55,6 @@ def fit_sets(
         jobs[name] = partial(fit_shared, pairs.with_own_modules(), *how)
     found |= run_in_threads(jobs, trunk.device)
     return {name: found[name] for name in runs}
-
-
-def _prepare(trunk: Trunk, pairs, runs: Sequence[SetRun]) -> TokenizedPairs:
-    """The pairs as these runs read them, for the trunk to read if one of them is `shared`."""
-    shared = [run.settings for run in runs if run.design == "shared"]
-    if not shared:
-        return TokenizedPairs(trunk, pairs, runs[0].settings)
-    hidden = any(settings.probe.kind == "head" for settings in shared)
-    return PrefilledPairs(trunk, pairs, shared[0], hidden)
 
 
 RESERVED = ("plain", "oracle")  # rows of 03 that are not trained
@@ -92,20 +84,18 @@ def fit_objectives(
             raise InputError(
                 f"objectives: {name}: {changes}; give another name than {RESERVED}, settings, a whole seed"
             )
-    runs = {name: {key: value for key, value in own.items() if key != "seed"} for name, own in objectives.items()}
+    encoder = config["design"] == "pooled"
+    reading, settings = load_pooled_settings(before) if encoder else (None, load_settings(before))
+    changed = {
+        name: override(settings, {key: value for key, value in own.items() if key != "seed"})
+        for name, own in objectives.items()
+    }
     drawn = {name: seed + own.get("seed", 0) for name, own in objectives.items()}
-    if config["design"] == "pooled":
-        reading, settings = load_pooled_settings(before)
-        for name, own in {name: override(settings, changes) for name, changes in runs.items()}.items():
+    if encoder:
+        for name, own in changed.items():
             arguments = preferences["train"], folders[name], config["categories"], reading, own, drawn[name]
             fit_pooled(base, labelled, *arguments, device)
         return
-    settings = load_settings(before)
-    fit_sets(
-        {
-            name: SetRun(folders[name], config["categories"], own, config["design"], "own", drawn[name])
-            for name, own in {name: override(settings, changes) for name, changes in runs.items()}.items()
-        },
-        base,
-        preferences,
-    )
+    categories, design = config["categories"], config["design"]
+    runs = {name: SetRun(folders[name], categories, own, design, seed=drawn[name]) for name, own in changed.items()}
+    fit_sets(runs, base, preferences)

@@ -5,7 +5,7 @@ beside it says which output is which category and how a pair becomes tokens. Hig
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,8 +17,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
-from srmir_lib.models.loading import pick_device, quiet
-from srmir_lib.reward_models.config import check_pair_objective
+from srmir_lib.models.batching import BATCH_TOKENS
+from srmir_lib.models.loading import expecting, pick_device, quiet
+from srmir_lib.reward_models.config import PairObjective, checked
 
 GAP = " … "  # marks where the middle of a long text was left out
 
@@ -28,13 +29,10 @@ def load_classifier(model: str | Path, num_labels: int | None = None, **options)
 
     With `num_labels` a head of another size, or none, is replaced by a new one; otherwise the head must be there.
     """
-    try:
-        with quiet():
-            head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-            classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **options)
-            tokenizer = AutoTokenizer.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no encoder there ({str(error).strip().splitlines()[0]})") from error
+    head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+    with expecting("encoder", model), quiet():
+        classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **options)
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
     if tokenizer.sep_token_id is None:
         raise InputError(f"{model}: its tokenizer has no separator token, so it cannot read pairs; use an encoder")
     return classifier, tokenizer
@@ -74,8 +72,8 @@ class PairTokenizer:
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
+@checked
+class EncoderSettings(PairObjective):
     """How the encoder is fine-tuned. The notebook's parameters hold the values; what has one here is the plain case."""
 
     epochs: float  # passes over labelled responses and pairs together
@@ -89,15 +87,6 @@ class EncoderSettings:
     mean_weight: float  # weight of the loss on the mean of all outputs, next to the loss on the routed one
     averaging: float  # decay of the running average of the weights that is kept (0: keep the last weights)
     bf16: bool  # bfloat16 matrix products; faster where the processor has them
-    objective: str = "bradley_terry"  # of the pairs, as in `RewardSettings`, and so the next five
-    limit: list[float] = field(default_factory=list)
-    limit_cap: float = 30.0
-    targets: str = "own"
-    similarity_model: str = ""  # "": the encoder before it is trained
-    center_rewards_coefficient: float = 0.0
-
-    def __post_init__(self):
-        check_pair_objective(self)
 
 
 def from_parameters(kind: type, values: Mapping, name: str):
@@ -153,7 +142,7 @@ def collate(rows: Sequence[dict], tokenizer) -> dict[str, Tensor]:
 class PooledScorer:
     """Scores of a `pooled` set of reward models, for `ShadowRewardModels`."""
 
-    def __init__(self, folder: str | Path, device: str = "auto", tokens_per_batch: int = 8192):
+    def __init__(self, folder: str | Path, device: str = "auto"):
         """Read `config.json` and `encoder/` of a `shadow_rms/` folder; what is missing or unfit is an `InputError`."""
         folder, self.device = Path(folder), pick_device(device)
         config = read_json(folder / "config.json")
@@ -167,28 +156,19 @@ class PooledScorer:
         if model.config.num_labels != len(self.categories):
             found = f"{model.config.num_labels} outputs for {len(self.categories)} categories"
             raise InputError(f"{folder}/encoder: {found}; train the set again")
-        self.model, self.tokens_per_batch = model.to(self.device).eval(), tokens_per_batch
+        self.model, self.tokens_per_batch = model.to(self.device).eval(), BATCH_TOKENS
 
+    @torch.no_grad()
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Raw scores (N, K) or, with `columns`, row i by model `columns[i]`, (N,); float32 on the CPU. A score does not
-        depend on what else is in the batch."""
-        scores = score_pairs(self.model, self.tokenizer, prompts, completions, self.reading, self.tokens_per_batch)
+        depend on what else is in the batch: rows of similar length are read together, as many as `tokens_per_batch`."""
+        rows = self.reading.encode(self.tokenizer, prompts, completions) if len(prompts) else []
+        scores = torch.zeros(len(rows), len(self.categories))
+        for chosen in _batches([len(row["input_ids"]) for row in rows], self.tokens_per_batch):
+            inputs = collate([rows[at] for at in chosen], self.tokenizer)
+            read = {name: value.to(self.device) for name, value in inputs.items()}
+            scores[chosen] = self.model(**read).logits.float().cpu()
         return scores if columns is None else scores[torch.arange(len(scores)), columns]
-
-
-@torch.no_grad()
-def score_pairs(model, tokenizer, prompts, completions, reading: PairTokenizer, tokens_per_batch: int = 8192) -> Tensor:
-    """(N, K) raw scores of an encoder with K outputs, in micro-batches of similar length and bounded size."""
-    if len(prompts) != len(completions):
-        raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")
-    if not len(prompts):
-        return torch.zeros(0, model.config.num_labels)
-    rows = reading.encode(tokenizer, prompts, completions)
-    scores = torch.zeros(len(rows), model.config.num_labels)
-    for chosen in _batches([len(row["input_ids"]) for row in rows], tokens_per_batch):
-        inputs = collate([rows[at] for at in chosen], tokenizer)
-        scores[chosen] = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.float().cpu()
-    return scores
 
 
 def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
@@ -199,7 +179,8 @@ def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int
             yield group
             group = []
         group.append(row)
-    yield group
+    if group:
+        yield group
 
 
 def _conversation(prompt: str | list[dict]) -> str:

@@ -59,6 +59,7 @@ def fit_pooled(
     torch.manual_seed(seed)
     # Attention dropout off: with it the processor falls back to an attention three times slower on long texts.
     model, tokenizer = load_classifier(base, num_labels=len(categories), attention_probs_dropout_prob=0.0)
+    labelled, pairs = _rows(labelled, "labelled", LABELLED_COLUMNS), _rows(pairs, "pairs", PAIR_COLUMNS)
     targets = _targets(settings, tokenizer, pairs, base, device)
     examples = _examples(tokenizer, labelled, pairs, categories, reading, targets)
     config = {
@@ -205,10 +206,9 @@ def _optimizer(model, settings: EncoderSettings) -> torch.optim.AdamW:
 
 def _targets(settings: EncoderSettings, tokenizer, pairs, base: str, device: str) -> list[float]:
     """What each pair's gap is compared with; 0 for Bradley-Terry. Limits by similarity ask the encoder as it came."""
-    rows = _rows(pairs, "pairs", PAIR_COLUMNS)
-    if not rows or settings.objective == "bradley_terry":
-        return [0.0] * len(rows)
-    table = Dataset.from_list(rows)
+    if not pairs or settings.objective == "bradley_terry":
+        return [0.0] * len(pairs)
+    table = Dataset.from_list(pairs)
     with quiet():  # answers longer than the encoder reads are expected here
         ids = [tokenizer([text_of(text) for text in table[side]])["input_ids"] for side in ("chosen", "rejected")]
     own = settings.objective == "pcrm_cosine" and not settings.similarity_model
@@ -220,7 +220,6 @@ def _examples(
     tokenizer, labelled, pairs, categories: Sequence[str], reading: PairTokenizer, targets: Sequence[float]
 ) -> list[dict]:
     """Tokenised examples: `texts` (of each of their responses), `head`, `safe` or `target`, `length`."""
-    labelled, pairs = _rows(labelled, "labelled", LABELLED_COLUMNS), _rows(pairs, "pairs", PAIR_COLUMNS)
     if not labelled and not pairs:
         raise InputError("nothing to train on: no labelled responses and no pairs")
 

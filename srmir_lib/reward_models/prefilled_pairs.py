@@ -22,11 +22,9 @@ class PrefilledPairs(TokenizedPairs):
     same pairs. States that do not fit into `keep_gb` are not kept, but read again when asked for.
     """
 
-    def __init__(self, trunk: Trunk, pairs, settings: RewardSettings, hidden: bool = False):
-        """`hidden`: keep each text's last state as well, so that a fit without a probe can use these states, too."""
+    def __init__(self, trunk: Trunk, pairs, settings: RewardSettings):
         trunk.check()
         super().__init__(trunk, pairs, settings)
-        self.layer = -1 if hidden or settings.probe.kind == "head" else None
         self.texts: list[list[int]] = []
         self.groups: list[str] = []
         places: dict[tuple[int, ...], int] = {}
@@ -43,7 +41,6 @@ class PrefilledPairs(TokenizedPairs):
         self.places, self.count = self._places()
         self.fits = self.bytes() <= settings.keep_gb * 1e9
         self.cached: list[Tensor] = []  # keys, then values, by layer: (tokens, heads, head size) each
-        self.hidden: list[Tensor] = []  # one (texts, H), if hidden states are kept
         self.lock = Lock()  # twins share what is kept, and one of them reads it
 
     def _places(self) -> tuple[Tensor, int]:
@@ -85,8 +82,8 @@ class PrefilledPairs(TokenizedPairs):
 
     def _read(self, progress: str | None) -> None:
         """Let the trunk read every text, and note of each token what nobody has noted yet."""
-        written, cached, hidden = torch.zeros(self.count, dtype=torch.bool), [], []
-        read = self.trunk.prefill(self.texts, self.groups, layer=self.layer)
+        written, cached = torch.zeros(self.count, dtype=torch.bool), []
+        read = self.trunk.prefill(self.texts, self.groups)
         for rows, states in tqdm(read, desc=progress, disable=progress is None, leave=False):
             to = torch.cat([self.places[row, : len(self.texts[row])] for row in rows])
             new = ~written[to]
@@ -96,28 +93,22 @@ class PrefilledPairs(TokenizedPairs):
             parts = [*states.keys, *states.values]
             if not cached:
                 cached = [part.new_empty(self.count, part.shape[1], part.shape[3]) for part in parts]
-                if states.pooled is not None:
-                    hidden = [states.pooled.new_empty(len(self.texts), states.pooled.shape[1])]
             for kept, part in zip(cached, parts, strict=True):
                 kept[to] = part[row, :, column]
-            for kept in hidden:
-                kept[rows] = states.pooled
-        self.hidden += hidden
         self.cached += cached
 
     def select(self, texts: Sequence[int]) -> PrefilledKV:
         """The states of `texts`, in that order."""
         if not self.fits:
             ids, groups = [self.texts[at] for at in texts], [self.groups[at] for at in texts]
-            return _joined(list(self.trunk.prefill(ids, groups, layer=self.layer)))
+            return _joined(list(self.trunk.prefill(ids, groups)))
         self.keep()
         lengths = self.lengths[texts]
         places = self.places[texts, : int(lengths.max())]  # behind a text's end some other token, which the mask hides
         mask = (torch.arange(places.shape[1]) < lengths.unsqueeze(1)).to(self.trunk.device)
         at = places.flatten().to(self.trunk.device)
         parts = [kept.index_select(0, at).unflatten(0, places.shape).transpose(1, 2) for kept in self.cached]
-        hidden = self.hidden[0][texts] if self.hidden else None
-        return PrefilledKV(parts[: len(parts) // 2], parts[len(parts) // 2 :], mask, hidden)
+        return PrefilledKV(parts[: len(parts) // 2], parts[len(parts) // 2 :], mask)
 
 
 def _joined(parts: Sequence[tuple[list[int], PrefilledKV]]) -> PrefilledKV:
@@ -126,15 +117,10 @@ def _joined(parts: Sequence[tuple[list[int], PrefilledKV]]) -> PrefilledKV:
     order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
 
     def whole(states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """The keys or values of all layers, one batch under the other."""
-        return [
-            torch.cat([pad(part, (0, 0, 0, width - part.shape[2])) for part in of]) for of in zip(*states, strict=True)
-        ]
+        """The keys or values of all layers."""
+        layers = zip(*states, strict=True)
+        return [torch.cat([pad(part, (0, 0, 0, width - part.shape[2])) for part in of])[order] for of in layers]
 
-    joined = PrefilledKV(
-        whole([states.keys for _, states in parts]),
-        whole([states.values for _, states in parts]),
-        torch.cat([pad(states.mask, (0, width - states.mask.shape[1])) for _, states in parts]),
-        torch.cat([states.pooled for _, states in parts]) if parts[0][1].pooled is not None else None,
-    )
-    return joined.select(order.to(joined.mask.device))
+    keys, values = whole([states.keys for _, states in parts]), whole([states.values for _, states in parts])
+    mask = torch.cat([pad(states.mask, (0, width - states.mask.shape[1])) for _, states in parts])
+    return PrefilledKV(keys, values, mask[order])

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import padded
 from srmir_lib.models.kv_cache import PrefilledKV, as_cache
+from srmir_lib.models.loading import read_tensors
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ProbeSettings
 from srmir_lib.taxonomy import CATEGORIES
@@ -63,9 +63,7 @@ class Probes(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.heads = nn.Parameter(torch.empty(count, size).normal_(0, size**-0.5, generator=generator))
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()  # LoRA's A (K, r, in) and B (K, out, r), by layer
-        self.questions = self.embeddings = None
-        if settings.kind == "head":
-            return
+        self.embeddings = None
         for name, layer in trunk.linear.items():
             bound = layer.in_features**-0.5  # PEFT's start: A as a linear layer's weight, B zero
             down = torch.empty(count, settings.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
@@ -80,7 +78,7 @@ class Probes(nn.Module):
     @property
     def width(self) -> int:
         """Tokens of a probe, m: those of the longest question."""
-        return 0 if self.questions is None else self.questions["input_ids"].shape[1]
+        return self.questions["input_ids"].shape[1]
 
     def question(self, index: int) -> list[int]:
         """Token ids of the question that a model asks."""
@@ -88,9 +86,6 @@ class Probes(nn.Module):
 
     def forward(self, trunk: Trunk, states: PrefilledKV, columns: Tensor | None = None) -> Tensor:
         """Scores (B, K) of B texts by every model or, with `columns` (B,), (B,): each by one model; in float32."""
-        if self.settings.kind == "head":
-            last = states.pooled.float()
-            return last @ self.heads.T if columns is None else (last * self.heads[columns]).sum(dim=1)
         asked = slice(None) if columns is None else columns.unsqueeze(1)  # of each row, which models: all, or its own
         table = trunk.decoder.get_input_embeddings()
         known = table(self.questions["input_ids"]) if self.embeddings is None else self.embeddings
@@ -136,6 +131,18 @@ class Probes(nn.Module):
             for handle in handles:
                 handle.remove()
 
+    def _files(self, index: int, prefix: str) -> dict[str, dict[str, Tensor]]:
+        """The files of one model: by name of the file, then of the tensor, its part of the parameters."""
+        head, adapter = {"score.weight": self.heads[index : index + 1]}, {}
+        if self.embeddings is not None:
+            head["probe.embeddings"] = self.embeddings[index]
+        for key in self.down:
+            name = f"base_model.model.{prefix}.{key.replace('/', '.')}"
+            adapter[f"{name}.lora_A.weight"] = self.down[key][index]
+            adapter[f"{name}.lora_B.weight"] = self.up[key][index]
+        return {"head.safetensors": head, "adapter_model.safetensors": adapter}
+
+    @torch.no_grad()
     def save(self, folder: str | Path, prefix: str, base_model: str) -> None:
         """Write one folder per category: PEFT's Activated LoRA (adapter_config.json, adapter_model.safetensors), and
         `head.safetensors`. `prefix`: where the decoder lies in the causal model ("model" in most)."""
@@ -144,19 +151,8 @@ class Probes(nn.Module):
         for index, category in enumerate(self.categories):
             where = Path(folder) / category
             where.mkdir(parents=True, exist_ok=True)
-            head = {"score.weight": self.heads[index : index + 1]}
-            if self.embeddings is not None:
-                head["probe.embeddings"] = self.embeddings[index]
-            head = {name: value.detach().cpu().contiguous() for name, value in head.items()}
-            save_file(head, where / "head.safetensors")
-            if self.settings.kind == "head":
-                continue
-            tensors = {}
-            for key in self.down:
-                name = f"base_model.model.{prefix}.{key.replace('/', '.')}"
-                tensors[f"{name}.lora_A.weight"] = self.down[key][index].detach().cpu().contiguous()
-                tensors[f"{name}.lora_B.weight"] = self.up[key][index].detach().cpu().contiguous()
-            save_file(tensors, where / "adapter_model.safetensors")
+            for file, tensors in self._files(index, prefix).items():
+                save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, where / file)
             LoraConfig(
                 r=self.settings.rank,
                 lora_alpha=self.settings.alpha,
@@ -167,23 +163,14 @@ class Probes(nn.Module):
                 base_model_name_or_path=base_model,
             ).save_pretrained(where)
 
+    @torch.no_grad()
     def load(self, folder: str | Path, prefix: str) -> None:
-        """Fill the adapters and heads from what `save` wrote; a missing or damaged file is an `InputError`."""
-        with torch.no_grad():
-            for index, category in enumerate(self.categories):
-                where = Path(folder) / category
-                head = read_tensors(where / "head.safetensors", ["score.weight"])
-                _copy(self.heads[index], head["score.weight"][0], where / "head.safetensors")
-                if self.embeddings is not None:
-                    _copy(self.embeddings[index], head.get("probe.embeddings"), where / "head.safetensors")
-                if self.settings.kind == "head":
-                    continue
-                names = {key: f"base_model.model.{prefix}.{key.replace('/', '.')}" for key in self.down}
-                file = where / "adapter_model.safetensors"
-                tensors = read_tensors(file, [f"{name}.lora_{side}.weight" for name in names.values() for side in "AB"])
-                for key, name in names.items():
-                    _copy(self.down[key][index], tensors[f"{name}.lora_A.weight"], file)
-                    _copy(self.up[key][index], tensors[f"{name}.lora_B.weight"], file)
+        """Fill the adapters and heads from what `save` wrote; a missing, damaged or alien file is an `InputError`."""
+        for index, category in enumerate(self.categories):
+            for file, tensors in self._files(index, prefix).items():
+                read = read_tensors(Path(folder) / category / file, tensors, "train it again (02)")
+                for name, value in tensors.items():
+                    value.copy_(read[name])
 
 
 def block_mask(mask: Tensor, real: Tensor) -> Tensor:
@@ -200,27 +187,6 @@ def _in_turn(columns: Tensor, count: int) -> bool:
     """Whether all rows of model 0 come first, then as many of model 1, and so on: then no weight need be copied."""
     each, rest = divmod(len(columns), count)
     return not rest and torch.equal(columns, torch.arange(count, device=columns.device).repeat_interleave(each))
-
-
-def read_tensors(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, `names` among them; else one line that names the file."""
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; category {file.parent.name} has no trained model: train it again (02)")
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: damaged ({error}); train it again (02)") from error
-    for name in names:
-        if name not in tensors:
-            raise InputError(f"{file}: lacks {name}; it belongs to another base model: train it again (02)")
-    return tensors
-
-
-def _copy(target: Tensor, source: Tensor | None, file: Path) -> None:
-    if source is None or source.shape != target.shape:
-        found = "nothing" if source is None else f"shape {tuple(source.shape)}"
-        raise InputError(f"{file}: {found} where shape {tuple(target.shape)} is needed; train it again (02)")
-    target.copy_(source)
 
 
 def _key(name: str) -> str:

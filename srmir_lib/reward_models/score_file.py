@@ -47,11 +47,11 @@ def score_file(
     `chunk`: rows in memory at a time.
     """
     started, categories = time.monotonic(), _categories(models)
-    if not raw and not Path(calibration or Path(models) / "calibration.json").is_file():
+    scale = Path(calibration or Path(models) / "calibration.json")
+    if not raw and not scale.is_file():
         raise InputError(
-            f"{calibration or Path(models) / 'calibration.json'}: no such file, so the scores have no common scale; "
-            "score the shadow_rms that 03_margins trained, name its calibration.json with --calibration, "
-            "or take raw scores with --raw"
+            f"{scale}: no such file, so the scores have no common scale; score the shadow_rms that 03_margins trained, "
+            "name its calibration.json with --calibration, or take raw scores with --raw"
         )
     if router and not Path(router, "router.json").is_file():
         raise InputError(f"{router}: no router.json there; name the folder router that 01_data wrote")
@@ -65,11 +65,7 @@ def score_file(
     for numbers, found in chunked(rows(), chunk):
         with rows_of(source, numbers):
             scorer.check_lengths(found)
-    with (
-        progress(total, "scored") as bar,
-        atomic_path(Path(target).resolve()) as fresh,
-        fresh.open("wb") as file,
-    ):
+    with progress(total, "scored") as bar, atomic_path(Path(target).resolve()) as fresh, fresh.open("wb") as file:
         for numbers, found in chunked(rows(), chunk):
             with rows_of(source, numbers):
                 columns = scorer(found)
@@ -84,16 +80,11 @@ class _Scorer:
     """The loaded models, their scale, and what routes the rows without a category."""
 
     def __init__(self, models: str, router: str, device: str, raw: bool, calibration: str, base_model: str):
-        from safetensors import SafetensorError
-
         from srmir_lib.data.router import Router
         from srmir_lib.reward_models.calibration import Calibration
         from srmir_lib.reward_models.shadow import ShadowRewardModels
 
-        try:
-            self.models = ShadowRewardModels.load(models, device, base_model or None)
-        except SafetensorError as error:  # of an encoder, which transformers opens; adapters are checked where loaded
-            raise InputError(f"{models}: damaged weights ({error}); train the set again (02)") from error
+        self.models = ShadowRewardModels.load(models, device, base_model or None)
         self.calibration = None if raw else Calibration.load(calibration) if calibration else self.models.calibration
         if self.calibration is not None and list(self.calibration.categories) != self.models.categories:
             found = ", ".join(self.calibration.categories)
@@ -109,10 +100,10 @@ class _Scorer:
         what is too long."""
         if self.models.design == "pooled":
             return
-        scorer = self.models.scorer
-        chats = scorer.think.turns([row["prompt"] for row in rows], {})
+        scorer, chats, more = self.models.scorer, [row["prompt"] for row in rows], 0
+        if scorer.think.question:
+            chats, more = [scorer.think.behind(chat, "") for chat in chats], scorer.think.max_new_tokens
         ids = conversation_ids(scorer.trunk.tokenizer, chats, [row["response"] for row in rows])
-        more = scorer.think.max_new_tokens if scorer.think.question else 0
         check_lengths(ids, scorer.trunk.longest, more + scorer.width)
 
     def __call__(self, rows: Sequence[dict]) -> list[dict]:

@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from srmir_lib.artifacts import atomic_path, read_json, write_json
+from srmir_lib.artifacts import atomic_path, write_json
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.pcrm import pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
-from srmir_lib.reward_models.config import LIMITS, RewardSettings, write_config
+from srmir_lib.reward_models.config import LIMITS, RewardSettings, kept_fit, write_config
 from srmir_lib.reward_models.pairs import TokenizedPairs
 from srmir_lib.reward_models.separate import base_classifier
 
@@ -57,9 +57,7 @@ def fit_separate(
     write_config(output_dir, output_dir, "separate", pairs.trunk, categories, settings, training)
     for category, own in tqdm(rows.items(), desc=progress, disable=progress is None, leave=False):
         key = pairs.key({category: own}, target, settings, training, seed)
-        done = output_dir / category / "fit.json"
-        fit = read_json(done) if done.exists() else {}
-        if fit.get("key") != key:
+        if not (fit := kept_fit(output_dir / category, key)):
             (output_dir / "calibration.json").unlink(missing_ok=True)  # it described the scores of the model before
             with atomic_path(output_dir / category) as fresh:
                 fit = {"key": key, "history": _train_averaged(pairs.trunk, data.select(own), settings, seed, fresh)}

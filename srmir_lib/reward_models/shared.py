@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from srmir_lib.artifacts import atomic_path, read_json, write_json
+from srmir_lib.artifacts import atomic_path, write_json
 from srmir_lib.conversations import check_lengths, conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, write_config
+from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, kept_fit, write_config
 from srmir_lib.reward_models.pairs import pair_batches, pair_loss
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.probes import Probes
@@ -79,8 +79,7 @@ def score_ids(
     share their common beginning."""
     count = len(ids)
     scores = [torch.zeros(count, len(probes.categories)) if columns is None else torch.zeros(count) for probes in sets]
-    layer = -1 if any(probes.settings.kind == "head" for probes in sets) else None
-    for rows, states in trunk.prefill(ids, groups, layer=layer):
+    for rows, states in trunk.prefill(ids, groups):
         at = columns[rows].to(trunk.device) if columns is not None else None
         for own, probes in zip(scores, sets, strict=True):
             own[rows] = probes(trunk, states, at).float().cpu()
@@ -106,9 +105,7 @@ def fit_shared(
     output_dir, trunk = Path(output_dir), pairs.trunk
     rows, target = pairs.rows(categories, settings, training, seed, competence), pairs.target(settings)
     key = pairs.key(rows, target, settings, training, seed)
-    done = output_dir / "fit.json"
-    fit = read_json(done) if done.exists() else {}
-    if fit.get("key") != key:
+    if not (fit := kept_fit(output_dir, key)):
         started = perf_counter()
         probes, history = _train(pairs, rows, target, settings, seed, progress)
         fit = {"key": key, "history": history, "seconds": perf_counter() - started}

@@ -1,4 +1,4 @@
-"""Ways of asking a trunk, compared on the same pairs: a long question, a short one, trained tokens, or none at all."""
+"""Ways of asking a trunk, compared on the same pairs: a long question, a short one, or trained tokens."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -16,15 +16,14 @@ from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length
 from srmir_lib.models.kv_cache import as_cache
-from srmir_lib.models.loading import share_weights
+from srmir_lib.models.loading import read_tensors, share_weights
 from srmir_lib.papers.ava import (
     FORMS,
     READOUTS,
@@ -228,25 +227,10 @@ class TokenRewardModel:
 
     def load(self, folder: str | Path) -> "TokenRewardModel":
         """Fill adapter and heads with what `save` wrote; a missing, damaged or alien file is an `InputError`."""
-        adapter = _tensors(Path(folder) / "adapter_model.safetensors", get_peft_model_state_dict(self.adapted))
-        set_peft_model_state_dict(self.adapted, adapter)
-        self.heads.load_state_dict(_tensors(Path(folder) / "heads.safetensors", self.heads.state_dict()))
+        folder, fix, own = Path(folder), "train the token reward again (A1)", get_peft_model_state_dict(self.adapted)
+        set_peft_model_state_dict(self.adapted, read_tensors(folder / "adapter_model.safetensors", own, fix))
+        self.heads.load_state_dict(read_tensors(folder / "heads.safetensors", self.heads.state_dict(), fix))
         return self
-
-
-def _tensors(file: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, which must have the names and shapes of `like`."""
-    try:
-        tensors = load_file(file)
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file; train the token reward again (A1)") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: damaged ({error}); train the token reward again (A1)") from error
-    for name, value in like.items():
-        found = tuple(tensors[name].shape) if name in tensors else "nothing"
-        if found != tuple(value.shape):
-            raise InputError(f"{file}: {found} for {name}, not {tuple(value.shape)}; train the token reward again (A1)")
-    return tensors
 
 
 class TokenRewardFunction:

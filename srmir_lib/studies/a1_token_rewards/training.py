@@ -15,7 +15,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.ava import TokenBeliefs, answer_reward, ava_demonstration_objective, ava_preference_objective
 from srmir_lib.papers.srmir import bradley_terry_loss
-from srmir_lib.reward_models.config import base_of, find_trunk
+from srmir_lib.reward_models.config import base_of, find_trunk, kept_fit
 from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel, TokenSettings
 from srmir_lib.studies.a1_token_rewards.reader import Answers, Reader
@@ -49,9 +49,7 @@ def fit_token_rewards(
     output_dir = Path(output_dir)
     key = {"settings": asdict(settings), "seed": seed}
     key |= {"pairs_sha256": pairs.sha256(), "base_sha256": reader.trunk.sha256, "dtype": reader.trunk.dtype}
-    done = output_dir / "fit.json"
-    fit = read_json(done) if done.exists() else {}
-    if fit.get("key") != key:
+    if not (fit := kept_fit(output_dir, key)):
         model = TokenRewardModel(reader, settings, seed)
         fit = {"key": key, "history": train_token_rewards(model, pairs, seed, progress)}
         with atomic_path(output_dir) as fresh:
