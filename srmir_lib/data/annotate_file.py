@@ -137,10 +137,7 @@ class MarginModel:
 
         self.model, self.options = resolve_encoder(model), {"layer": layer, "pooling": pooling}
         dtype = precision(device) if is_causal(config_of(self.model)) else "float32"  # as 03 holds them
-        try:
-            self.trunk, self.tokenizer = load_trunk(self.model, device, dtype)
-        except SafetensorError as error:
-            raise InputError(f"{model}: damaged weights ({error}); fetch or train the model again") from error
+        self.trunk, self.tokenizer = load_trunk(self.model, device, dtype)
 
     def fingerprint(self) -> str:
         from srmir_lib.models.loading import fingerprint
