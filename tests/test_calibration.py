@@ -72,7 +72,7 @@ def test_the_reference_set_is_what_the_policy_says_and_the_demonstrations():
         calibration_set(pairs.select([0, 1]))
 
 
-def test_voices_by_hand():
+def test_variance_shares_by_hand():
     # R = (3, -3): every model's covariance with R over var(R) = 9 is 3 a / 9 for scores (a, -a)
     assert torch.allclose(
         variance_shares(torch.tensor([[1.0, 2.0], [-1.0, -2.0]])), torch.tensor([1 / 3, 2 / 3]).double()

@@ -119,9 +119,9 @@ class Trunk:
     def with_own_modules(self) -> "Trunk":
         """The same weights and drafts under a second module tree: what probes or a policy's adapter add to a tree's
         layers, every pass through them gets."""
-        twin = copy(self)
-        twin.model = share_weights(self.model)
-        return twin
+        other = copy(self)
+        other.model = share_weights(self.model)
+        return other
 
     def check(self) -> None:
         """Refuse a model whose states cannot be kept for probes, with the reason."""

@@ -9,7 +9,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.parallel import run_in_threads
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import RewardSettings, load_settings, override, read_config
-from srmir_lib.reward_models.pairs import TokenizedPairs, reading_of
+from srmir_lib.reward_models.pairs import TokenizedPairs, prefill_key
 from srmir_lib.reward_models.pooled import load_pooled_settings
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
@@ -40,12 +40,12 @@ def fit_sets(
     """
     read: dict[tuple, TokenizedPairs] = {}
     for run in sorted(runs.values(), key=lambda run: run.design != "shared"):  # whose pairs serve the others as well
-        if (key := reading_of(run.settings)) not in read:
+        if (key := prefill_key(run.settings)) not in read:
             kind = PrefilledPairs if run.design == "shared" else TokenizedPairs
             read[key] = kind(trunk, preferences["train"], run.settings)
     jobs, found = {}, {}
     for name, run in runs.items():
-        pairs = read[reading_of(run.settings)]
+        pairs = read[prefill_key(run.settings)]
         how = run.folder, run.categories, run.settings, run.seed, run.training, competence, name
         if run.design == "separate":
             found[name] = fit_separate(pairs, *how)

@@ -29,7 +29,7 @@ class TokenizedPairs:
     def __init__(self, trunk: Trunk, pairs, settings: RewardSettings):
         """`pairs`: rows of prompt, chosen, rejected, category. `settings`: which question is asked first, and how long
         a conversation may be; what else they say may differ from set to set."""
-        self.trunk, self.pairs, self.reading = trunk, pairs, reading_of(settings)
+        self.trunk, self.pairs, self.prefill_key = trunk, pairs, prefill_key(settings)
         think = Introspector(trunk, settings.question, settings.draft_tokens)
         self.data = tokenize_pairs(trunk.tokenizer, pairs, settings.max_length, think)
         self.digests = [hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in self.data]
@@ -69,7 +69,7 @@ class TokenizedPairs:
         }
 
 
-def reading_of(settings: RewardSettings) -> tuple:
+def prefill_key(settings: RewardSettings) -> tuple:
     """Which settings decide how pairs are tokenized: what was made with others must not be trained on."""
     return settings.question, settings.draft_tokens, settings.max_length
 

@@ -147,7 +147,7 @@ class PooledScorer:
         folder, self.device = Path(folder), pick_device(device)
         config = read_json(folder / "config.json")
         try:
-            self.categories, self.reading = list(config["categories"]), PairTokenizer(**config["reading"])
+            self.categories, self.pair_tokenizer = list(config["categories"]), PairTokenizer(**config["reading"])
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder}/config.json: not a pooled set of reward models ({error!r})") from error
         if not (folder / "encoder").is_dir():
@@ -162,7 +162,7 @@ class PooledScorer:
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Raw scores (N, K) or, with `columns`, row i by model `columns[i]`, (N,); float32 on the CPU. A score does not
         depend on what else is in the batch: rows of similar length are read together, as many as `tokens_per_batch`."""
-        rows = self.reading.encode(self.tokenizer, prompts, completions) if len(prompts) else []
+        rows = self.pair_tokenizer.encode(self.tokenizer, prompts, completions) if len(prompts) else []
         scores = torch.zeros(len(rows), len(self.categories))
         for chosen in _batches([len(row["input_ids"]) for row in rows], self.tokens_per_batch):
             inputs = collate([rows[at] for at in chosen], self.tokenizer)

@@ -70,9 +70,9 @@ class PrefilledPairs(TokenizedPairs):
 
     def with_own_modules(self) -> "PrefilledPairs":
         """The same states over a second module tree of the same weights, for a fit beside this one."""
-        twin = copy(self)
-        twin.trunk = self.trunk.with_own_modules()
-        return twin
+        other = copy(self)
+        other.trunk = self.trunk.with_own_modules()
+        return other
 
     def keep(self, progress: str | None = None) -> None:
         """Read and keep what fits; done at most once, and by the first `select` at the latest."""

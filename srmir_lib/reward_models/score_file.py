@@ -101,8 +101,8 @@ class _Scorer:
         if self.models.design == "pooled":
             return
         scorer, chats, more = self.models.scorer, [row["prompt"] for row in rows], 0
-        if scorer.think.question:
-            chats, more = [scorer.think.behind(chat, "") for chat in chats], scorer.think.max_new_tokens
+        if scorer.introspect.question:
+            chats, more = [scorer.introspect.behind(chat, "") for chat in chats], scorer.introspect.max_new_tokens
         ids = conversation_ids(scorer.trunk.tokenizer, chats, [row["response"] for row in rows])
         check_lengths(ids, scorer.trunk.longest, more + scorer.width)
 

@@ -54,7 +54,7 @@ class SeparateScorer:
         from peft import PeftModel
 
         self.trunk, self.categories = trunk, config["categories"]
-        self.think = Introspector(trunk, config["question"], config["draft_tokens"])
+        self.introspect = Introspector(trunk, config["question"], config["draft_tokens"])
         model, options = classifier_on(trunk), {"torch_device": str(trunk.device)}
         for category in self.categories:
             adapter = folder / category
@@ -75,7 +75,7 @@ class SeparateScorer:
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only, (N,), which costs one
         forward a row, whatever K is; on the CPU."""
-        ids = conversation_ids(self.trunk.tokenizer, self.think(prompts), completions)
+        ids = conversation_ids(self.trunk.tokenizer, self.introspect(prompts), completions)
         check_lengths(ids, self.trunk.longest)
         if columns is None:
             return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)

@@ -94,7 +94,7 @@ def score_sets(sets: Mapping[str, ShadowRewardModels], prompts: Sequence, comple
     _as_many(prompts, completions)
     alike: dict[object, list[str]] = {}
     for name, models in sets.items():
-        alike.setdefault(models.scorer.reading if models.design == "shared" else name, []).append(name)
+        alike.setdefault(models.scorer.prefill_key if models.design == "shared" else name, []).append(name)
     found = {}
     for names in alike.values():
         first = sets[names[0]].scorer

@@ -33,8 +33,8 @@ class SharedScorer:
 
     def __init__(self, trunk: Trunk, probes: Probes, question: str = "", draft_tokens: int = 0):
         self.trunk, self.probes = trunk, probes.to(trunk.device).eval()
-        self.think = Introspector(trunk, question, draft_tokens)
-        self.reading = id(trunk), question, draft_tokens  # scorers that agree in it read the same
+        self.introspect = Introspector(trunk, question, draft_tokens)
+        self.prefill_key = id(trunk), question, draft_tokens  # scorers that agree in it prefill alike
 
     @property
     def width(self) -> int:
@@ -57,7 +57,7 @@ class SharedScorer:
         self, sets: Sequence[Probes], prompts: Sequence, completions: Sequence, columns: Tensor | None = None
     ) -> list[Tensor]:
         """`score` by the probes of several sets that read alike; the trunk reads every row once."""
-        chats, ids = self.think(prompts), []
+        chats, ids = self.introspect(prompts), []
         for start in range(0, len(chats), TOKENIZED):
             part = slice(start, start + TOKENIZED)
             ids += [array("i", row) for row in conversation_ids(self.trunk.tokenizer, chats[part], completions[part])]

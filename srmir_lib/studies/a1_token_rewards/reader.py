@@ -41,10 +41,10 @@ class Reader:
         read again.
         """
         self.trunk, self.max_length = trunk, max_length
-        self.think = Introspector(trunk, question, draft_tokens)
+        self.introspect = Introspector(trunk, question, draft_tokens)
         self.invocation = invocation_tokens(trunk.tokenizer)
         self.opening, self.spare, self.cached = len(self.invocation), keep_gb * 1e9, {}
-        self.reading = Lock()
+        self.lock = Lock()
 
     def answers(self, prompts: Sequence, completions: Sequence, allow_empty: bool = False) -> Answers:
         """Texts or conversations -> `Answers`. Empty ones (if not allowed) and too long ones are an `InputError`."""
@@ -53,7 +53,7 @@ class Reader:
         for row, completion in enumerate(completions):
             if not (allow_empty or text_of(completion).strip()):
                 raise InputError(f"completions: the answer of row {row} is empty; leave the row out")
-        chats = self.think(prompts)
+        chats = self.introspect(prompts)
         before = conversation_ids(self.trunk.tokenizer, chats)
         whole = conversation_ids(self.trunk.tokenizer, chats, completions)
         for row, (start, ids) in enumerate(zip(before, whole, strict=True)):
@@ -72,7 +72,7 @@ class Reader:
     def read(self, prompts: Sequence[list[int]]) -> PrefilledKV:
         """The states of `prompts` (token ids), in that order; one may come twice. Fits may ask side by side."""
         keys, found = [tuple(prompt) for prompt in prompts], {}
-        with self.reading:
+        with self.lock:
             new = [key for key in dict.fromkeys(keys) if key not in self.cached]
             for rows, states in self.trunk.prefill([list(key) for key in new]) if new else ():
                 layers = torch.stack([*states.keys, *states.values])  # (2 L, B, heads, T, size)

@@ -107,6 +107,6 @@ def load_token_rewards(
 
 def _config(reader: Reader, final: Path) -> dict:
     """How the fit reads, and on which base model it stands; `final`: where its folder will lie."""
-    think = reader.think
-    reading = zip(READING, (think.question, think.max_new_tokens, reader.max_length), strict=True)
+    introspect = reader.introspect
+    reading = zip(READING, (introspect.question, introspect.max_new_tokens, reader.max_length), strict=True)
     return base_of(reader.trunk, final) | dict(reading)
