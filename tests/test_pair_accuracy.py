@@ -16,6 +16,7 @@ from srmir_lib.evaluation.reward_accuracy import (
     gaps_of_sets,
     reward_gaps,
 )
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.statistics import is_correct
 
 
@@ -33,14 +34,15 @@ def test_names_become_columns():
 
 def test_reward_gaps_are_chosen_minus_rejected():
     class Lengths:
-        scorer = None
+        def score(self, prompts, completions, columns=None):
+            return torch.tensor([[len(c), len(p)] for p, c in zip(prompts, completions, strict=True)]).float()
 
-        def score(self, prompts, completions):
-            return torch.tensor([[len(c), len(p)] for p, c in zip(prompts, completions, strict=True)])
+    def models() -> ShadowRewardModels:
+        return ShadowRewardModels(Lengths(), ["answer", "question"], "by hand")
 
     pairs = {"prompt": ["ab", "c"], "chosen": ["xyz", "x"], "rejected": ["x", "xy"]}
-    assert reward_gaps(Lengths(), pairs).tolist() == [[2, 0], [-1, 0]]
-    by_set = gaps_of_sets({"one": Lengths(), "other": Lengths()}, pairs)
+    assert reward_gaps(models(), pairs).tolist() == [[2, 0], [-1, 0]]
+    by_set = gaps_of_sets({"one": models(), "other": models()}, pairs)
     assert {name: gaps.tolist() for name, gaps in by_set.items()} == dict.fromkeys(by_set, [[2, 0], [-1, 0]])
 
 

@@ -52,6 +52,7 @@ GROUP = {
     "epsilon": 0.2,
     "scale_rewards": "group",
     "loss_type": "grpo",
+    "use_bias_correction_kl": True,
     "monitor_every": 2,
     "checkpoint_every": 2,
 }

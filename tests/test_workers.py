@@ -89,6 +89,7 @@ def test_a_stage_that_cannot_begin_lets_its_neighbour_come_to_its_end(root, caps
             raise InputError("03_right: cannot begin")
         return begin(runner, task, jobs)
 
+    stage(root, "02_left", ["01_make"], "import time; time.sleep(1)")
     monkeypatch.setattr(Runner, "_begin", beginning)
     assert main(["run", "lab", "--jobs", "2"]) == 2
     assert "03_right: cannot begin" in capsys.readouterr().err
