@@ -97,7 +97,7 @@ class ProbeSettings:
 class RewardSettings(PairObjective):
     """How each reward model is trained. The notebook's parameters hold the values; there are no others."""
 
-    max_steps: Count  # updates of one model
+    max_steps: Annotated[int, Field(ge=0)]  # updates of one model
     batch_size: Count  # pairs per update
     learning_rate: Annotated[float, Field(gt=0)]
     lora_rank: Count
