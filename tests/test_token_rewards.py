@@ -281,7 +281,7 @@ def test_as_a_reward_function_it_logs_what_it_believes(model):
     assert TokenRewardFunction(model).fingerprint != TokenRewardFunction(model, k=1.0).fingerprint
     before = TokenRewardFunction(model).fingerprint
     with torch.no_grad():
-        next(model.parameters()).add_(0.1)
+        next(iter(model.parameters())).add_(0.1)
     assert TokenRewardFunction(model).fingerprint != before, "other weights, another reward"
 
 
