@@ -649,7 +649,7 @@ def test_a_text_is_too_long_where_its_probe_would_not_fit(trunk, trained):
 
 
 @pytest.mark.parametrize(
-    "change", [{"max_steps": 0}, {"learning_rate": -1.0}, {"cross_ratio": -3.0}, {"keep_gb": -1.0}]
+    "change", [{"max_steps": -1}, {"learning_rate": -1.0}, {"cross_ratio": -3.0}, {"keep_gb": -1.0}]
 )
 def test_settings_have_bounds(change):
     with pytest.raises(InputError, match=next(iter(change))):
