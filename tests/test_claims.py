@@ -222,7 +222,7 @@ def test_without_records_no_claim_is_decided_and_a6_says_so(repository):
     metrics, shown = over_seeds(repository)
     assert metrics["verdict_not_measured"] == len(CLAIMS) and metrics["claims-act/seeds"] == 0
     assert "claims-act: no records, so it decides no claim; run `srmir seeds claims-act`" in shown
-    assert "No claim is decided over seeds here" in shown and "make claims" in shown
+    assert "No claim is decided over seeds here" in shown and "srmir seeds PRESET" in shown
 
 
 def test_records_of_other_parameters_decide_nothing(repository):
