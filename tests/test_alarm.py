@@ -9,7 +9,7 @@ import torch
 
 from srmir_lib.conversations import user_message
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.training_plots import alarm_curves, labelled_points, monitor_curves
+from srmir_lib.evaluation.training_report import alarm_curves, labelled_points, monitor_curves
 from srmir_lib.models.loading import load_policy
 from srmir_lib.policies.callbacks import divergence
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm, measure

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,6 @@ from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data.introspection import Introspector, agree, introspect, read_draft
 from srmir_lib.data.pairs import CORRUPTIONS, balance, corrupt, make_pairs
 from srmir_lib.errors import InputError
-from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import cod_prompt, parse_draft
 from srmir_lib.taxonomy import CATEGORIES
@@ -141,16 +141,16 @@ def test_pairs_hold_policy_samples_borrowed_refusals_and_babble():
 
 
 def test_a_model_that_cannot_draft_is_an_error_with_reasons(tiny_model):
-    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    trunk = Trunk.load(tiny_model, "cpu")
     rows = [{"prompt": user_message("open the door"), "category": "crimes"}]
     with pytest.raises(InputError, match="not one valid draft in 2 texts"):
-        introspect(policy, tokenizer, rows, WORDS, ["forbidden"], QUESTION, samples=2, needed=1, max_new_tokens=4)
+        introspect(trunk, rows, WORDS, ["forbidden"], QUESTION, samples=2, needed=1, max_new_tokens=4)
 
 
-def test_only_prompts_whose_first_drafts_disagree_are_asked_again(monkeypatch):
+def test_only_prompts_whose_first_drafts_disagree_are_asked_again():
     asked = []
 
-    def scripted(policy, tokenizer, questions, max_new_tokens, seed, progress):
+    def scripted(questions, max_new_tokens, seed, progress):
         names = [text_of(question) for question in questions]
         asked.append(names)
         verdicts = {"sure": ["forbidden"] * 2, "torn": ["forbidden", "allowed", "allowed"], "mute": [""] * 3}
@@ -161,16 +161,14 @@ def test_only_prompts_whose_first_drafts_disagree_are_asked_again(monkeypatch):
             texts.append(f"crime , {verdicts[key][number]} #### so ." if verdicts[key][number] else "mumble")
         return texts
 
-    monkeypatch.setattr("srmir_lib.data.introspection.generate", scripted)
+    trunk = SimpleNamespace(generate=scripted)
     rows = [{"prompt": user_message(text), "category": "crimes"} for text in ("sure", "torn", "mute")]
-    found, left_out = introspect(
-        None, None, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=2, max_new_tokens=4
-    )
+    found, left_out = introspect(trunk, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=2, max_new_tokens=4)
     assert [len(names) for names in asked] == [6, 2], "two each, then one more for torn and mute"
     assert [(text_of(row["prompt"]), row["refuses"]) for row in found] == [("sure", True), ("torn", False)]
     assert sum(left_out.values()) == 3, "three drafts about mute had no separator"
     with pytest.raises(InputError, match="needed: 4 of 3 samples cannot agree"):
-        introspect(None, None, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=4, max_new_tokens=4)
+        introspect(trunk, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=4, max_new_tokens=4)
 
 
 def test_an_introspector_thinks_once_per_prompt(tiny_model):
@@ -186,11 +184,11 @@ def test_an_introspector_thinks_once_per_prompt(tiny_model):
 def test_drafts_are_shared_by_whoever_asks_the_same_question_of_a_trunk(tiny_model, monkeypatch):
     trunk, asked = Trunk.load(tiny_model, "cpu"), []
 
-    def speak(model, tokenizer, prompts, *_, **__):
+    def speak(prompts, *_, **__):
         asked.append([text_of(prompt) for prompt in prompts])
         return [f"{len(asked)} ####" for _ in prompts]
 
-    monkeypatch.setattr("srmir_lib.data.introspection.generate", speak)
+    monkeypatch.setattr(trunk, "generate", speak)
     first, second, other = (
         Introspector(trunk, QUESTION, 4),
         Introspector(trunk, QUESTION, 4),

@@ -153,6 +153,13 @@ def test_linear_and_categorized_differ_by_one_call():
     assert rest[0] == rest[1], "around the one call that builds the reward, both train in the same way"
 
 
+def test_a_notebook_takes_what_it_needs_from_about_a_dozen_modules(cells):
+    trees = [ast.walk(ast.parse(source)) for source in code(cells)]
+    modules = {node.module for tree in trees for node in tree if isinstance(node, ast.ImportFrom)}
+    own = sorted(name for name in modules if name.split(".")[0] == "srmir_lib")
+    assert len(own) <= 14, f"{len(own)} modules of the library; move work into functions: {', '.join(own)}"
+
+
 def test_what_other_stages_wrote_is_read_through_stage_input(path, cells):
     """Or the runner would not know that they must come before."""
     for source in code(cells):

@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 from srmir_lib.evaluation import plots as plotting
+from srmir_lib.evaluation import training_report
+from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
+from srmir_lib.policies.reward import MONITOR
 from srmir_lib.taxonomy import CATEGORIES, COLOURS
 
 KEYS = list(CATEGORIES)
@@ -37,15 +40,25 @@ def history(scale=1.0):
 CURVES = {"reward": "reward (calibrated score)", "kl": "KL to the reference (nats a token)"}
 INTERVAL = {"label": "a", "estimate": 1, "low": 0, "high": 2}
 RATES = {"base": {"none": 0.7, "fiction": 0.9, "encoding": 0.5}, "linear": {"none": 0.1, "encoding": 0.4}}
+ALARM = Alarm(dict.fromkeys(SIGNALS, 0.0), dict.fromkeys(SIGNALS, 1.0), threshold=3.0, rate=0.05, looks=1)
+LOOKS = [{"step": 1, f"{MONITOR}insult": -4.0, f"{MONITOR}crimes": -4.0, "completions/mean_length": 1.0, "kl": 0.1}]
+LOOKS[0] |= {"coherence/log_likelihood": 0.5, "coherence/distinct_bigrams": 5.0}
 FIGURES = {
     "category_counts": lambda: plotting.category_counts({k: i for i, k in enumerate(KEYS)}, dict.fromkeys(KEYS, 3)),
     "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS, KEYS),
     "score_distributions": lambda: plotting.score_distributions(spread(1), spread(-1)),
     "margin_histogram": lambda: plotting.margin_histogram(np.linspace(-1, 3, 40), KEYS * 5 + KEYS[:5]),
-    "training_curves": lambda: plotting.training_curves({"one": history(), "other": history(0.5)}, CURVES),
+    "gap_boxes": lambda: plotting.gap_boxes({"plain": {"easy": [1, 2, 3], "subtle": [0, 1]}}),
+    "best_of_n_curves": lambda: plotting.best_of_n_curves(
+        [{"method": name, "n": n, "proxy": n, "truth": n / 8} for name in ("plain", "oracle") for n in (1, 2, 4)]
+    ),
+    "training_curves": lambda: training_report.training_curves({"one": history(), "other": history(0.5)}, CURVES),
     "reward_scales": lambda: plotting.reward_scales(spread(2), spread()),
     "forest_plot": lambda: plotting.forest_plot([INTERVAL | {"group": "g"}], "difference (points)"),
     "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
+    "monitor_curves": lambda: training_report.monitor_curves([{"step": 1, f"{MONITOR}insult": 0.5}]),
+    "labelled_points": lambda: training_report.labelled_points({"sft": (1, 2)}, "time (seconds)", "reward (score)"),
+    "alarm_curves": lambda: training_report.alarm_curves(ALARM, {"policy": LOOKS}),
 }
 
 
@@ -60,7 +73,8 @@ def test_it_is_one_labelled_figure(name, tmp_path):
 
 
 def test_every_public_function_is_tried():
-    drawing = {name for name, f in vars(plotting).items() if getattr(f, "__annotations__", {}).get("return") is Figure}
+    public = vars(plotting) | vars(training_report)
+    drawing = {name for name, f in public.items() if getattr(f, "__annotations__", {}).get("return") is Figure}
     assert drawing == set(FIGURES)
 
 
@@ -90,7 +104,7 @@ def test_forest_plot_draws_each_interval():
 
 
 def test_training_curves_skip_rows_without_the_key():
-    reward, kl = plotting.training_curves({"one": history(), "other": history(0.5)}, CURVES).axes
+    reward, kl = training_report.training_curves({"one": history(), "other": history(0.5)}, CURVES).axes
     assert [list(line.get_xdata()) for line in reward.lines] == [[0, 1, 2, 3, 4]] * 2
     assert [list(line.get_ydata()) for line in reward.lines] == [[0, 1, 2, 3, 4], [0, 0.5, 1, 1.5, 2]]
     assert [line.get_label() for line in kl.lines] == ["one", "other"] and kl.get_title() == CURVES["kl"]

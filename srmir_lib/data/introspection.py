@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from srmir_lib.conversations import as_chat, assistant_message, text_of
 from srmir_lib.errors import InputError
-from srmir_lib.models.generation import generate
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import SEPARATOR, Draft, cod_prompt, parse_draft
 
@@ -39,7 +38,7 @@ class Introspector:
         new = [text for text in dict.fromkeys(texts) if text not in drafts]
         asked = [cod_prompt(text, self.question) for text in new]
         ask = {"temperature": 0, "until": SEPARATOR}
-        said = generate(self.trunk.model, self.trunk.tokenizer, asked, self.max_new_tokens, **ask)
+        said = self.trunk.generate(asked, self.max_new_tokens, **ask)
         drafts.update(zip(new, (text.partition(SEPARATOR)[0].strip() for text in said), strict=True))
         return [self.behind(prompt, drafts[text]) for prompt, text in zip(prompts, texts, strict=True)]
 
@@ -94,8 +93,7 @@ def agree(
 
 
 def introspect(
-    policy,
-    tokenizer,
+    trunk: Trunk,
     prompts: Sequence[Mapping],
     category_words: Mapping[str, str],
     refuse_words: Sequence[str],
@@ -119,7 +117,7 @@ def introspect(
     open_rows = list(range(len(prompts)))
     for more in (needed, samples - needed):
         asked = [i for i in open_rows for _ in range(more)]
-        said = generate(policy, tokenizer, [questions[i] for i in asked], max_new_tokens, seed=seed, progress=progress)
+        said = trunk.generate([questions[i] for i in asked], max_new_tokens, seed=seed, progress=progress)
         for i, text in zip(asked, said, strict=True):
             texts[i].append(text)
         open_rows = [i for i in open_rows if agree(texts[i], category_words, refuse_words, needed)[0] is None]

@@ -105,23 +105,6 @@ def margin_histogram(margins, categories: Sequence[str]) -> Figure:
     return figure
 
 
-def training_curves(runs: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str]) -> Figure:
-    """One panel a curve (key in the history -> label with unit), one line a run (name -> history), over training.
-
-    History rows need `step`; a row without a key is skipped for that panel, a key without any row leaves an empty one.
-    """
-    columns = len(curves) if len(curves) <= 4 else -(-len(curves) // 2)
-    lines = -(-len(curves) // columns)
-    figure, panels = panels_for(len(curves), columns, figsize=(3.1 * columns, 2.7 * lines))
-    for axis, (key, heading) in zip(panels, curves.items(), strict=True):
-        for index, (name, history) in enumerate(runs.items()):
-            axis.plot(*series(history, key), label=name, **style_of(index))
-        gridded(axis, xlabel="step (updates)", title=heading)
-    if len(runs) > 1:
-        panels[0].legend(fontsize=7)
-    return figure
-
-
 def reward_scales(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> Figure:
     """Spread of every model's scores, raw and constrained, side by side: category key -> (n,) scores."""
     names = ordered(before)
@@ -133,6 +116,39 @@ def reward_scales(before: Mapping[str, Sequence[float]], after: Mapping[str, Seq
         axis.axvline(0, color=PALE, linewidth=0.8)
         axis.set(xlabel=f"{scale} score (whiskers: 5-95 %)", title=scale)
     name_rows(panels[0], [label(n) for n in names])
+    return figure
+
+
+def gap_boxes(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Reward gaps of every objective, a box per group of pairs: objective -> {group: (n,) gaps}."""
+    names, groups = list(gaps), list(dict.fromkeys(group for of in gaps.values() for group in of))
+    figure, axis = axes(7, 0.34 * len(names) * len(groups) + 1.1)
+    for at, group in enumerate(groups):
+        places = [i + (at - (len(groups) - 1) / 2) * 0.3 for i in range(len(names))]
+        for box in boxes(axis, [gaps[name][group] for name in names], places, widths=0.24, label=group):
+            box.set(facecolor=(CHOSEN, REJECTED)[at % 2], alpha=0.75, hatch=("", "//")[at % 2])
+    axis.axvline(0, color=PALE, linewidth=0.8)
+    name_rows(axis, names)
+    axis.set_xlabel("gap between the better and the worse answer (raw score units; whiskers: 5-95 %)")
+    axis.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def best_of_n_curves(rows: Sequence[Mapping]) -> Figure:
+    """What each method thinks it picks (left) and what it picks (right), against n: rows of `best_of_n_rows`."""
+    figure, panels = subplots(1, 2, figsize=(8, 3.2))
+    for at, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = [row for row in rows if row["method"] == name]
+        style = style_of(at) | {"marker": marker_of(at), "markersize": 4, "label": name}
+        for axis, key in zip(panels, ("proxy", "truth"), strict=True):
+            if name != "oracle" or key == "truth":
+                axis.plot([row["n"] for row in own], [row[key] for row in own], **style)
+    for axis, title in zip(panels, ("what the reward model thinks (deviations)", "true goodness"), strict=True):
+        sizes = sorted({row["n"] for row in rows})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        gridded(axis, xlabel="best of n (answers)", title=title)
+    panels[1].legend(fontsize=7)
     return figure
 
 

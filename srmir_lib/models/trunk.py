@@ -19,6 +19,7 @@ from srmir_lib.conversations import check_lengths
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
 from srmir_lib.models.embeddings import hidden_states, pool
+from srmir_lib.models.generation import generate
 from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV
 from srmir_lib.models.loading import (
     config_of,
@@ -115,6 +116,10 @@ class Trunk:
     def sha256(self) -> str:
         """What tells this base model from every other (`fingerprint`)."""
         return fingerprint(self.base_model)
+
+    def generate(self, prompts: Sequence[str | list[dict]], max_new_tokens: int, **options) -> list[str]:
+        """What the base model answers, one response per prompt; `options` as of `generation.generate`."""
+        return generate(self.model, self.tokenizer, prompts, max_new_tokens, **options)
 
     def with_own_modules(self) -> "Trunk":
         """The same weights and drafts under a second module tree: what probes or a policy's adapter add to a tree's

@@ -76,7 +76,7 @@ class Notebook:
         return text if number is None else f"{text}; write {number}"
 
     def reads(self, parameters: dict) -> list[tuple[str, str]]:
-        """The artefacts of earlier stages it reads, `(notebook, name)`, from its `stage.input(...)` calls.
+        """The artefacts of earlier stages it reads, `(notebook, name)`: its calls of `stage.input`, `dataset`, `rows`.
 
         Arguments are literals or parameters. Where a loop or a condition chooses, the notebook's metadata lists them:
         `"srmir": {"reads": ["01_data/prompts", "04_grpo_linear", ...]}`; a notebook alone means all it wrote, as does
@@ -90,14 +90,14 @@ class Notebook:
             method = call.func if isinstance(call, ast.Call) else None
             if not (isinstance(method, ast.Attribute) and getattr(method.value, "id", "") == "stage"):
                 continue
-            values = [_value(argument, parameters) for argument in call.args]
+            values = [_value(argument, parameters) for argument in call.args[:2]]
             if method.attr == "base_model" and values in ([], [""]):
                 found.add(("01_data", "base_model"))
-            elif method.attr == "input" and values[0] == "":
+            if method.attr not in ("input", "dataset", "rows") or values[0] == "":
                 continue
-            elif method.attr == "input" and None not in values:
+            if None not in values:
                 found.add(tuple(values))
-            elif method.attr == "input" and not listed:
+            elif not listed:
                 text = ast.unparse(call)
                 fix = "use literals or parameters, or list srmir.reads in its metadata"
                 raise InputError(f"{self.path}: {text}: {fix}")

@@ -5,9 +5,20 @@ Nothing here imports torch, so the command line can use it and still start at on
 
 import inspect
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from srmir_lib.artifacts import atomic_path, check_metrics, inside, restored, write_json
+from srmir_lib.artifacts import (
+    atomic_path,
+    check_metrics,
+    inside,
+    load_dataset,
+    read_jsonl,
+    restored,
+    save_dataset,
+    write_json,
+    write_jsonl,
+)
 from srmir_lib.errors import InputError
 
 
@@ -68,12 +79,32 @@ class Stage:
             raise InputError(f"{path}: missing; run `{how_to_run(self.preset, notebook)}` first")
         return path
 
+    def dataset(self, notebook: str, name: str, columns: Iterable[str] = ()):
+        """The `datasets` folder `name` of an earlier `notebook`, which must have `columns`; see `input`."""
+        return load_dataset(self.input(notebook, name), columns)
+
+    def rows(self, notebook: str, name: str) -> list[dict]:
+        """The JSON lines `name` of an earlier `notebook`; see `input`."""
+        return read_jsonl(self.input(notebook, name))
+
     def base_model(self, base_model: str = "") -> str:
         """What to load as the base model: a folder under the root, a hub id, or (empty) the model 01 made."""
         if not base_model:
             return str(self.input("01_data", "base_model"))
         folder = self.resolve(base_model)
         return str(folder) if folder.is_dir() else base_model
+
+    def save_dataset(self, dataset, name: str) -> None:
+        """Write a `Dataset` or `DatasetDict` as the folder `name`."""
+        save_dataset(dataset, self.path(name))
+
+    def save_json(self, value: object, name: str) -> None:
+        """Write `value` as the file `name`; NaN and infinity are refused."""
+        write_json(self.path(name), value)
+
+    def save_rows(self, rows: Iterable[dict], name: str) -> None:
+        """Write `rows` as the file `name`, one JSON object a line."""
+        write_jsonl(self.path(name), rows)
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Write `metrics.json`: flat names to finite numbers; anything else is an `InputError` that names it."""

@@ -1,0 +1,61 @@
+"""What a run says about itself: its ends, what is expected of it, and what a check refuses."""
+
+import pytest
+
+from srmir_lib.evaluation.training_report import both_ends, check_grpo, ends, grpo_metrics, rising, well_behaved
+from srmir_lib.policies.reward import MONITOR
+
+
+def run(steps: int = 10, **changed) -> list[dict]:
+    """A run whose reward is its step, whose KL is a hundredth of it, and whose answers keep their length."""
+    made = {"reward": float, "kl": lambda step: (step - 1) / 1000, "completions/mean_length": lambda step: 20.0}
+    made = {"step": int, "seconds": lambda step: 0.5} | made | changed
+    return [{key: value(step) for key, value in made.items()} for step in range(1, steps + 1)]
+
+
+def test_the_ends_are_means_over_a_fifth():
+    assert ends(run(10), "reward") == (1.5, 9.5)
+    assert ends(run(3), "reward") == (1.0, 3.0), "a short run has at least one update at each end"
+    history = run(10)
+    for row in history[1:]:
+        del row["kl"]
+    assert ends(history, "kl") == (0.0, 0.0), "an update that logged nothing counts for nothing"
+
+
+def test_metrics_hold_both_ends_of_what_was_logged():
+    found = grpo_metrics({"policy": run(10)})
+    assert found["seconds_policy"] == 5 and (found["reward_start_policy"], found["reward_end_policy"]) == (1.5, 9.5)
+    assert set(both_ends(run(10))) == {"reward", "kl", "completions/mean_length"}, "nobody looked at the coherence"
+
+
+def test_a_healthy_run_and_three_sick_ones():
+    assert all(well_behaved(run()).values())
+    for name, changed in {
+        "reward rose": {"reward": lambda step: -float(step)},
+        "KL below 0.1": {"kl": lambda step: step / 50},
+        "length within a fifth": {"completions/mean_length": lambda step: 20.0 + 2 * step},
+    }.items():
+        assert [key for key, held in well_behaved(run(**changed)).items() if not held] == [name]
+
+
+def test_a_monitored_model_rises_by_its_own_looks():
+    history = run(4)
+    for step, up, down in ((0, 1.0, 1.0), (3, 2.0, 0.5)):
+        history[step] |= {MONITOR + "insult": up, MONITOR + "crimes": down}
+    assert rising(history, ["insult", "crimes", "privacy"]) == 1, "privacy was not looked at"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"step": lambda step: step + 1}, "steps are missing"),
+        ({"kl": lambda step: step / 100}, "must start as its own reference"),
+        ({"kl": lambda step: 0.0}, "did not move"),
+        ({"kl": lambda step: 2.0 * (step - 1)}, "ran away"),
+        ({"reward": lambda step: -float(step**2)}, "must not fall"),
+    ],
+)
+def test_a_bad_run_is_refused_by_name(changed, message):
+    check_grpo(run(), "policy", 10)
+    with pytest.raises(AssertionError, match=f"policy_gold: .*{message}"):
+        check_grpo(run(**changed), "policy_gold", 10)
