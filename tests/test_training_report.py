@@ -2,6 +2,7 @@
 
 import pytest
 
+from srmir_lib.artifacts import write_jsonl
 from srmir_lib.evaluation.training_report import both_ends, check_grpo, ends, grpo_metrics, rising, well_behaved
 from srmir_lib.policies.reward import MONITOR
 
@@ -53,9 +54,12 @@ def test_a_monitored_model_rises_by_its_own_looks():
         ({"kl": lambda step: 0.0}, "did not move"),
         ({"kl": lambda step: 2.0 * (step - 1)}, "ran away"),
         ({"reward": lambda step: -float(step**2)}, "must not fall"),
+        ({"seconds": lambda step: 0.6}, "the saved history differs"),
     ],
 )
-def test_a_bad_run_is_refused_by_name(changed, message):
-    check_grpo(run(), "policy", 10)
+def test_a_bad_run_is_refused_by_name(changed, message, tmp_path):
+    folder = tmp_path / "policy_gold"
+    write_jsonl(folder / "history.jsonl", run())
+    check_grpo(run(), folder, 10)
     with pytest.raises(AssertionError, match=f"policy_gold: .*{message}"):
-        check_grpo(run(**changed), "policy_gold", 10)
+        check_grpo(run(**changed), folder, 10)

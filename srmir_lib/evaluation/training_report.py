@@ -4,10 +4,12 @@ The figures are in the style of `evaluation.plots`; each axis has a unit.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from scipy.stats import linregress
 
+from srmir_lib.artifacts import read_jsonl
 from srmir_lib.evaluation import plots
 from srmir_lib.evaluation.plots import INK, PALE, gridded, marker_of, series, style_of
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
@@ -68,8 +70,15 @@ def rising(history: Sequence[Mapping], categories: Sequence[str]) -> int:
     return sum(seen[-1] > seen[0] for seen in looks if seen)
 
 
-def check_grpo(history: Sequence[Mapping], name: str, max_steps: int) -> None:
-    """An `AssertionError` that names the run, if it has not all its updates, or ran away, or lost what it was paid."""
+def is_saved(history: Sequence[Mapping], folder: Path) -> bool:
+    """Whether the history in the folder of a policy is this one."""
+    return read_jsonl(folder / "history.jsonl") == history
+
+
+def check_grpo(history: Sequence[Mapping], folder: Path, max_steps: int) -> None:
+    """An `AssertionError` that names the policy in `folder`, if its run lacks updates, did not begin as its own
+    reference, stood still or ran away, lost what it was paid, or is not what was saved."""
+    name = folder.name
     assert [row["step"] for row in history] == list(range(1, max_steps + 1)), f"{name}: steps are missing"
     assert history[0]["kl"] < 1e-5, f"{name}: the policy must start as its own reference"
     assert 0 < history[-1]["kl"] < 10, f"{name}: the policy did not move, or ran away"
@@ -77,6 +86,7 @@ def check_grpo(history: Sequence[Mapping], name: str, max_steps: int) -> None:
     if max_steps >= 10:
         line = linregress([row["step"] for row in paid], [row["reward"] for row in paid])
         assert line.slope > -3 * line.stderr, f"{name}: the reward that a policy follows must not fall"
+    assert is_saved(history, folder), f"{name}: the saved history differs"
 
 
 def grpo_metrics(histories: Mapping[str, Sequence[Mapping]]) -> dict[str, float]:
