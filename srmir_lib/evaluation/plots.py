@@ -176,7 +176,7 @@ def forest_plot(rows: Sequence[Mapping], xlabel: str, reference: float = 0.0) ->
     axis.set_yticks(ticks, labels)
     for tick in axis.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() in groups else "normal")
-    axis.invert_yaxis()
+    axis.set_ylim(height - 0.4, -0.8)
     axis.set_xlabel(f"{xlabel} (square: estimate, line: 95 % interval)")
     axis.grid(color=GRID, linewidth=0.5, axis="x")
     return figure

@@ -126,15 +126,15 @@ def labelled_points(
     ylabel: str,
     intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
-    """One marked and named point each: name -> (x, y); `intervals` of y, name -> (low, high), as lines behind them."""
-    figure, axis = plots.axes(6.5, 3.6)
+    """One marked point each, named in the legend: name -> (x, y); `intervals` of y, name -> (low, high), as lines."""
+    figure, axis = plots.axes(7, 3.6)
     for index, (name, place) in enumerate(points.items()):
         if intervals:
             axis.plot([place[0]] * 2, intervals[name], color=PALE, linewidth=1.2)
-        axis.plot(*place, marker_of(index), color=style_of(index)["color"], markersize=7)
-        axis.annotate(name, place, (6, 5), textcoords="offset points", fontsize=8)
-    axis.margins(x=0.25, y=0.15)
+        axis.plot(*place, marker_of(index), color=style_of(index)["color"], markersize=7, label=name)
+    axis.margins(x=0.1, y=0.15)
     gridded(axis, xlabel=xlabel, ylabel=ylabel)
+    plots.legend_beside(axis)
     return figure
 
 
@@ -157,7 +157,7 @@ def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Fi
         heading = f"{name}: rings at step {rung[0]}" if rung else name
         last.plot(steps, [row["suspicion"] for row in rows], label=heading, **style)
     for (signal, axis), unit in zip(shown.items(), UNITS, strict=True):
-        axis.set_ylabel(f"{signal} {unit}")
+        axis.set_ylabel(f"{signal}\n{unit}")
         if signal in alarm.mean:
             mean, spread = alarm.mean[signal], 2 * alarm.std[signal]
             axis.axhspan(mean - spread, mean + spread, color=plots.GRID, alpha=0.6, linewidth=0)
@@ -166,5 +166,5 @@ def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Fi
     last.set_ylabel("suspicion (deviations)")
     for axis in grid[-1]:
         axis.set_xlabel("step (updates)")
-    last.legend(fontsize=7, loc="upper right", frameon=False)
+    figure.legend(*last.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(histories))
     return figure
