@@ -19,17 +19,15 @@ from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.studies.a1_token_rewards.reader import Reader
-from srmir_lib.studies.a8_real_pairs.pairs import PAIR_SETS, PairData, real_pairs
-from srmir_lib.studies.a8_real_pairs.study import (
+from srmir_lib.studies.a8_real_pairs.methods import (
     Method,
     encoder_method,
-    measures,
     reward_model_method,
-    run_study,
-    seed_rows,
     token_method,
     words_method,
 )
+from srmir_lib.studies.a8_real_pairs.pairs import PAIR_SETS, PairData, real_pairs
+from srmir_lib.studies.a8_real_pairs.study import measures, run_study, seed_rows
 
 
 @pytest.fixture(scope="module")
