@@ -29,7 +29,6 @@ from srmir_lib.lab.muon import Muon
 from srmir_lib.lab.world import World
 from srmir_lib.models import small as small_models
 from srmir_lib.models.small import build_tokenizer, small_model
-from srmir_lib.models.trunk import Trunk
 
 ROW = 256  # tokens in a packed row
 
@@ -161,17 +160,8 @@ def cached_base_model(world: World, cache: str | Path, steps: int, seed: int = 0
     return folder
 
 
-def base_model(world: World, cache: str | Path, folder: str | Path, steps: int, seed: int, device: str) -> Trunk:
-    """The base model of a town, from the `cache` or built now, copied to `folder` and loaded from there.
-
-    It is copied, atomically, so that a stage's outputs do not depend on the cache.
-    """
-    cached = cached_base_model(world, cache, steps, seed)
-    with atomic_path(folder) as fresh:
-        shutil.copytree(cached, fresh)
-    return Trunk.load(folder, device, "float32")
-
-
-def diet() -> str:
-    """What the base model reads, for a reader: each kind of conversation and its share of `MIX`."""
-    return ", ".join(f"{kind} {share:.0%}" for kind, share in MIX.items())
+def copy_model(folder: str | Path, target: str | Path) -> Path:
+    """Copy a model folder, atomically, so that a stage's outputs do not depend on the cache."""
+    with atomic_path(target) as fresh:
+        shutil.copytree(folder, fresh)
+    return Path(target)

@@ -112,3 +112,21 @@ def seed_rows(rows: Sequence[Mapping], metric: str, against: str = "") -> list[d
                 interval = interval._replace(low=max(0.0, interval.low), high=min(1.0, interval.high))
             found.append({"group": name, "label": method, **interval._asdict()})
     return found
+
+
+def seed_metrics(
+    found: Mapping[str, Sequence[Mapping]], gains: Mapping[tuple[str, str], Sequence[Mapping]]
+) -> dict[str, float]:
+    """Flat names of what `seed_rows` found, for `metrics.json`.
+
+    `found`, by measure: `measure/set/method`, with its ends `…/low` and `…/high`. `gains`, by measure and rival:
+    `measure/set/method_minus_rival`.
+    """
+    metrics = {}
+    for name, rows in found.items():
+        for row in rows:
+            key = f"{name}/{row['group']}/{row['label']}"
+            metrics |= {key: row["estimate"], f"{key}/low": row["low"], f"{key}/high": row["high"]}
+    for (name, rival), rows in gains.items():
+        metrics |= {f"{name}/{row['group']}/{row['label']}_minus_{rival}": row["estimate"] for row in rows}
+    return metrics
