@@ -14,7 +14,7 @@ from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.data.annotate_file import MarginModel
 from srmir_lib.errors import InputError
 from srmir_lib.models import loading, trunk
-from srmir_lib.models.loading import fingerprint, load_weights, precision, quiet
+from srmir_lib.models.loading import fingerprint, load_policy, precision, quiet
 from srmir_lib.models.trunk import Trunk
 
 
@@ -87,9 +87,8 @@ def test_the_precision_is_the_devices(monkeypatch):
 
 def test_trunks_trainings_and_margins_hold_a_model_in_the_devices_precision(tiny_model, tmp_path, monkeypatch):
     """As on CUDA; an encoder stays as it was trained."""
-    for module in (loading, trunk):
-        monkeypatch.setattr(module, "precision", {"cpu": "bfloat16"}.__getitem__)
-    held = Trunk.load(tiny_model, "cpu").model, load_weights(tiny_model, "cpu")
+    monkeypatch.setattr(loading, "precision", {"cpu": "bfloat16"}.__getitem__)
+    held = Trunk.load(tiny_model, "cpu").model, load_policy(tiny_model, "cpu")
     margins = [MarginModel(str(model), "cpu", -1, "last").trunk for model in (tiny_model, write_tiny_bert(tmp_path))]
     assert [model.dtype for model in (*held, *margins)] == [torch.bfloat16] * 3 + [torch.float32]
     assert Trunk.load(tiny_model, "cpu", "float32").dtype == "float32", "unless a notebook says otherwise"
