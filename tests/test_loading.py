@@ -13,7 +13,7 @@ from transformers.utils import logging
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.data.annotate_file import MarginModel
 from srmir_lib.errors import InputError
-from srmir_lib.models import loading, trunk
+from srmir_lib.models import loading
 from srmir_lib.models.loading import fingerprint, load_policy, precision, quiet
 from srmir_lib.models.trunk import Trunk
 
