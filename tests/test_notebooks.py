@@ -118,7 +118,7 @@ def presets_with(*names: str) -> list[str]:
     return [folder.name for folder in folders if all((folder / f"{name}.yaml").is_file() for name in names)]
 
 
-ALARM = {"false_alarms", "alarm_prompts", "provoke"}
+ALARM = {"alarm"}
 """Parameters of 05 that no policy of 04 or 05 is trained with."""
 
 
