@@ -141,7 +141,7 @@ def test_a_wrong_value_of_any_setting_is_refused_by_name(name):
 def test_a_parameters_cell_names_what_its_settings_know_and_the_next_cell_checks_it(name):
     notebook = NOTEBOOKS[name]
     first, second = notebook.code_cells()[:2]
-    assert list(notebook.model.model_fields) and set(notebook.defaults) == set(notebook.model.model_fields)
+    assert set(notebook.defaults) == set(notebook.model.model_fields)
     groups = [key for key, field in notebook.model.model_fields.items() if _is_group(field)]
     assert all(notebook.defaults[key] == {} for key in groups), "defaults stand in the settings model, and there only"
     written = [node.target.id for node in ast.parse(first).body]

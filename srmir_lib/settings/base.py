@@ -94,7 +94,7 @@ class NotebookSettings(Settings):
     """What every notebook has."""
 
     preset: str = told("which parameter files and outputs belong together", min_length=1)
-    output_dir: str = told("where to write; empty: outputs/<preset>/<this notebook>", "")
+    output_dir: str = told("where to write; empty: outputs/<preset>/<this notebook>")
     seed: int = told("of everything that is drawn", ge=0)
 
 
