@@ -72,9 +72,9 @@ class Settings(BaseModel):
         return [row for row in self.rows() if "." in row["name"]]
 
     def _repr_html_(self) -> str:
-        """The groups as a table, what differs from its default in bold."""
+        """What a parameters cell does not show (all, without groups) as a table, what differs from its default in bold."""
         lines = []
-        for row in self.groups():
+        for row in self.groups() or self.rows():
             cells = (row["name"], repr(row["value"]), row["meaning"])
             style = ' style="text-align: left; font-weight: bold"' if row["changed"] else ' style="text-align: left"'
             lines.append("<tr>" + "".join(f"<td{style}>{escape(cell)}</td>" for cell in cells) + "</tr>")
