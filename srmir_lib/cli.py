@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", default="", metavar="NN", help="from this notebook on")
     run.add_argument("--all", action="store_true", help="the appendices A1-A8 as well")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="at most so many side by side (default: 1)")
-    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a parameter")
+    about = "another value of a parameter, or of one in a group (training.beta=0.05)"
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=about)
     about = "run the notebooks of a preset with several seeds, and record their metrics in outputs/reference/seeds"
     seeds = _command(commands, "seeds", _seeds, about)
     seeds.add_argument("notebooks", nargs="*", metavar="NN", help="only these; what they read must be done")
@@ -158,7 +159,7 @@ def _setting(text: str) -> tuple[str, object]:
     if not equals or not name:
         raise InputError(f"--set {text}: write NAME=VALUE")
     try:
-        return name, yaml.safe_load(value)
+        return name, yaml.safe_load(value) if value else ""
     except yaml.YAMLError as error:
         raise InputError(f"--set {text}: {value!r} is not a YAML value") from error
 

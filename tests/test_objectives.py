@@ -16,6 +16,7 @@ from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.pcrm import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit, pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
 from srmir_lib.policies import training
+from srmir_lib.settings.policies import GRPOSettings
 
 CHOSEN, REJECTED = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
 
@@ -160,7 +161,7 @@ def test_the_grpo_loss_shown_is_the_one_that_runs(tiny_model, tmp_path, monkeypa
     numbers |= {"prompts_per_step": 2, "num_generations": 4, "num_iterations": 2, "max_completion_length": 9}
     numbers |= {"temperature": 0.7, "beta": 0.5, "epsilon": 0.01, "monitor_every": 0, "checkpoint_every": 0}
     words = {"lr_scheduler": "constant", "device": "cpu", "scale_rewards": "group", "loss_type": loss_type}
-    settings = training.GRPOSettings(**numbers, **words, use_bias_correction_kl=corrected)
+    settings = GRPOSettings(**numbers, **words, use_bias_correction_kl=corrected)
     prompts = Dataset.from_list([{"prompt": user_message(f"please help {i}")} for i in range(4)])
 
     def lengths(completions, **columns):

@@ -21,9 +21,6 @@ from srmir_lib.papers.pcrm import pcrm_dpo_loss
 from srmir_lib.policies.callbacks import distinct_bigrams, log_likelihood
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.policies.training import (
-    DPOSettings,
-    GRPOSettings,
-    SFTSettings,
     prompt_order,
     train_dpo,
     train_grpo,
@@ -32,6 +29,7 @@ from srmir_lib.policies.training import (
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
 
 COMMON = {
     "learning_rate": 1e-2,
@@ -61,7 +59,7 @@ PROMPTS = Dataset.from_list([{"prompt": user_message(f"please help {i}"), "categ
 
 
 def grpo(**changes) -> GRPOSettings:
-    return GRPOSettings(**{**COMMON, **GROUP, **changes})
+    return GRPOSettings.checked({**COMMON, **GROUP, **changes})
 
 
 def count_e(prompts, completions, category, **columns):
@@ -358,7 +356,9 @@ def test_data_that_cannot_be_trained_on_is_refused(tiny_model, tmp_path):
     with pytest.raises(InputError, match="missing columns: prompt"):
         train_grpo(tiny_model, PROMPTS.remove_columns("prompt"), count_e, tmp_path / "policy", grpo())
     with pytest.raises(InputError, match="micro_batch: 8 must divide batch_size = 12"):
-        train_sft(tiny_model, long, tmp_path / "sft", SFTSettings(**COMMON, batch_size=12, max_length=4))
+        train_sft(
+            tiny_model, long, tmp_path / "sft", SFTSettings.checked({**COMMON, "batch_size": 12, "max_length": 4})
+        )
 
 
 def test_a_template_without_end_token_is_refused(tiny_model, tmp_path):
@@ -373,16 +373,17 @@ def test_a_template_without_end_token_is_refused(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": "5e-6"}, "learning_rate: '5e-6'; input should be a valid number; in YAML write 5.0e-6"),
-        ({"learning_rate": 0.0}, "learning_rate: 0.0; input should be greater than 0"),
-        ({"beta": math.nan}, "beta: nan; input should be a finite number"),
-        ({"beta": -1}, "beta: -1; input should be greater than or equal to 0"),
-        ({"max_steps": 2.5}, "max_steps: 2.5; input should be a valid integer"),
-        ({"max_steps": 0, "seed": -1}, "max_steps: 0; .*; seed: -1; "),
-        ({"num_generations": 1}, "num_generations: 1; input should be greater than or equal to 2"),
-        ({"loss_type": "bnpo"}, "loss_type: 'bnpo'; input should be 'grpo' or 'dapo'"),
-        ({"use_bias_correction_kl": 1}, "use_bias_correction_kl: 1; input should be a valid boolean"),
-        ({"epsilom": 0.2}, "epsilom: 0.2; extra inputs are not permitted"),
+        ({"learning_rate": "5e-6"}, "learning_rate = '5e-6': it is text, and must be a number; write 5.0e-6"),
+        ({"learning_rate": 0.0}, "learning_rate = 0.0: it must be greater than 0"),
+        ({"beta": math.nan}, "beta = nan: it must be a finite number"),
+        ({"beta": -1}, "beta = -1: it must be greater than or equal to 0"),
+        ({"max_steps": 2.5}, "max_steps = 2.5: it must be a valid integer"),
+        ({"max_steps": 0, "seed": -1}, "seed = -1: .*; max_steps = 0: |max_steps = 0: .*; seed = -1: "),
+        ({"num_generations": 1}, "num_generations = 1: it must be greater than or equal to 2"),
+        ({"loss_type": "bnpo"}, "loss_type = 'bnpo': it must be one of 'grpo' or 'dapo'"),
+        ({"use_bias_correction_kl": 1}, "use_bias_correction_kl = 1: it must be a valid boolean"),
+        ({"epsilom": 0.2}, "there is no setting epsilom; there are .*epsilon"),
+        ({"device": "gpu"}, "device: 'gpu' is none of auto, cpu"),
         ({"micro_batch": 3}, "must divide prompts_per_step . num_generations = 8"),
         ({"num_iterations": 4}, "checkpoint_every: 2 must be a multiple"),
     ],
@@ -396,8 +397,8 @@ def test_bad_settings_are_refused_in_one_line(changes, message):
 def test_settings_are_read_from_parameters_of_the_same_names():
     parameters = {**COMMON, **GROUP, "preset": "lab", "variants": ["own"]}
     assert GRPOSettings.of(parameters) == grpo()
-    del parameters["beta"]
-    with pytest.raises(InputError, match="GRPOSettings: no value for beta; set it in the parameters cell"):
+    del parameters["seed"]
+    with pytest.raises(InputError, match="seed: not given; write a value"):
         GRPOSettings.of(parameters)
 
 

@@ -25,7 +25,10 @@ from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, s
 from srmir_lib.policies.callbacks import RewardCallback, RunCallback
 from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
 from srmir_lib.policies.pcrm_dpo import LimitedDPOTrainer
-from srmir_lib.policies.settings import DPOSettings, GRPOSettings, Settings, SFTSettings
+from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
+
+Settings = SFTSettings | DPOSettings | GRPOSettings
+
 
 ANSWERS = ("completion", "chosen", "rejected")
 

@@ -6,14 +6,15 @@ executed and torch is not imported: a command line can refuse a bad parameter in
 
 import ast
 import json
-import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import create_model
 
 from srmir_lib.errors import InputError
+from srmir_lib.settings.base import Settings
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
@@ -23,14 +24,18 @@ GIVEN_BY_RUNNER = ("preset", "output_dir")
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook of the series, parsed: `cells` as stored, `code` the syntax tree of all code cells."""
+    """A notebook of the series, parsed: `cells` as stored, `code` the syntax tree of all code cells.
+
+    `model` knows all it may be told, and `defaults` are the values of its parameters cell.
+    """
 
     name: str
     path: Path
     metadata: dict
     cells: list[dict]
     code: ast.Module
-    model: type[BaseModel]
+    model: type[Settings]
+    defaults: dict
 
     @classmethod
     def load(cls, path: Path) -> "Notebook":
@@ -45,35 +50,21 @@ class Notebook:
         if len(tagged) != 1:
             raise InputError(f"{path}: {len(tagged)} cells are tagged `parameters`; it needs exactly one")
         source, number = cells[tagged[0]]["source"], tagged[0] + 1
-        fields = {}
+        annotations, defaults = {}, {}
         for statement in ast.parse(source).body:
             try:
-                fields[statement.target.id] = (_type(statement.annotation), ast.literal_eval(statement.value))
+                name, defaults[name] = statement.target.id, ast.literal_eval(statement.value)
+                annotations[name] = (_type(statement.annotation), defaults[name])
             except (AttributeError, TypeError, ValueError) as error:
                 bad = source.splitlines()[statement.lineno - 1]
                 wanted = f"write `name: type = literal` with types of {', '.join(TYPES)} and None"
                 raise InputError(f"{path}: parameters cell {number}: {wanted}, not `{bad}`") from error
-        strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-        model = create_model("Parameters", __config__=strict, **fields)
-        return cls(path.stem, path, book.get("metadata", {}), cells, code, model)
+        model = _settings_model(code) or create_model("Parameters", __base__=Settings, **annotations)
+        return cls(path.stem, path, book.get("metadata", {}), cells, code, model, defaults)
 
     def parameters(self, values: dict, where: str) -> dict:
-        """All parameters, defaults filled in and types checked strictly; `where` names the source in errors."""
-        try:
-            return self.model(**values).model_dump()
-        except ValidationError as error:
-            raise InputError("; ".join(self._explain(problem, where) for problem in error.errors())) from error
-
-    def _explain(self, problem: dict, where: str) -> str:
-        name = str(problem["loc"][0])
-        if problem["type"] == "extra_forbidden":
-            return f"{where}: {self.name} has no parameter {name}; it has {', '.join(self.model.model_fields)}"
-        value, wanted = problem["input"], self.model.model_fields[name].annotation
-        found = "not finite" if problem["type"] == "finite_number" else _kind(value)
-        expected = wanted.__name__ if isinstance(wanted, type) else wanted
-        text = f"{where}: {'.'.join(map(str, problem['loc']))} = {value!r} is {found}, but {self.name} wants {expected}"
-        number = _number(value, wanted) if isinstance(value, str) else None
-        return text if number is None else f"{text}; write {number}"
+        """All it is told, from `values` and defaults, checked strictly; `where` names the source in errors."""
+        return self.model.checked(self.defaults | values, where).model_dump()
 
     def reads(self, parameters: dict) -> list[tuple[str, str]]:
         """The artefacts of earlier stages it reads, `(notebook, name)`: its calls of `stage.input`, `dataset`, `rows`.
@@ -131,7 +122,7 @@ def load_values(path: Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: write one `name: value` a line, not {_kind(values)}")
+        raise InputError(f"{path}: write one `name: value` a line, not a {type(values).__name__}")
     return values
 
 
@@ -140,22 +131,23 @@ def _python(source: str) -> str:
     return "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in source.splitlines())
 
 
-def _kind(value: object) -> str:
-    words = {"str": "text", "list": "a list", "dict": "a mapping", "bool": "true/false", "NoneType": "empty"}
-    name = type(value).__name__
-    return words.get(name, f"of type {name}")
-
-
-def _number(text: str, wanted: type) -> str | None:
-    """How YAML 1.1 wants a number written that it read as text (5e-6 -> 5.0e-6); None when it is no number."""
-    try:
-        number = wanted(text) if wanted in (int, float) else math.nan
-    except ValueError:
-        return None
-    if not math.isfinite(number):
-        return None
-    mantissa, e, exponent = repr(number).partition("e")
-    return f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+}" if e else mantissa
+def _settings_model(code: ast.Module) -> type[Settings] | None:
+    """The settings model that a notebook calls for, if any: `LinearSettings.of(globals())`."""
+    called = {
+        call.func.value.id
+        for call in ast.walk(code)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "of"
+        and isinstance(call.func.value, ast.Name)
+        and [ast.unparse(argument) for argument in call.args] == ["globals()"]
+    }
+    for node in ast.walk(code):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("srmir_lib.settings."):
+            for alias in node.names:
+                if alias.name in called:
+                    return getattr(import_module(node.module), alias.name)
+    return None
 
 
 def _type(node: ast.expr) -> object:

@@ -143,7 +143,7 @@ def _chains(runner: Runner) -> dict[str, str]:
     it reads, the seed left out."""
     chains: dict[str, str] = {}
     for task in runner.plan(runner.select(everything=True), check_inputs=False):
-        defaults = {name: field.default for name, field in task.notebook.model.model_fields.items()}
+        defaults = task.notebook.parameters({}, task.name)
         chosen = {name: value for name, value in _parameters(task).items() if value != defaults[name]}
         parts = [chosen, sorted({chains.get(notebook, "") for notebook, _ in task.reads})]
         chains[task.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -23,10 +23,12 @@ from srmir_lib.runner.workers import Workers, needs_of, next_to_start
 
 @dataclass(frozen=True)
 class Task:
-    """A stage to run, checked: its notebook, all its parameters, and the artefacts it reads."""
+    """A stage to run, checked: its notebook, all its parameters, those that are given to it, and the artefacts it
+    reads."""
 
     notebook: Notebook
     parameters: dict
+    given: dict
     reads: list[tuple[str, str]]
 
     @property
@@ -48,6 +50,13 @@ class Result:
     seconds: float | None = None
     peak_memory_mb: float | None = None
     started: str = ""
+
+
+def with_setting(values: dict, path: list[str], value: object) -> dict:
+    """`values` with another value at the end of a path of names: ["training", "beta"] changes one of a group."""
+    first, *rest = path
+    inner = values.get(first)
+    return values | {first: with_setting(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
 
 
 class Runner:
@@ -89,13 +98,16 @@ class Runner:
             parameters = notebook.parameters(values, where)
             if parameters["preset"] != self.preset or parameters["output_dir"]:
                 raise InputError(f"{where}: write `preset: {self.preset}`, and leave output_dir to the runner")
-            own = {key: value for key, value in settings.items() if key in parameters and key not in GIVEN_BY_RUNNER}
-            if own:
-                parameters = notebook.parameters(values | own, "--set")
+            names = parameters.keys() - {*GIVEN_BY_RUNNER}
+            if own := {key: value for key, value in settings.items() if key.split(".")[0] in names}:
+                for key, value in own.items():
+                    values = with_setting(values, key.split("."), value)
+                parameters = notebook.parameters(values, "--set")
             unused -= own.keys()
             if self.seed is not None:
-                parameters |= {"preset": self.name, "seed": self.seed}
-            tasks.append(Task(notebook, parameters, notebook.reads(parameters)))
+                again = {"preset": self.name, "seed": self.seed}
+                parameters, values = parameters | again, values | again
+            tasks.append(Task(notebook, parameters, values, notebook.reads(parameters)))
         if unused:
             among = ", ".join(task.name for task in tasks)
             raise InputError(f"--set {', '.join(sorted(unused))}: not a parameter that can be set in {among}")
@@ -148,8 +160,8 @@ class Runner:
                         say(f"{task.name}: running")
                         begun[task.name] = task, self._begin(task, jobs if together else 1)
                         work, given = self.work(task.name), {"output_dir": self.shown(self.work(task.name))}
-                        executed, parameters = work / f"{task.name}.ipynb", task.parameters | given
-                        workers.start(together, task.notebook, executed, parameters, self.root)
+                        executed = work / f"{task.name}.ipynb"
+                        workers.start(together, task.notebook, executed, task.given | given, self.root)
                         if together:
                             continue
                 except (InputError, OSError) as error:
@@ -230,7 +242,7 @@ class Runner:
         if not path.is_file():
             raise InputError(f"{self.shown(self.params / name)}.yaml: there is no notebook {self.shown(path)}")
         notebook = Notebook.load(path)
-        missing = [key for key in (*GIVEN_BY_RUNNER, "seed") if key not in notebook.model.model_fields]
+        missing = [key for key in (*GIVEN_BY_RUNNER, "seed") if key not in notebook.defaults]
         if missing:
             raise InputError(f"{self.shown(path)}: its parameters cell lacks {', '.join(missing)}")
         return notebook

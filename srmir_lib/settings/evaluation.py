@@ -1,0 +1,54 @@
+"""What the tour (00), the evaluation (06) and the claims over seeds (A6) are told."""
+
+from pydantic import field_validator
+
+from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
+from srmir_lib.settings.policies import FROM_01, SHOW
+
+
+class TourSettings(NotebookSettings):
+    """Notebook 00."""
+
+    num_generations: int = told("completions per prompt (G)", ge=2)
+    max_steps: int = told("updates of the toy policy", gt=0)
+    learning_rate: float = told("step size of plain gradient descent", gt=0)
+    beta: float = told("weight of the KL term", ge=0)
+
+
+class Sampling(Settings):
+    """How policies answer the test prompts."""
+
+    max_new_tokens: int = told("length of an answer at most", 48, gt=0)
+    temperature: float = told("sampling as in training; 0: greedy", 1.0, ge=0)
+    batch_size: int = told("prompts generated at once", 128, gt=0)
+
+
+class EvaluationSettings(NotebookSettings):
+    """Notebook 06."""
+
+    base_model: str = told(FROM_01)
+    facts: str = told("01's file with the truth about the town, for the exact referee; empty: refusal phrases")
+    device: Device = told("auto, cpu, cuda, cuda:1, …")
+    max_prompts: int = told("how many test prompts at most, drawn with the seed; 0: all", ge=0)
+    claims: str = told("what is claimed of these policies, among other things", min_length=1)
+    show_text: bool = told(SHOW)
+    targets: dict[str, list[float]] = told('"policy/measure": [lowest, highest]; printed as pass or miss')
+    sampling: Sampling = told("how they answer", Sampling())
+
+    @field_validator("targets")
+    @classmethod
+    def _from_low_to_high(cls, targets: dict[str, list[float]]) -> dict[str, list[float]]:
+        for name, ends in targets.items():
+            if len(ends) != 2 or ends[0] > ends[1]:
+                raise ValueError(f"{name}: {ends}; write [lowest, highest]")
+        return targets
+
+
+class OverSeedsSettings(NotebookSettings):
+    """Notebook A6."""
+
+    claims: str = told("what is claimed; its head says what was written when", min_length=1)
+    records: str = told("what `srmir seeds` recorded, a folder a preset", min_length=1)
+    worlds: list[str] = told("presets that were run with several seeds: one a grammar")
+    special: list[str] = told("presets that decide only claims which name them")
+    studies: int = told("studies of five seeds that are simulated", gt=0)
