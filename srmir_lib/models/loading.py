@@ -35,9 +35,7 @@ def expecting(what: str, where: str | Path):
     adapter = Path(where, "adapter_config.json")
     if what != ADAPTER and adapter.is_file():
         base = read_json(adapter).get("base_model_name_or_path") or "which it does not say"
-        raise InputError(
-            f"{where}: an adapter: name its base model ({base}), or merge the two (PEFT: merge_and_unload)"
-        )
+        raise InputError(f"{where}: an adapter: name its base model ({base}), or merge the two (merge_and_unload)")
     try:
         yield
     except SafetensorError as error:
@@ -163,9 +161,9 @@ def fingerprint(model: str | Path) -> str:
     return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
-def config_of(model: str | Path):
-    """The configuration of a model id or folder, without its weights."""
-    with expecting("model", model):
+def config_of(model: str | Path, what: str = "model"):
+    """The configuration of a model id or folder, without its weights; `what` it should be."""
+    with expecting(what, model):
         return AutoConfig.from_pretrained(str(model))
 
 

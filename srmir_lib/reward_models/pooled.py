@@ -32,7 +32,7 @@ def load_classifier(model: str | Path, num_labels: int | None = None, **options)
     `options`: other values of its configuration, where it has such.
     """
     head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-    config, tokenizer = config_of(model), read_tokenizer(model)
+    config, tokenizer = config_of(model, "encoder"), read_tokenizer(model)
     if problem := pooled_problem(config, tokenizer):
         raise InputError(f"{model}: {problem}")
     with expecting("encoder", model), quiet():
