@@ -153,12 +153,18 @@ def fingerprint(model: str | Path) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return f"{model}@{config_of(model)._commit_hash}"
+    files = model_files(folder)
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide what it reads and says; without weights in safetensors there are none."""
     files = sorted({file for pattern in SCORED_WITH for file in folder.glob(pattern) if file.is_file()})
     if not any(file.suffix == ".safetensors" for file in files):
         pickled = ", ".join(sorted(file.name for file in folder.glob("*.bin")))
         why = f"its weights are pickles ({pickled}); save it as safetensors" if pickled else "it is not a model folder"
         raise InputError(f"{folder}: no *.safetensors there; {why}")
-    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+    return files
 
 
 def config_of(model: str | Path, what: str = "model"):

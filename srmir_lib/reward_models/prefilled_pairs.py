@@ -13,6 +13,7 @@ from srmir_lib.models.kv_cache import PrefilledKV
 from srmir_lib.models.trunk import Trunk, shared_lengths
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pairs import TokenizedPairs
+from srmir_lib.reward_models.probes import check_probes
 
 
 class PrefilledPairs(TokenizedPairs):
@@ -23,7 +24,7 @@ class PrefilledPairs(TokenizedPairs):
     """
 
     def __init__(self, trunk: Trunk, pairs, settings: RewardSettings):
-        trunk.check()
+        check_probes(trunk, settings.probe)
         super().__init__(trunk, pairs, settings)
         self.check_reach()
         self.texts: list[list[int]] = []

@@ -22,7 +22,7 @@ from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, kept_fit, write_config
 from srmir_lib.reward_models.pairs import pair_batches, pair_loss
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
-from srmir_lib.reward_models.probes import Probes
+from srmir_lib.reward_models.probes import Probes, check_probes
 
 TOKENIZED = 64
 """Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""
@@ -39,8 +39,9 @@ class SharedScorer:
     @classmethod
     def load(cls, folder: Path, config: dict, trunk: Trunk) -> "SharedScorer":
         """Read a set that `fit_shared` wrote."""
-        trunk.check()
-        probes = Probes(trunk, config["categories"], ProbeSettings(**config["probe"]))
+        settings = ProbeSettings(**config["probe"])
+        check_probes(trunk, settings)
+        probes = Probes(trunk, config["categories"], settings)
         probes.load(folder, trunk.model.base_model_prefix)
         return cls(trunk, probes, config["question"], config["draft_tokens"])
 
