@@ -184,7 +184,7 @@ def test_scores_of_the_shared_design_equal_pefts_activated_lora(kind, tmp_path):
 
 
 def test_reasons_do_not_contradict_themselves(tmp_path):
-    """A decoder with full attention was refused for "full_attention", with the advice to take one with full attention."""
+    """A decoder was refused for its "full_attention", with the advice to take a decoder with full attention."""
     for kind, fix in (("gpt2", "design separate"), ("bloom", "design separate"), ("mamba", "design pooled")):
         config = load_policy(write_model(kind, tmp_path / kind), "cpu").config
         why = shared_problem(config)
@@ -262,14 +262,9 @@ def test_a_classifier_has_the_width_of_the_last_state(tmp_path):
     """OPT-350m projects its states to another size."""
     trunk = Trunk.load(write_model("opt", tmp_path / "opt"), "cpu")
     fit_set(trunk.base_model, preferences(), tmp_path / "set", CATEGORIES, SETTINGS, design="separate")
-    scorer = ShadowRewardModels.load(tmp_path / "set", trunk).scorer
-    assert isinstance(scorer, SeparateScorer)
-    assert load_file(tmp_path / "set" / "crimes" / "adapter_model.safetensors")[
-        "base_model.model.score.weight"
-    ].shape == (
-        1,
-        16,
-    )
+    assert isinstance(ShadowRewardModels.load(tmp_path / "set", trunk).scorer, SeparateScorer)
+    head = load_file(tmp_path / "set" / "crimes" / "adapter_model.safetensors")["base_model.model.score.weight"]
+    assert head.shape == (1, 16)
 
 
 @pytest.fixture(scope="module")
