@@ -1,7 +1,7 @@
 """What a model can do, told by its configuration and its tokenizer: no weights, no forward pass.
 
-Every rule returns why not and what to do instead, in one line, or "" if nothing stands against it. Who loads a model
-raises what they say, and `abilities` puts them in a table before hours are spent.
+Every rule takes a model or its configuration and returns why not and what to do instead, in one line, or "" if nothing
+stands against it. Who loads a model raises what they say, and `abilities` makes a table of it before hours are spent.
 """
 
 from transformers import (
@@ -22,27 +22,26 @@ NEITHER = "use design pooled with an encoder, or another causal model (Llama, Mi
 
 
 def is_causal(model) -> bool:
-    """Whether the checkpoint was a causal language model (by its architecture's name); `model`: it or its config."""
-    config = getattr(model, "config", model)
-    names = config.architectures or [type(model).__name__]
-    looks_ahead = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder  # a BERT, whatever its head
-    return not looks_ahead and any("CausalLM" in name or "LMHead" in name for name in names)
+    """Whether it was saved as a causal language model (by its architecture's name)."""
+    config = _config(model)
+    looks_ahead = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return not looks_ahead and any(part in _name(model) for part in ("CausalLM", "LMHead"))  # a BERT, whatever its head
 
 
-def window_of(config) -> int | None:
+def window_of(model) -> int | None:
     """Tokens that a token sees, itself counted, where a layer sees no more than the last so many; None: all."""
-    config = config.get_text_config()
+    config = _config(model).get_text_config()
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not window or not getattr(config, "use_sliding_window", True):
         return None
     return window if kinds is None or "sliding_attention" in kinds else None
 
 
-def language_problem(config) -> str:
+def language_problem(model) -> str:
     """Why a model says nothing and is not read token by token."""
-    if is_causal(config):
+    if is_causal(model):
         return ""
-    name, instead = _name(config), "use a causal model, or design pooled in 02"
+    config, name, instead = _config(model), _name(model), "use a causal model, or design pooled in 02"
     if config.is_encoder_decoder:
         return f"{name}: an encoder-decoder, which reads a text at once and says another; {instead} with an encoder"
     if config.get_text_config() is not config:
@@ -54,42 +53,43 @@ def language_problem(config) -> str:
     return f"{name}: an encoder: {seen}; {instead}"
 
 
-def shared_problem(config) -> str:
+def shared_problem(model) -> str:
     """Why what a model has read cannot be kept for later tokens, as design shared does."""
-    if problem := language_problem(config):
+    if problem := language_problem(model):
         return problem
-    why = _unreadable(config)
-    instead = "use design separate" if _has_classifier(config) else NEITHER
-    return f"{_name(config)}: {why}, so probes cannot read on behind a text; {instead}" if why else ""
+    why = _unreadable(model)
+    instead = "use design separate" if _has_classifier(model) else NEITHER
+    return f"{_name(model)}: {why}, so probes cannot read on behind a text; {instead}" if why else ""
 
 
-def separate_problem(config) -> str:
+def separate_problem(model) -> str:
     """Why there is no classifier on the decoder, as design separate trains it."""
-    if problem := language_problem(config):
+    if problem := language_problem(model):
         return problem
-    instead = NEITHER if _unreadable(config) else "use design shared"
+    instead = NEITHER if _unreadable(model) else "use design shared"
     why = "transformers has no sequence classifier of this type"
-    return "" if _has_classifier(config) else f"{_name(config)}: {why}; {instead}"
+    return "" if _has_classifier(model) else f"{_name(model)}: {why}; {instead}"
 
 
-def pooled_problem(config, tokenizer) -> str:
+def pooled_problem(model, tokenizer) -> str:
     """Why a model does not read a pair of texts with several outputs, as design pooled does."""
-    name = _name(config)
-    if config.is_encoder_decoder:
+    name = _name(model)
+    if _config(model).is_encoder_decoder:
         return f"{name}: an encoder-decoder, which has no state of the whole text; use an encoder"
-    if not _has_classifier(config):
+    if not _has_classifier(model):
         return f"{name}: transformers has no sequence classifier of this type; use an encoder (BERT, ModernBERT, …)"
     if tokenizer.sep_token_id is None:
         return f"{name}: its tokenizer has no separator token, so it cannot read pairs; use an encoder"
     return pad_problem(tokenizer)
 
 
-def margins_problem(config, tokenizer) -> str:
+def margins_problem(model, tokenizer) -> str:
     """Why no margin can be read off a model's hidden states."""
-    if is_causal(config):
+    if is_causal(model):
         return tokenizer_problem(tokenizer)
+    config = _config(model)
     if config.is_encoder_decoder or config.get_text_config() is not config:
-        return language_problem(config)
+        return language_problem(model)
     return pad_problem(tokenizer)
 
 
@@ -117,24 +117,28 @@ def end_problem(ends) -> str:
     )
 
 
-def _name(config) -> str:
-    """The architecture, as a configuration calls it."""
-    return ", ".join(config.architectures or [type(config).__name__])
+def _config(model):
+    return getattr(model, "config", model)
 
 
-def _has_classifier(config) -> bool:
-    return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+def _name(model) -> str:
+    """The architecture that it was saved as."""
+    return ", ".join(_config(model).architectures or [type(model).__name__])
 
 
-def _unreadable(config) -> str:
+def _has_classifier(model) -> bool:
+    return type(_config(model)) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+
+def _unreadable(model) -> str:
     """What keeps probes from reading on behind a text that a causal model has read."""
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
-    if other := set(kinds or []) - ATTENTION:
+    config = _config(model)
+    text, kind = config.get_text_config(), MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    layers = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
+    if other := set(layers) - ATTENTION:
         return f"has {', '.join(sorted(other))}, which keeps no key and value of every token"
     if not hasattr(text, "num_key_value_heads") and text.model_type not in READ_IN_PARTS:
         return f"{text.model_type} places or stores its tokens in a way of its own"
     if getattr(text, "kv_lora_rank", None):
         return "keeps keys and values of different sizes (latent attention)"
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return "" if kind is None or kind._supports_sdpa else "its attention takes no mask but its own"

@@ -44,7 +44,7 @@ def trunk_problem(model) -> str:
     """Why what this model has read cannot be kept for later tokens, and what to do; "" if it can."""
     if hasattr(model, "peft_config"):
         return f"{type(model).__name__}: carries an adapter; give the base model, the trunk must read as it does"
-    return shared_problem(model.config)
+    return shared_problem(model)
 
 
 class Trunk:

@@ -36,7 +36,7 @@ def base_classifier(base_model: str | Path):
 
 def classifier_on(trunk: Trunk):
     """The same over the trunk's own weights; only weights of another precision than float32 are loaded once more."""
-    if problem := separate_problem(trunk.model.config):
+    if problem := separate_problem(trunk.model):
         raise InputError(problem)
     if trunk.dtype != "float32":
         return base_classifier(trunk.base_model).to(trunk.device)
