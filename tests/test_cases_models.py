@@ -277,7 +277,10 @@ def adapter(tiny_model, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("load", [Trunk.load, load_trunk, load_tokenizer, load_policy, load_classifier, abilities])
+LOADERS = [Trunk.load, load_trunk, load_tokenizer, load_policy, load_classifier, fingerprint, abilities]
+
+
+@pytest.mark.parametrize("load", LOADERS, ids=lambda load: load.__qualname__)
 def test_an_adapter_is_called_one(load, adapter, tiny_model, tmp_path):
     with pytest.raises(InputError) as error:
         load(adapter)

@@ -514,9 +514,7 @@ def test_models_whose_states_probes_cannot_read_are_refused():
 
     window = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1)
     for config, kind in ((window, Qwen2ForCausalLM), (MistralConfig(**SHAPE, sliding_window=4), MistralForCausalLM)):
-        with pytest.raises(
-            InputError, match="5 tokens of row 1: more than the sliding window of 4, .* design separate"
-        ):
+        with pytest.raises(InputError, match="5 tokens of row 1: more than the sliding window of 4"):
             list(Trunk(kind(config), None).prefill([[1, 2, 3, 4], [1, 2, 3, 4, 5]]))
     small = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
     with pytest.raises(InputError, match="BertForMaskedLM: an encoder"):

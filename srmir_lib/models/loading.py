@@ -28,14 +28,19 @@ from srmir_lib.models.kinds import is_causal, margins_problem, tokenizer_problem
 ADAPTER = "PEFT adapter"
 
 
+def refuse_adapter(folder: str | Path) -> None:
+    """Refuse the folder of an adapter where a model is expected: transformers would put it on whatever it names."""
+    adapter = Path(folder, "adapter_config.json")
+    if adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path") or "which it does not say"
+        raise InputError(f"{folder}: an adapter: name its base model ({base}), or merge the two (merge_and_unload)")
+
+
 @contextmanager
 def expecting(what: str, where: str | Path):
-    """While this lasts, a file that is missing, damaged or unfit is an `InputError` that says what should be there; and
-    so is an adapter where a model is expected."""
-    adapter = Path(where, "adapter_config.json")
-    if what != ADAPTER and adapter.is_file():
-        base = read_json(adapter).get("base_model_name_or_path") or "which it does not say"
-        raise InputError(f"{where}: an adapter: name its base model ({base}), or merge the two (merge_and_unload)")
+    """While this lasts, a file that is missing, damaged or unfit is an `InputError` that says what should be there."""
+    if what != ADAPTER:
+        refuse_adapter(where)
     try:
         yield
     except SafetensorError as error:
@@ -159,6 +164,7 @@ def fingerprint(model: str | Path) -> str:
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a model folder that decide what it reads and says; without weights in safetensors there are none."""
+    refuse_adapter(folder)
     files = sorted({file for pattern in SCORED_WITH for file in folder.glob(pattern) if file.is_file()})
     if not any(file.suffix == ".safetensors" for file in files):
         pickled = ", ".join(sorted(file.name for file in folder.glob("*.bin")))

@@ -198,7 +198,7 @@ def check_probes(trunk: Trunk, settings: ProbeSettings) -> None:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{failed} ({type(error).__name__}: {reason}); {OTHERWISE}") from error
     far, size = (asked - at_once @ probes.heads.T).abs().item(), at_once.square().mean().sqrt().item()
-    if far > size * (0.1 if trunk.dtype == "bfloat16" else 1e-3):
+    if far > size * (1e-3 if trunk.dtype == "float32" else 0.3):
         raise InputError(f"{failed} without it ({far / size:.0%} apart); {OTHERWISE}")
 
 
