@@ -10,7 +10,7 @@ from fit_set import fit_set
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import tiny_words, write_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
@@ -151,6 +151,7 @@ def test_what_is_said_of_a_model_is_what_comes_of_trying(kind, tmp_path):
         with pytest.raises(InputError) as error:
             TRIES[name](folder, tmp_path)
         assert ability.why in one_line(error), name
+        assert not (tmp_path / name).exists(), "nothing is written"
         assert "; " in ability.why, "a reason and what to do"
 
 
@@ -267,6 +268,15 @@ def test_a_classifier_has_the_width_of_the_last_state(tmp_path):
     assert head.shape == (1, 16)
 
 
+def test_an_encoder_need_not_have_what_berts_have(tmp_path):
+    """`attention_probs_dropout_prob`, which is turned off in training, has another name in a DistilBERT."""
+    folder = write_model("bert", tmp_path / "distil")
+    sizes = {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64}
+    DistilBertForSequenceClassification(DistilBertConfig(**sizes)).save_pretrained(folder)
+    model, _ = load_classifier(folder, num_labels=3, attention_probs_dropout_prob=0.0)
+    assert model.config.num_labels == 3
+
+
 @pytest.fixture(scope="module")
 def adapter(tiny_model, tmp_path_factory):
     """The folder of a PEFT adapter of `tiny_model`, as people have it: with the tokenizer beside it."""
@@ -334,7 +344,7 @@ def test_a_model_whose_answers_never_end_is_told_so(tmp_path):
     with pytest.raises(InputError) as error:
         trunk.generate(["a"], 3)
     assert one_line(error) == said["generation"].why and "set eos_token" in said["generation"].why
-    assert trunk.generate(["a"], 3, until=" ") is not None, "what ends with a text has an end"
+    assert len(trunk.generate(["a"], 3, until="a")) == 1, "what ends with a text has an end"
     policy = trunk.model
     policy.generation_config.eos_token_id = 7
     assert len(generate(policy, trunk.tokenizer, ["a"], 3)) == 1
@@ -386,6 +396,7 @@ ENDS = {
     "the tokenizer's end token": ("<|system|>", {"eos_token": "<|system|>"}, 9),
     "one of the generation configuration": ("<|user|>", {}, [9, 2]),
     "none is another": ("<|end|>", {}, None),
+    "the tokenizer has none": ("<|end|>", {"eos_token": None}, 9),
 }
 """What a model says for ever, of which an answer must consist: <|end|> is 1, <|user|> 2."""
 

@@ -40,7 +40,8 @@ def write_model(kind: str, folder: Path, tokenizer=None, **changes) -> Path:
         return write_tiny_bert(folder)
     tokenizer = tokenizer or tiny_words()
     known = AutoConfig.for_model(kind)
-    sizes = {name: value for name, value in (SIZES | changes).items() if name in changes or hasattr(known, name)}
+    sizes = {name: value for name, value in SIZES.items() if hasattr(known, name)} | changes
+    sizes = {known.attribute_map.get(name, name): value for name, value in sizes.items()}
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **(special | sizes))
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import end_tokens
+from srmir_lib.models.kinds import end_problem
 from srmir_lib.models.loading import load_tokenizer, load_weights, pick_device, share_weights
 from srmir_lib.policies.callbacks import RewardCallback, RunCallback
 from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
@@ -104,7 +105,12 @@ def train_grpo(
     looks = settings.monitor_every, settings.micro_batch
     reward = RewardCallback(output_dir.name, reward_function, tokenizer, *looks)
     weights = load_weights(base_model, settings.device) if model is None else share_weights(model)
-    weights.generation_config.eos_token_id = end_tokens(tokenizer, weights.generation_config)
+    ends = end_tokens(tokenizer, weights.generation_config)
+    if problem := end_problem(ends):
+        raise InputError(f"{base_model}: {problem}")
+    weights.generation_config.eos_token_id = ends
+    if tokenizer.eos_token is None:  # the trainer takes it for one of the ends
+        tokenizer.eos_token_id = ends[0]
     trainer = GRPOTrainer(
         **_policy(weights, settings, start),
         reward_funcs=[reward],
