@@ -73,7 +73,7 @@ def test_what_is_no_causal_model_is_refused_before_it_is_loaded(tiny_model, tmp_
     copied = shutil.copytree(tiny_model, tmp_path / "copied")
     (copied / "model.safetensors").write_bytes(b"not read")
     change("config.json", "architectures", ["BertForMaskedLM"])(copied)
-    with pytest.raises(InputError, match="BertForMaskedLM is an encoder: .*; use a causal model, or design pooled"):
+    with pytest.raises(InputError, match="BertForMaskedLM: an encoder: .*; use a causal model, or design pooled"):
         Trunk.load(copied, "cpu")
 
 

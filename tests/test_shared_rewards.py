@@ -517,14 +517,13 @@ def test_models_whose_states_probes_cannot_read_are_refused():
     from transformers import BertConfig, BertForMaskedLM, MambaConfig, MambaForCausalLM
 
     window = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(InputError, match="sliding_attention"):
-        Trunk(Qwen2ForCausalLM(window), None).check()
-    with pytest.raises(InputError, match="a sliding window of 8 tokens"):
-        Trunk(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)), None).check()
+    for config, kind in ((window, Qwen2ForCausalLM), (MistralConfig(**SHAPE, sliding_window=4), MistralForCausalLM)):
+        with pytest.raises(InputError, match="5 tokens of row 1: more than the sliding window of 4"):
+            list(Trunk(kind(config), None).prefill([[1, 2, 3, 4], [1, 2, 3, 4, 5]]))
     small = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
     with pytest.raises(InputError, match="BertForMaskedLM: an encoder"):
         Trunk(BertForMaskedLM(BertConfig(**small, num_attention_heads=2, intermediate_size=16)), None).check()
-    with pytest.raises(InputError, match="use design separate or pooled"):
+    with pytest.raises(InputError, match="has linear_attention, .*use design pooled with an encoder"):
         Trunk(MambaForCausalLM(MambaConfig(**small, state_size=4)), None).check()
 
 

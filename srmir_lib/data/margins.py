@@ -14,6 +14,7 @@ from torch import Tensor
 from srmir_lib.conversations import check_answers, conversation_ids, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import check_layer, checked, embed
+from srmir_lib.models.kinds import window_of
 from srmir_lib.models.loading import load_trunk, resolve_encoder
 from srmir_lib.models.trunk import Trunk, trunk_problem
 from srmir_lib.papers.legend import legend_margin, safety_direction, scale_margins
@@ -118,7 +119,7 @@ def embed_sides(
     for prompt, answer in zip([*prompts, *prompts], [*left, *right], strict=True):
         places.append(texts.setdefault((str(prompt), text_of(answer)), (len(texts), prompt))[0])
     asked, answers = [prompt for _, prompt in texts.values()], [answer for _, answer in texts]
-    read = embed if trunk_problem(model) else _embed_shared
+    read = embed if trunk_problem(model) or window_of(model) else _embed_shared
     embeddings = read(model, tokenizer, asked, answers, layer=layer, pooling=pooling)
     return embeddings[places[: len(places) // 2]], embeddings[places[len(places) // 2 :]]
 

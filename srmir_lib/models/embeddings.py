@@ -65,7 +65,10 @@ def embed(
             inputs.pop("position_ids")  # encoders count positions themselves, and right padding does not shift them
         states = hidden_states(trunk, inputs, layer % (layers + 1), layers)
         means = [starts[row] for row in rows] if pooling == "mean" else None
-        embeddings[rows] = pool(states, mask, means).float().cpu()
+        pooled = pool(states, mask, means).float().cpu()
+        if pooled.shape[1] != embeddings.shape[1]:  # some project their last state to another size
+            embeddings = torch.zeros(len(ids), pooled.shape[1])
+        embeddings[rows] = pooled
     return checked(embeddings)
 
 

@@ -11,8 +11,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils.logging import disable_progress_bar
 
 from srmir_lib.conversations import render, rendered_ids
+from srmir_lib.errors import InputError
 from srmir_lib.models.batching import padded
 from srmir_lib.models.decoding import DECODED, decode
+from srmir_lib.models.kinds import end_problem
 from srmir_lib.models.parallel import run_in_threads
 
 
@@ -41,6 +43,20 @@ class GumbelNoise(LogitsProcessor):
 disable_progress_bar()
 
 
+def end_tokens(tokenizer, generation_config=None) -> list[int]:
+    """Token ids that end an answer, the turn's own end first: the special token that the chat template puts behind an
+    answer, the tokenizer's end token, and those of the generation configuration (they need not be the same)."""
+    answer = "Yes, that is all."
+    whole = render(tokenizer, ["What is it?"], [answer])
+    behind = rendered_ids(tokenizer, [text.partition(answer)[2] for text in whole])[0]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = [token for token in behind if token in special][:1]
+    known = getattr(generation_config, "eos_token_id", None)  # a number, several, or none
+    ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ends += [] if known is None else torch.as_tensor(known).view(-1).tolist()
+    return list(dict.fromkeys(ends))
+
+
 def generate(
     policy,
     tokenizer,
@@ -53,7 +69,8 @@ def generate(
     until: str = "",
 ) -> list[str]:
     """One response per prompt, decoded without special tokens. `temperature=0` is greedy. Same seed, same answers.
-    With `until` a response also ends with the first token that holds this text; what follows is not wanted.
+    A response ends at the first of `end_tokens`, or with `until` at the first token that holds this text; what follows
+    is not wanted. A model that knows no end is an `InputError`.
 
     Prompts are user texts or conversations. Batches are sorted by length: little is spent on padding; what is asked
     several times is read once. Each batch has random numbers of its own; on a CPU they run side by side, a core each
@@ -67,9 +84,10 @@ def generate(
     places = [torch.tensor([once.index(texts[i]) for i in rows]) for once, rows in zip(different, batches, strict=True)]
     config = policy.active_peft_config if isinstance(policy, PeftModel) else None
     only_peft = config and (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))
-    end = policy.generation_config.eos_token_id  # a number, several, or none
-    ends = [] if end is None else torch.as_tensor(end).view(-1).tolist()
+    ends = end_tokens(tokenizer, policy.generation_config)
     ends += [number for token, number in tokenizer.get_vocab().items() if until and until in token]
+    if problem := end_problem(ends):
+        raise InputError(problem)
     by_us = not only_peft and policy.config.model_type in DECODED
     if config and not only_peft:
         policy = policy.get_base_model()  # its layers hold the adapter; the `generate` of PEFT is not for two threads
@@ -85,7 +103,7 @@ def generate(
             input_ids=ids[at],
             attention_mask=mask[at],
             max_new_tokens=max_new_tokens,
-            eos_token_id=ends or None,
+            eos_token_id=ends,
             pad_token_id=pad,
             do_sample=False,
             repetition_penalty=1.0,  # a model's own setting would bend what it says

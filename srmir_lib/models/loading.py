@@ -21,13 +21,26 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from srmir_lib.artifacts import sha256
+from srmir_lib.artifacts import read_json, sha256
 from srmir_lib.errors import InputError
+from srmir_lib.models.kinds import is_causal, margins_problem, tokenizer_problem
+
+ADAPTER = "PEFT adapter"
+
+
+def refuse_adapter(folder: str | Path) -> None:
+    """Refuse the folder of an adapter where a model is expected: transformers would put it on whatever it names."""
+    adapter = Path(folder, "adapter_config.json")
+    if adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path") or "which it does not say"
+        raise InputError(f"{folder}: an adapter: name its base model ({base}), or merge the two (merge_and_unload)")
 
 
 @contextmanager
 def expecting(what: str, where: str | Path):
     """While this lasts, a file that is missing, damaged or unfit is an `InputError` that says what should be there."""
+    if what != ADAPTER:
+        refuse_adapter(where)
     try:
         yield
     except SafetensorError as error:
@@ -76,7 +89,7 @@ def find_base(folder: Path, reference: Mapping, base_model: str | None = None, s
 
 def with_adapter(policy, adapter: str | Path):
     """`policy` with the LoRA adapter of a folder on top; `unload()` of the result gives `policy` back unchanged."""
-    with expecting("PEFT adapter", adapter):
+    with expecting(ADAPTER, adapter):
         return PeftModel.from_pretrained(policy, str(adapter))
 
 
@@ -90,11 +103,15 @@ def share_weights(model):
 def load_trunk(model: str | Path, device: str = "auto", dtype: str = "float32") -> tuple:
     """A frozen model without its language-model head, and its tokenizer, by id or folder: (trunk, tokenizer).
 
-    Causal models need a chat template; encoders (no causal language model among their architectures) need none.
+    Causal models need a chat template; encoders (no causal language model among their architectures) need none. What
+    margins cannot be read off is an `InputError`, before the weights are loaded.
     """
+    config = config_of(model)
+    tokenizer = load_tokenizer(model) if is_causal(config) else read_tokenizer(model)
+    if problem := margins_problem(config, tokenizer):
+        raise InputError(f"{model}: {problem}")
     with expecting("model", model), quiet():
         trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
-    tokenizer = load_tokenizer(model) if is_causal(trunk) else AutoTokenizer.from_pretrained(str(model))
     return trunk.requires_grad_(False), tokenizer
 
 
@@ -117,16 +134,10 @@ def quiet():
                 logging.enable_progress_bar()
 
 
-def is_causal(model) -> bool:
-    """Whether the checkpoint was a causal language model (by its architecture's name); `model`: it or its config."""
-    names = getattr(model, "config", model).architectures or [type(model).__name__]
-    return any("CausalLM" in name or "LMHead" in name for name in names)
-
-
 SCORED_WITH = (
     "*.safetensors",
     "config.json",
-    "generation_config.json",
+    "generation_config.json",  # its end tokens: drafts that are read before a text is scored end there
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -135,7 +146,11 @@ SCORED_WITH = (
     "merges.txt",
     "*.model",
 )
-"""Files of a model folder that decide what it reads and says: weights, shape, tokenizer, chat template, end tokens."""
+"""Files of a model folder that decide what it reads and says: weights, shape, tokenizer, chat template, end tokens.
+
+A file counts whole, also where part of it changes no score (how to sample, in `generation_config.json`): a hash that
+differs in vain costs a look, one that agrees in vain a wrong number.
+"""
 
 
 def fingerprint(model: str | Path) -> str:
@@ -143,15 +158,24 @@ def fingerprint(model: str | Path) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return f"{model}@{config_of(model)._commit_hash}"
-    files = sorted({file for pattern in SCORED_WITH for file in folder.glob(pattern) if file.is_file()})
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise InputError(f"{folder}: no *.safetensors there; it is not a model folder")
+    files = model_files(folder)
     return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
-def config_of(model: str | Path):
-    """The configuration of a model id or folder, without its weights."""
-    with expecting("model", model):
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide what it reads and says; without weights in safetensors there are none."""
+    refuse_adapter(folder)
+    files = sorted({file for pattern in SCORED_WITH for file in folder.glob(pattern) if file.is_file()})
+    if not any(file.suffix == ".safetensors" for file in files):
+        pickled = ", ".join(sorted(file.name for file in folder.glob("*.bin")))
+        why = f"its weights are pickles ({pickled}); save it as safetensors" if pickled else "it is not a model folder"
+        raise InputError(f"{folder}: no *.safetensors there; {why}")
+    return files
+
+
+def config_of(model: str | Path, what: str = "model"):
+    """The configuration of a model id or folder, without its weights; `what` it should be."""
+    with expecting(what, model):
         return AutoConfig.from_pretrained(str(model))
 
 
@@ -164,14 +188,20 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
-def load_tokenizer(model: str | Path):
-    """Tokenizer of a model id or folder, padded on the left, with a pad token and a chat template (both required)."""
+def read_tokenizer(model: str | Path, **options):
+    """Tokenizer of a model id or folder as it is; the end token pads if it has no token for that."""
     with expecting("tokenizer", model):
-        tokenizer = AutoTokenizer.from_pretrained(str(model), padding_side="left")
-    if tokenizer.chat_template is None:
-        raise InputError(f"{model}: the tokenizer has no chat template; use an instruction-tuned model or add one")
+        tokenizer = AutoTokenizer.from_pretrained(str(model), **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_tokenizer(model: str | Path):
+    """Tokenizer of a causal model, padded on the left, with a pad token and a chat template (both required)."""
+    tokenizer = read_tokenizer(model, padding_side="left")
+    if problem := tokenizer_problem(tokenizer):
+        raise InputError(f"{model}: {problem}")
     return tokenizer
 
 

@@ -20,11 +20,11 @@ from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
 from srmir_lib.models.embeddings import hidden_states, pool
 from srmir_lib.models.generation import generate
+from srmir_lib.models.kinds import language_problem, shared_problem, window_of
 from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV
 from srmir_lib.models.loading import (
     config_of,
     fingerprint,
-    is_causal,
     load_policy,
     load_tokenizer,
     quiet,
@@ -41,19 +41,9 @@ SHARED_PART = 4
 
 def trunk_problem(model) -> str:
     """Why what this model has read cannot be kept for later tokens, and what to do; "" if it can."""
-    config, name = model.config.get_text_config(), type(model).__name__
     if hasattr(model, "peft_config"):
-        return f"{name}: carries an adapter; give the base model, the trunk must read as it does"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    fix = "use design separate or pooled, or a decoder with full attention (Qwen2/3, Llama, Mistral)"
-    if not is_causal(model):
-        return f"{name}: an encoder, or a model without a language-model head, keeps no cache; {fix}"
-    if kinds - {"full_attention"} or not hasattr(config, "num_key_value_heads"):
-        return f"{name}: has {', '.join(sorted(kinds))}; probes must see every earlier token; {fix}"
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True):
-        return f"{name}: a sliding window of {window} tokens hides the prompt from the probes; {fix}"
-    return ""
+        return f"{type(model).__name__}: carries an adapter; give the base model, the trunk must read as it does"
+    return shared_problem(model)
 
 
 class Trunk:
@@ -72,16 +62,12 @@ class Trunk:
         cls, base_model: str | Path, device: str = "auto", dtype: str = "", batch_tokens: int = BATCH_TOKENS
     ) -> "Trunk":
         """A causal model by id or folder, frozen. `dtype`: bfloat16 or float32; empty: what suits the device."""
-        config = config_of(base_model)
-        if not is_causal(config):
-            name = ", ".join(config.architectures or ["of no known architecture"])
-            raise InputError(
-                f"{base_model}: {name} is an encoder: its state of a token has seen what follows, so nothing can be "
-                "asked or scored token by token; use a causal model, or design pooled in 02"
-            )
+        if problem := language_problem(config_of(base_model)):
+            raise InputError(f"{base_model}: {problem}")
+        tokenizer = load_tokenizer(base_model)
         with quiet():
             model = load_policy(base_model, device, dtype).requires_grad_(False)
-        return cls(model, load_tokenizer(base_model), base_model, batch_tokens)
+        return cls(model, tokenizer, base_model, batch_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +91,19 @@ class Trunk:
     def longest(self) -> int | None:
         """Tokens of the longest text that the model reads, if there is a limit."""
         return getattr(self.config, "max_position_embeddings", None)
+
+    def check_reach(self, ids: Sequence[Sequence[int]], more: int = 0) -> None:
+        """Refuse a text whose beginning a token would not see that comes `more` tokens behind its end, and one that is
+        longer than the model reads."""
+        check_lengths(ids, self.longest, more)
+        window = window_of(self.config)
+        for row, tokens in enumerate(ids):
+            if window is not None and len(tokens) + more > window:
+                raise RowError(
+                    f"{len(tokens) + more} tokens of {{row}}: more than the sliding window of {window}, behind which "
+                    "a probe would not see the beginning; shorten it, or use design separate",
+                    row,
+                )
 
     @property
     def linear(self) -> dict[str, nn.Linear]:
@@ -148,7 +147,7 @@ class Trunk:
         """
         self.check()
         lengths = [len(tokens) for tokens in ids]
-        check_lengths(ids, self.longest)
+        self.check_reach(ids)
         if 0 in lengths:
             raise RowError("{row}: no tokens, so there is nothing to read", lengths.index(0))
         layers = self.config.num_hidden_layers

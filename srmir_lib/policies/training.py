@@ -21,6 +21,8 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
 from srmir_lib.errors import InputError
+from srmir_lib.models.generation import end_tokens
+from srmir_lib.models.kinds import end_problem
 from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, share_weights
 from srmir_lib.policies.callbacks import RewardCallback, RunCallback
 from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
@@ -106,6 +108,12 @@ def train_grpo(
     looks = settings.monitor_every, settings.micro_batch
     reward = RewardCallback(output_dir.name, reward_function, tokenizer, *looks)
     weights = load_policy(base_model, settings.device) if model is None else share_weights(model)
+    ends = end_tokens(tokenizer, weights.generation_config)
+    if problem := end_problem(ends):
+        raise InputError(f"{base_model}: {problem}")
+    weights.generation_config.eos_token_id = ends
+    if tokenizer.eos_token is None:  # the trainer takes it for one of the ends
+        tokenizer.eos_token_id = ends[0]
     trainer = GRPOTrainer(
         **_policy(weights, settings, start),
         reward_funcs=[reward],
@@ -218,15 +226,15 @@ def _check_columns(dataset: Dataset, columns: tuple[str, ...]) -> None:
 
 
 def _check_conversations(tokenizer, dataset: Dataset, answers: list[str], max_length: int) -> None:
-    """An answer must end with the token that ends generation, or the policy never learns to stop; few may be cut."""
-    longer = 0
+    """An answer must end with a token that ends generation, or the policy never learns to stop; few may be cut."""
+    longer, ends = 0, end_tokens(tokenizer)
     for row, example in enumerate(dataset):
         for name in answers:
             ids = tokenizer.apply_chat_template(example["prompt"] + example[name], return_dict=False)
-            if row == 0 and tokenizer.eos_token_id not in ids[-3:]:
+            if row == 0 and not {*ends} & {*ids[-3:]}:
                 raise InputError(
                     f"chat template: a conversation ends with {tokenizer.decode(ids[-3:])!r}, without the end token "
-                    f"{tokenizer.eos_token!r}; set the tokenizer's eos_token to the template's end of turn"
+                    f"{tokenizer.eos_token!r} or any special token; let the template end a turn with one"
                 )
             longer += len(ids) > max_length
     share = longer / (len(dataset) * len(answers))

@@ -12,13 +12,14 @@ from types import MappingProxyType
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import BATCH_TOKENS
-from srmir_lib.models.loading import expecting, pick_device, quiet
+from srmir_lib.models.kinds import pooled_problem
+from srmir_lib.models.loading import config_of, expecting, pick_device, quiet, read_tokenizer
 from srmir_lib.reward_models.config import PairObjective, checked
 
 GAP = " … "  # marks where the middle of a long text was left out
@@ -28,13 +29,15 @@ def load_classifier(model: str | Path, num_labels: int | None = None, **options)
     """(encoder with a classification head, tokenizer) by folder or hub id.
 
     With `num_labels` a head of another size, or none, is replaced by a new one; otherwise the head must be there.
+    `options`: other values of its configuration, where it has such.
     """
     head = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+    config, tokenizer = config_of(model, "encoder"), read_tokenizer(model)
+    if problem := pooled_problem(config, tokenizer):
+        raise InputError(f"{model}: {problem}")
     with expecting("encoder", model), quiet():
-        classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **options)
-        tokenizer = AutoTokenizer.from_pretrained(str(model))
-    if tokenizer.sep_token_id is None:
-        raise InputError(f"{model}: its tokenizer has no separator token, so it cannot read pairs; use an encoder")
+        known = {name: value for name, value in options.items() if hasattr(config, name)}
+        classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **known)
     return classifier, tokenizer
 
 

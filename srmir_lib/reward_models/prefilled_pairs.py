@@ -13,6 +13,7 @@ from srmir_lib.models.kv_cache import PrefilledKV
 from srmir_lib.models.trunk import Trunk, shared_lengths
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pairs import TokenizedPairs
+from srmir_lib.reward_models.probes import check_probes
 
 
 class PrefilledPairs(TokenizedPairs):
@@ -23,8 +24,9 @@ class PrefilledPairs(TokenizedPairs):
     """
 
     def __init__(self, trunk: Trunk, pairs, settings: RewardSettings):
-        trunk.check()
+        check_probes(trunk, settings.probe)
         super().__init__(trunk, pairs, settings)
+        self.check_reach()
         self.texts: list[list[int]] = []
         self.groups: list[str] = []
         places: dict[tuple[int, ...], int] = {}
@@ -62,11 +64,17 @@ class PrefilledPairs(TokenizedPairs):
             count += len(text) - start
         return places, count
 
+    def check_reach(self, more: int = 0) -> None:
+        """Refuse a pair of which a text is too long for `more` tokens behind it (`Trunk.check_reach`)."""
+        for name in ("chosen_ids", "rejected_ids"):
+            self.trunk.check_reach(self.data[name], more)
+
     def bytes(self) -> int:
         """What keeping all states takes."""
         config, element = self.trunk.config, self.trunk.model.dtype.itemsize
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * element * self.count
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return 2 * config.num_hidden_layers * heads * head_size * element * self.count
 
     def with_own_modules(self) -> "PrefilledPairs":
         """The same states over a second module tree of the same weights, for a fit beside this one."""

@@ -10,6 +10,7 @@ backward pass trains all of them.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,8 +22,10 @@ from srmir_lib.models.batching import padded
 from srmir_lib.models.kv_cache import PrefilledKV, as_cache
 from srmir_lib.models.loading import read_tensors
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import ProbeSettings
+from srmir_lib.reward_models.config import ALL, ProbeSettings
 from srmir_lib.taxonomy import CATEGORIES
+
+OTHERWISE = "use design separate, or another causal model (Llama, Mistral, Qwen, Gemma, …)"
 
 
 def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str]) -> list[list[int]]:
@@ -171,6 +174,32 @@ class Probes(nn.Module):
                 read = read_tensors(Path(folder) / category / file, tensors, "train it again (02)")
                 for name, value in tensors.items():
                     value.copy_(read[name])
+
+
+@torch.no_grad()
+def check_probes(trunk: Trunk, settings: ProbeSettings) -> None:
+    """Refuse a trunk on which a question behind a text that was read before gives another state than both read at once.
+
+    Rules tell most such models by their configuration (`Trunk.check`); a few tokens are read both ways to tell the
+    rest, of which nobody here knows yet.
+    """
+    trunk.check()
+    probes = Probes(trunk, [ALL], replace(settings, kind="question", tokens=0, rank=1)).to(trunk.device)
+    failed = f"{type(trunk.model).__name__}: a question behind a text is not read as it is"
+    question = probes.question(0)
+    text = question[:4]
+    trunk.check_reach([text], probes.width)
+    try:
+        ((_, states),) = trunk.prefill([text])
+        asked = probes(trunk, states)
+        whole = torch.tensor([text + question], device=trunk.device)
+        at_once = trunk.decoder(input_ids=whole, use_cache=False).last_hidden_state[:, -1].float()
+    except Exception as error:  # whatever this architecture stumbles over
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{failed} ({type(error).__name__}: {reason}); {OTHERWISE}") from error
+    far, size = (asked - at_once @ probes.heads.T).abs().item(), at_once.square().mean().sqrt().item()
+    if far > size * (1e-3 if trunk.dtype == "float32" else 0.3):
+        raise InputError(f"{failed} without it ({far / size:.0%} apart); {OTHERWISE}")
 
 
 def block_mask(mask: Tensor, real: Tensor) -> Tensor:

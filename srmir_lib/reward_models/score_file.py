@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, read_json
-from srmir_lib.conversations import check_lengths, conversation_ids
+from srmir_lib.conversations import conversation_ids
 from srmir_lib.data.jsonl import (
     check_output,
     chunked,
@@ -104,7 +104,7 @@ class _Scorer:
         if scorer.introspect.question:
             chats, more = [scorer.introspect.behind(chat, "") for chat in chats], scorer.introspect.max_new_tokens
         ids = conversation_ids(scorer.trunk.tokenizer, chats, [row["response"] for row in rows])
-        check_lengths(ids, scorer.trunk.longest, more + scorer.width)
+        scorer.check_lengths(ids, more)
 
     def __call__(self, rows: Sequence[dict]) -> list[dict]:
         """The new columns of each row."""

@@ -16,12 +16,15 @@ from srmir_lib.conversations import check_lengths, conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length, padded
-from srmir_lib.models.loading import load_tokenizer, quiet, share_weights
+from srmir_lib.models.kinds import separate_problem
+from srmir_lib.models.loading import config_of, load_tokenizer, quiet, share_weights
 from srmir_lib.models.trunk import Trunk
 
 
 def base_classifier(base_model: str | Path):
     """The base model with a fresh one-number head `score`, float32; the head is trained, or read from an adapter."""
+    if problem := separate_problem(config_of(base_model)):
+        raise InputError(f"{base_model}: {problem}")
     with quiet():
         classifier = AutoModelForSequenceClassification.from_pretrained(
             str(base_model), num_labels=1, dtype=torch.float32
@@ -33,6 +36,8 @@ def base_classifier(base_model: str | Path):
 
 def classifier_on(trunk: Trunk):
     """The same over the trunk's own weights; only weights of another precision than float32 are loaded once more."""
+    if problem := separate_problem(trunk.model):
+        raise InputError(problem)
     if trunk.dtype != "float32":
         return base_classifier(trunk.base_model).to(trunk.device)
     config = deepcopy(trunk.model.config)
@@ -40,14 +45,12 @@ def classifier_on(trunk: Trunk):
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(config)
     setattr(classifier, classifier.base_model_prefix, share_weights(trunk.model).base_model)
-    classifier.score = nn.Linear(trunk.config.hidden_size, 1, bias=False, device=trunk.device)
+    classifier.score = nn.Linear(classifier.score.in_features, 1, bias=False, device=trunk.device)
     return classifier
 
 
 class SeparateScorer:
     """K adapters on the weights of a trunk, one of them active at a time."""
-
-    width = 0  # tokens that are read behind a text
 
     def __init__(self, folder: Path, config: dict, trunk: Trunk):
         """Read a set that `fit_separate` wrote."""
@@ -72,11 +75,15 @@ class SeparateScorer:
                 raise InputError(f"{adapter}: damaged adapter ({reason}); train it again (02)") from error
         self.model = model.eval()
 
+    def check_lengths(self, ids: Sequence[Sequence[int]], more: int = 0) -> None:
+        """Refuse a conversation that, with `more` tokens of a draft to come, is longer than the base model reads."""
+        check_lengths(ids, self.trunk.longest, more)
+
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only, (N,), which costs one
         forward a row, whatever K is; on the CPU."""
         ids = conversation_ids(self.trunk.tokenizer, self.introspect(prompts), completions)
-        check_lengths(ids, self.trunk.longest)
+        self.check_lengths(ids)
         if columns is None:
             return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)
         scores = torch.zeros(len(columns))

@@ -15,6 +15,8 @@ from transformers import PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from srmir_lib.artifacts import atomic_path, write_json
+from srmir_lib.errors import InputError
+from srmir_lib.models.kinds import separate_problem
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.pcrm import pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
@@ -50,6 +52,8 @@ def fit_separate(
     category folders with the same data, settings and seed are kept, so a killed run goes on. Returns the history
     (loss, accuracy, ... per logged step) of each model; the set is read by `ShadowRewardModels.load(output_dir)`.
     """
+    if problem := separate_problem(pairs.trunk.model):
+        raise InputError(f"{pairs.trunk.base_model}: {problem}")
     output_dir, history, target, data = Path(output_dir), {}, pairs.target(settings), pairs.data
     if target is not None:
         data = data.add_column("margin", target.tolist())  # TRL's name for what a pair's gap is compared with

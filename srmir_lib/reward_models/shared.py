@@ -15,14 +15,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from srmir_lib.artifacts import atomic_path, write_json
-from srmir_lib.conversations import check_lengths, conversation_ids
+from srmir_lib.conversations import conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, kept_fit, write_config
 from srmir_lib.reward_models.pairs import pair_batches, pair_loss
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
-from srmir_lib.reward_models.probes import Probes
+from srmir_lib.reward_models.probes import Probes, check_probes
 
 TOKENIZED = 64
 """Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""
@@ -36,18 +36,18 @@ class SharedScorer:
         self.introspect = Introspector(trunk, question, draft_tokens)
         self.prefill_key = id(trunk), question, draft_tokens  # scorers that agree in it prefill alike
 
-    @property
-    def width(self) -> int:
-        """Tokens that are read behind a text."""
-        return self.probes.width
-
     @classmethod
     def load(cls, folder: Path, config: dict, trunk: Trunk) -> "SharedScorer":
         """Read a set that `fit_shared` wrote."""
-        trunk.check()
-        probes = Probes(trunk, config["categories"], ProbeSettings(**config["probe"]))
+        settings = ProbeSettings(**config["probe"])
+        check_probes(trunk, settings)
+        probes = Probes(trunk, config["categories"], settings)
         probes.load(folder, trunk.model.base_model_prefix)
         return cls(trunk, probes, config["question"], config["draft_tokens"])
+
+    def check_lengths(self, ids: Sequence[Sequence[int]], more: int = 0) -> None:
+        """Refuse a conversation that, with `more` tokens of a draft to come, is too long for a question behind it."""
+        self.trunk.check_reach(ids, more + self.probes.width)
 
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only: (N,); on the CPU."""
@@ -61,7 +61,7 @@ class SharedScorer:
         for start in range(0, len(chats), TOKENIZED):
             part = slice(start, start + TOKENIZED)
             ids += [array("i", row) for row in conversation_ids(self.trunk.tokenizer, chats[part], completions[part])]
-        check_lengths(ids, self.trunk.longest, max(probes.width for probes in sets))
+        self.trunk.check_reach(ids, max(probes.width for probes in sets))
         numbers: dict[str, int] = {}
         groups = [numbers.setdefault(str(chat), len(numbers)) for chat in chats]
         return score_ids(self.trunk, sets, ids, groups, columns)
@@ -125,6 +125,7 @@ def _train(pairs: PrefilledPairs, rows: Mapping, target, settings: RewardSetting
     fits = []
     for order in range(settings.averaged_fits):
         probes = Probes(pairs.trunk, list(rows), settings.probe, seed).to(pairs.trunk.device)
+        pairs.check_reach(probes.width)
         history = train_probes(probes, pairs, list(rows.values()), target, settings, seed + 1000 * order, progress)
         fits.append(probes)
     with torch.no_grad():
