@@ -11,7 +11,6 @@ from fit_set import fit_set
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from srmir_lib.artifacts import read_jsonl
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
@@ -31,6 +30,7 @@ from srmir_lib.policies.training import (
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.rows import read_jsonl
 
 COMMON = {
     "learning_rate": 1e-2,
