@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,9 +41,19 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         except OSError as error:
             raise InputError(f"{target}: cannot write here ({error.strerror}); choose another output folder") from error
         yield scratch / target.name
+        _open_up(scratch)
         put_in_place(scratch / target.name, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open_up(scratch: Path) -> None:
+    """Give all below `scratch` the permissions that the umask says, as a folder made just now has them: safetensors and
+    tempfile write for the owner's eyes alone."""
+    mode = stat.S_IMODE(scratch.stat().st_mode)
+    for path in scratch.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def put_in_place(fresh: Path, target: Path) -> None:
@@ -84,9 +95,11 @@ def _aside(target: Path) -> Path:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two names in one step (renameat2 with RENAME_EXCHANGE); False where system or disk cannot do it."""
-    library = ctypes.CDLL(None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    rename = getattr(library, "renameat2", None)
+    try:
+        rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    except TypeError:  # Windows: no library is the program itself
+        return False
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
@@ -116,39 +129,6 @@ def read_json(path: str | Path) -> object:
         raise InputError(f"{path}: no such file; run the stage that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from error
-
-
-def json_lines(file: Iterable[bytes], path: str | Path) -> Iterator[tuple[int, dict]]:
-    """Yield (row number, row) of the lines of an open binary file: from 1, blank lines counted and left out.
-
-    Only line feeds end a row: other separators of Unicode may stand inside a text. A line that is no JSON object is an
-    `InputError` that names `path` and the row.
-    """
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: row {number} is not JSON ({error}); is the file truncated?") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: row {number} is not a JSON object with named columns")
-        yield number, row
-
-
-def read_jsonl(path: str | Path, columns: Iterable[str] = ()) -> list[dict]:
-    """Read JSON lines; every row must hold `columns`. Errors name the file and the row (counted from 1)."""
-    path = restored(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open("rb") as file:
-        rows = list(json_lines(file, path))
-    for number, row in rows:
-        if missing := [name for name in columns if name not in row]:
-            raise InputError(f"{path}: row {number} lacks {', '.join(missing)}")
-    if not rows:
-        raise InputError(f"{path}: no rows")
-    return [row for _, row in rows]
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
@@ -194,6 +174,10 @@ def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
     folder = restored(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; run the stage that writes it")
+    if not is_dataset(folder):
+        found = sorted(path for end in ("jsonl*", "json", "parquet") for path in folder.rglob(f"*.{end}"))
+        fix = f"name a file of rows in it, such as {found[0].relative_to(folder)}" if found else "run its stage again"
+        raise InputError(f"{folder}: not a folder that `datasets` saved (save_to_disk); {fix}")
     try:
         dataset = load_from_disk(str(folder))
         splits = dataset if isinstance(dataset, DatasetDict) else {"all": dataset}
@@ -210,6 +194,11 @@ def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: damaged dataset folder ({reason}); run its stage again") from error
     return dataset
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether `datasets` saved this folder: one of its two records is there."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def inside(folder: Path, name: str) -> Path:

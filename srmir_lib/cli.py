@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import yaml
 
 from srmir_lib.errors import InputError
+from srmir_lib.rows import FORMS
 from srmir_lib.runner.execute import StageFailed
 from srmir_lib.runner.manifest import elapsed
 from srmir_lib.runner.seeds import run_seeds
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "bless", _bless, about, nargs="?", default="")
 
     about = "score the responses of a file by a set of reward models"
-    score = _file_command(commands, "score", _score, about, "JSON lines of prompt, response and, if known, category")
+    score = _file_command(commands, "score", _score, about, f"prompt, response and, if known, category: {FORMS}")
     score.add_argument("--models", required=True, metavar="DIR", help="the set: a folder shadow_rms")
     score.add_argument("--router", default="", metavar="DIR", help="routes the rows without a category")
     scale = score.add_mutually_exclusive_group()
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--base-model", default="", metavar="DIR", help="where the base model lies, if it was moved")
 
     about = "add Legend margins to preference pairs"
-    rows = "JSON lines of prompt, chosen, rejected, or a datasets folder"
+    rows = f"prompt, chosen, rejected: {FORMS}, which becomes one with all its splits"
     annotate = _file_command(commands, "annotate", _annotate, about, rows)
     annotate.add_argument("--model", required=True, metavar="ID", help="folder or id of the model that is read")
     where = annotate.add_mutually_exclusive_group()

@@ -275,8 +275,8 @@ def test_bad_places_and_options_are_refused_before_anything_is_loaded(tiny_model
     for arguments, options, message in (
         ((tmp_path / "gone", source, out), (), "no such model folder"),
         ((tiny_model, tmp_path / "gone.jsonl", out), (), "no such file"),
-        ((tiny_model, tmp_path / "home", out), (), "damaged dataset folder"),
-        ((tiny_model, empty, out), (), "row 0: chosen is empty"),
+        ((tiny_model, tmp_path / "home", out), (), "not a folder that `datasets` saved"),
+        ((tiny_model, empty, out), (), "row 1: chosen is empty"),
         ((tiny_model, folder, tmp_path / "home"), (), "is not a datasets folder"),
         ((tiny_model, folder, folder), (), "would overwrite"),
         ((tiny_model, folder / "train", folder), (), "would overwrite"),

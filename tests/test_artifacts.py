@@ -16,8 +16,9 @@ import pytest
 from datasets import Dataset
 
 from srmir_lib import artifacts
-from srmir_lib.artifacts import atomic_path, read_json, read_jsonl, restored, save_dataset, write_json, write_jsonl
+from srmir_lib.artifacts import atomic_path, read_json, restored, save_dataset, write_json, write_jsonl
 from srmir_lib.errors import InputError
+from srmir_lib.rows import read_jsonl
 
 FAULTS = {
     "an exception": lambda: RuntimeError("a cell raised"),

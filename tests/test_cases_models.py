@@ -9,6 +9,7 @@ from datasets import Dataset
 from fit_set import fit_set
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from srmir_lib.policies.settings import DPOSettings, GRPOSettings, SFTSettings
 from tiny_models import tiny_words, write_model
 from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification
 
@@ -24,7 +25,6 @@ from srmir_lib.models.generation import end_tokens, generate
 from srmir_lib.models.kinds import shared_problem
 from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer, load_trunk
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.policies.settings import DPOSettings, GRPOSettings, SFTSettings
 from srmir_lib.policies.training import train_dpo, train_grpo, train_sft
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer, collate, load_classifier

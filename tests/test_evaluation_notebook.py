@@ -10,9 +10,10 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 
-from srmir_lib.artifacts import load_dataset, read_json, read_jsonl, save_dataset, write_json
+from srmir_lib.artifacts import load_dataset, read_json, save_dataset, write_json
 from srmir_lib.conversations import user_message
 from srmir_lib.models.loading import load_policy
+from srmir_lib.rows import read_jsonl
 from srmir_lib.runner.report import build_report
 from srmir_lib.runner.series import Runner
 from srmir_lib.taxonomy import CATEGORIES

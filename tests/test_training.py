@@ -12,7 +12,7 @@ from fit_set import fit_set
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from srmir_lib.artifacts import read_json, read_jsonl, write_json
+from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
@@ -29,6 +29,7 @@ from srmir_lib.policies.training import (
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.rows import read_jsonl
 from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
 
 COMMON = {

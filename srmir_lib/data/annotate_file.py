@@ -1,4 +1,4 @@
-"""`srmir annotate`: a Legend margin on every pair of a JSON-lines file or a `datasets` folder.
+"""`srmir annotate`: a Legend margin on every pair of a file (JSON lines, a JSON list, parquet) or a `datasets` folder.
 
 All rows are checked before anything slow is imported, and that none is too long for the model before the first is
 read by it. The margins are N numbers in memory; the rows of a file are not.
@@ -90,18 +90,18 @@ def annotate_file(
 
 
 class Pairs:
-    """The pairs of a JSON-lines file (one split, without a name) or of a `datasets` folder, read anew by each pass."""
+    """The pairs of a file of rows (one split, without a name) or of a `datasets` folder, read anew by each pass."""
 
     def __init__(self, source: str):
         self.source, self.dataset = source, load_dataset(source, PAIR) if Path(source).is_dir() else None
         self.splits = list(self.dataset) if isinstance(self.dataset, dict) else [""]
 
     def rows(self, split: str) -> Iterator[tuple[int, dict]]:
-        """Yield (row number, row), checked; from 1 in a file, from 0, as `datasets` counts, in a folder."""
+        """Yield (row number from 1, row), checked; of a folder, only what is read."""
         if self.dataset is None:
             yield from jsonl.read_rows(self.source, _pair_problem)
             return
-        for number, row in enumerate(self.part(split).select_columns(list(PAIR))):
+        for number, row in enumerate(self.part(split).select_columns(list(PAIR)), start=1):
             if wrong := _pair_problem(row):
                 raise InputError(f"{self.source}: {f'split {split}, ' if split else ''}row {number}: {wrong}")
             yield number, row
@@ -111,7 +111,7 @@ class Pairs:
         return self.dataset[split] if split else self.dataset
 
     def write(self, target: str, margins: dict, scale: str, negative: str) -> None:
-        """Write all columns and `margin`, in the form of the source; raw `margins` (N,) by split."""
+        """Write all columns and `margin`, as JSON lines or, of a folder, as one; raw `margins` (N,) by split."""
         from srmir_lib.data.margins import with_margins
         from srmir_lib.papers.legend import scale_margins
 

@@ -1,7 +1,8 @@
-"""JSON-lines files, row by row in bounded memory: read, checked, written, with progress. Imports nothing slow."""
+"""Rows of people's files, one by one: read, checked, written as JSON lines, with progress. Imports nothing slow."""
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,34 +11,31 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from srmir_lib.artifacts import json_lines
+from srmir_lib.artifacts import is_dataset
 from srmir_lib.errors import InputError, RowError
+from srmir_lib.rows import rows_in
+
+OF_DATASETS = re.compile(r"^(dataset_dict|dataset_info|state)\.json$|\.arrow$")
+"""Files that `datasets` writes into a folder."""
 
 
 def read_rows(path: str | Path, problem: Callable[[dict], str]) -> Iterator[tuple[int, dict]]:
-    """Yield (row number, row) of a JSON-lines file, as `artifacts.json_lines` does, without keeping the rows.
+    """Yield (row number, row) of a file or folder as `rows.rows_in` does, checked.
 
     `problem` says what is wrong with a row, or "". That, and a row that could not be written as UTF-8 JSON again, are
     `InputError`s.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a JSON-lines file")
-    try:
-        with path.open("rb") as file:
-            for number, row in json_lines(file, path):
-                if wrong := problem(row) or _unwritable(row):
-                    raise InputError(f"{path}: row {number}: {wrong}")
-                yield number, row
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    for number, row in rows_in(path):
+        if wrong := problem(row) or _unwritable(row):
+            raise InputError(f"{path}: row {number}: {wrong}")
+        yield number, row
 
 
 def _unwritable(row: dict) -> str:
     try:
         json_line(row)
-    except ValueError as error:
-        return f"holds what JSON in UTF-8 cannot ({error}); NaN and infinity are not JSON"
+    except (ValueError, TypeError) as error:
+        return f"holds what JSON in UTF-8 cannot ({error}); convert or drop that column"
     return ""
 
 
@@ -116,10 +114,15 @@ def check_output(path: str | Path, inputs: Iterable[str | Path], folder: bool = 
         same = place == source or (path.exists() and other.exists() and path.samefile(other))
         if same or source in place.parents or place in source.parents:
             raise InputError(f"{path}: the output would overwrite {other}; choose another place")
+    if not folder and path.suffix in (".gz", ".parquet", ".csv", ".arrow"):
+        raise InputError(f"{path}: would hold JSON lines; name it .jsonl")
     if path.exists() and not folder and not path.is_file():
         raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file to write")
-    if path.exists() and folder and not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if path.exists() and folder and not is_dataset(path):
         raise InputError(f"{path}: exists and is not a datasets folder; name a new folder, or one to replace")
+    for file in sorted(path.rglob("*")) if folder else ():
+        if file.is_file() and not OF_DATASETS.search(file.name):
+            raise InputError(f"{path}: holds {file.relative_to(path)}, which would be lost; name a new folder")
     above = next(parent for parent in place.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         reason = "is not a folder" if not above.is_dir() else "may not be written to"

@@ -6,20 +6,17 @@ file and the row (counted from 1, headers included) when one is wrong: a damaged
 """
 
 import csv
-import gzip
 import io
-import json
 import os
 import random
 import re
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from srmir_lib.artifacts import json_lines
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
+from srmir_lib.rows import rows_in
 
 XSAFETY_CATEGORIES: dict[str, str] = {
     "Insult_n.csv": "insult",
@@ -104,14 +101,8 @@ def load_hh_pairs(data_dir: str | Path = "") -> tuple[list[dict], dict[str, int]
     `same answer`, `empty answer`. Source: Bai et al. 2022 (hh-rlhf).
     """
     path = data_folder(data_dir) / "hh-rlhf" / "harmless-base_test.jsonl.gz"
-    try:
-        with gzip.open(path) as file:
-            pairs = list(json_lines(file, path))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a readable gzip file ({error}); is the download complete?") from error
-    rows, left_out = [], Counter({"prompts differ": 0, "same answer": 0, "empty answer": 0})
+    pairs, rows = list(rows_in(path)), []
+    left_out = Counter({"prompts differ": 0, "same answer": 0, "empty answer": 0})
     for number, pair in pairs:
         try:
             chosen, rejected = _dialogue(pair["chosen"]), _dialogue(pair["rejected"])
@@ -213,26 +204,21 @@ def _dialogue(text: str) -> list[dict]:
     return messages
 
 
-def _read(path: Path) -> str:
-    """Text of a UTF-8 file, without its byte-order mark."""
+def _csv_rows(path: Path) -> list[tuple[str, list[str]]]:
+    """Each row of a UTF-8 file, with or without a byte-order mark, as (where it stands, for an error; its cells)."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        found = [(f"{path}: row {number}", cells) for number, cells in enumerate(rows, start=1)]
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); is the download complete?") from error
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
-    return text
-
-
-def _csv_rows(path: Path) -> list[tuple[str, list[str]]]:
-    """Each row as (where it stands, for an error; its cells)."""
-    try:
-        rows = csv.reader(io.StringIO(_read(path), newline=""), strict=True)
-        return [(f"{path}: row {number}", cells) for number, cells in enumerate(rows, start=1)]
     except csv.Error as error:
         raise InputError(f"{path}: not valid CSV ({error}); is the file truncated?") from error
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    return found
 
 
 def _csv_dicts(path: Path, columns: Iterable[str]) -> Iterable[tuple[str, dict]]:
@@ -249,15 +235,14 @@ def _csv_dicts(path: Path, columns: Iterable[str]) -> Iterable[tuple[str, dict]]
 
 
 def _json_rows(path: Path, key: str | None, columns: Sequence[str]) -> Iterable[tuple[str, dict]]:
-    """Rows of a JSON list (under `key`, or the whole file) as (where, row); every row must hold `columns`."""
-    try:
-        value = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); is the file truncated?") from error
-    rows = value if key is None else value.get(key) if isinstance(value, dict) else None
-    if not isinstance(rows, list) or not rows:
+    """Rows of a file (under `key`, of the one object in it) as (where, row); every row must hold `columns`."""
+    rows = list(rows_in(path))
+    if key:
+        found = rows[0][1].get(key) if len(rows) == 1 else None
+        rows = list(enumerate(found, start=1)) if isinstance(found, list) else []
+    if not rows:
         raise InputError(f"{path}: no list of rows{f' under {key!r}' if key else ''}")
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows:
         where = f"{path}: row {number}"
         if missing := [name for name in columns if not isinstance(row, dict) or name not in row]:
             raise InputError(f"{where} lacks {', '.join(missing)}")

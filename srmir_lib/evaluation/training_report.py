@@ -9,11 +9,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from scipy.stats import linregress
 
-from srmir_lib.artifacts import read_jsonl
 from srmir_lib.evaluation import plots
 from srmir_lib.evaluation.plots import INK, PALE, gridded, marker_of, series, style_of
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
 from srmir_lib.policies.reward import MONITOR
+from srmir_lib.rows import read_jsonl
 
 
 def training_curves(runs: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str]) -> Figure:

@@ -12,8 +12,9 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from srmir_lib.artifacts import read_json, read_jsonl, write_json
+from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.models.loading import fingerprint
+from srmir_lib.rows import read_jsonl
 
 COMPLETE = "complete"
 """Name of the empty file that marks a checkpoint as wholly written."""

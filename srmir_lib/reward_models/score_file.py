@@ -1,4 +1,5 @@
-"""`srmir score`: a set of reward models on any JSON-lines file of prompts and responses.
+"""`srmir score`: a set of reward models on any file of prompts and responses (JSON lines, a JSON list, parquet) or
+`datasets` folder.
 
 The file is read to check every row, before anything slow is imported; to check that none is too long, before the
 first is scored; and to score it, in chunks, so that memory does not grow with it. The output takes its place when it is
@@ -41,6 +42,7 @@ def score_file(
 ) -> str:
     """Write the rows of `source` to `target`, in their order, with three more columns; returns a line on what was done.
 
+    `source`: as `rows.rows_in` reads it; `target`: JSON lines.
     `scores`: category -> number, higher is better, calibrated unless `raw`; `mean`: their mean; `routed`: the score of
     the row's own category, which is its column `category`, else what the folder `router` says, else null (the mean if
     that is "unknown"). `calibration`: another file than the set's own; `base_model`: where the base model lies now;

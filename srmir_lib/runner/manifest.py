@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from srmir_lib.artifacts import read_json, restored, sha256
@@ -36,6 +36,14 @@ DECISIVE = {
 
 OWN = ("manifest.json", "key.json")
 """The runner's own files in a stage's folder."""
+
+
+CACHED = re.compile(r"(^|/)(cache-\w+\.arrow|tmp\w{8})$")
+"""What `datasets` writes beside data that a reader maps or filters: nobody's file, and no result."""
+
+
+PASSING = re.compile(rf"(^|/)\.|{CACHED.pattern}")
+"""Files that come when somebody looks at a folder: those, and what is hidden."""
 
 
 def utc_now() -> str:
@@ -114,17 +122,38 @@ def hash_outputs(folder: Path) -> dict[str, str]:
     return {str(file): sha256(folder / file) for file in named if file.suffix != ".ipynb" or file.parent.name}
 
 
-def carry_over(old: Path, new: Path) -> None:
-    """Copy what a person put into a stage's `old` folder to its `new` one: files that its manifest does not list and
-    the new run did not make. What `datasets` caches beside data that was read goes."""
-    outputs = (read_manifest(old) or {"outputs": None})["outputs"]
-    files = old.rglob("*") if outputs is not None else ()  # without a manifest nothing tells a file from a result
-    for path in (path for path in files if path.is_file() and str(path.relative_to(old)) not in OWN):
+def carry_over(old: Path, new: Path) -> Path | None:
+    """Before `new` takes the place of a stage's `old` folder: what a person put there is kept.
+
+    Files that the manifest of `old` does not list go along. A result that was changed, and a file whose name the new
+    run has taken, are copied to a folder aside; without a manifest nothing tells a file from a result, and all of `old`
+    becomes that folder. It is returned, if there is one. What `datasets` caches beside data that was read goes.
+    """
+    files = [path for path in old.rglob("*") if path.is_symlink() or path.is_file()]
+    aside = _free(old.with_name(f"{old.name}.yours"))
+    if not (manifest := read_manifest(old)):
+        return old.rename(aside) if files else None
+    outputs, made = manifest["outputs"], read_manifest(new)["outputs"]
+    for path in files:
         file = path.relative_to(old)
-        listed = outputs.keys() & {str(name) for name in (file, *file.parents)}
-        if not (listed or (new / file).exists() or re.fullmatch(r"cache-\w+\.arrow|tmp\w{8}", path.name)):
-            (new / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, new / file)
+        name, above = file.as_posix(), {str(place) for place in file.parents}
+        if name in OWN or CACHED.search(name) or outputs.keys() & above:
+            continue
+        if name in outputs:
+            keep = aside if damaged(old, {name: outputs[name]}) else None
+        elif made.keys() & {name, *above} or (new / file).is_dir() and not (new / file).is_symlink():
+            keep = aside
+        else:
+            keep = None if os.path.lexists(new / file) else new
+        if keep:
+            (keep / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, keep / file, follow_symlinks=False)
+    return aside if aside.exists() else None
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with the first number from 2 on behind it that is not taken."""
+    return next(place for n in count(1) if not os.path.lexists(place := Path(f"{path}{n if n > 1 else ''}")))
 
 
 def read_manifest(folder: Path) -> dict | None:
@@ -161,6 +190,7 @@ def outside_inputs(parameters: dict, written: Iterable[str], root: Path) -> dict
         path = root / os.path.expandvars(Path(named[key]).expanduser())
         if path.exists():
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+            files = [f for f in files if f.is_file() and not (f != path and PASSING.search(str(f.relative_to(path))))]
+            facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
             inputs[f"parameter {key}"] = digest(facts)
     return inputs

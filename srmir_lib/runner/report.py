@@ -11,9 +11,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from srmir_lib.artifacts import atomic_path, read_json, read_jsonl
+from srmir_lib.artifacts import atomic_path, read_json
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import HEADINGS
+from srmir_lib.rows import read_jsonl
 from srmir_lib.runner.manifest import elapsed
 from srmir_lib.runner.stage import find_root
 

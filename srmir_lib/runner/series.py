@@ -5,7 +5,6 @@ A preset is a folder `params/<preset>/` with one parameter file a notebook. A st
 its checks included, has run to its end.
 """
 
-import fcntl
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,11 @@ from srmir_lib.runner.execute import Board, StageFailed, refresh_prose
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER, Notebook, load_values
 from srmir_lib.runner.stage import find_root, how_to_run
 from srmir_lib.runner.workers import Workers, needs_of, next_to_start
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,12 @@ class Runner:
                     break
                 name, ended = workers.next()
                 try:
-                    self._finish(*begun[name], *ended.result())
+                    kept = self._finish(*begun[name], *ended.result())
                 except (InputError, StageFailed, OSError) as error:
                     failure = failure or error
                 else:
+                    if kept:
+                        say(f"{name}: files of yours stood where results belong; they lie in {self.shown(kept)} now")
                     yield self._result(begun[name][0], "done")
         if failure:
             raise failure
@@ -189,8 +195,8 @@ class Runner:
         write_json(work / "key.json", key)
         return {"key": key, "inputs": inputs, "started": records.utc_now(), "jobs": jobs} | records.git_state(self.root)
 
-    def _finish(self, task: Task, begun: dict, seconds: float, peak: float) -> None:
-        """What a stage made takes the place of what was there, with a record of how it was made."""
+    def _finish(self, task: Task, begun: dict, seconds: float, peak: float) -> Path | None:
+        """What a stage made takes the place of what was there, with a record of how it was made; see `carry_over`."""
         work, folder = self.work(task.name), self.outputs / task.name
         manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "seed": task.parameters["seed"]} | begun
         manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak), "parameters": task.parameters}
@@ -199,9 +205,10 @@ class Runner:
         executed = work / f"{task.name}.ipynb"
         text = executed.read_text(encoding="utf8").replace(self.shown(work), self.shown(folder))
         executed.write_text(text, encoding="utf8")
-        records.carry_over(folder, work)
+        kept = records.carry_over(folder, work)
         put_in_place(work, folder)
         (folder / "key.json").unlink()
+        return kept
 
     def _key(self, task: Task) -> tuple[str, dict[str, str]]:
         """Hash of all that decides a stage's results, and the hashes of its inputs; a damaged input is an `InputError`.
@@ -270,6 +277,9 @@ class Runner:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Hold the preset's outputs for one run; a second run is an `InputError`. The lock dies with its process."""
+        if fcntl is None:
+            fix = "use Linux, macOS or WSL, or run the notebooks one by one in JupyterLab or by papermill"
+            raise InputError(f"this system has no file locks (fcntl), so two runs could not be kept apart; {fix}")
         try:
             self.outputs.mkdir(parents=True, exist_ok=True)
             file = (self.outputs / ".lock").open("w")

@@ -13,13 +13,13 @@ from srmir_lib.artifacts import (
     check_metrics,
     inside,
     load_dataset,
-    read_jsonl,
     restored,
     save_dataset,
     write_json,
     write_jsonl,
 )
 from srmir_lib.errors import InputError
+from srmir_lib.rows import read_jsonl
 
 
 def find_root() -> Path:

@@ -72,7 +72,7 @@ class Settings(BaseModel):
         return [row for row in self.rows() if "." in row["name"]]
 
     def _repr_html_(self) -> str:
-        """What a parameters cell does not show (all, without groups) as a table, what differs from its default in bold."""
+        """What a parameters cell does not show (all, without groups) as a table; what is no default in bold."""
         lines = []
         for row in self.groups() or self.rows():
             cells = (row["name"], repr(row["value"]), row["meaning"])
