@@ -38,7 +38,7 @@ class Introspection(Settings):
     @model_validator(mode="after")
     def _can_agree(self):
         if self.needed > self.samples:
-            raise ValueError(f"needed: {self.needed} of {self.samples} samples cannot agree; lower it, or raise samples")
+            raise ValueError(f"needed: {self.needed} of {self.samples} samples cannot agree; lower it or raise samples")
         return self
 
 
