@@ -197,8 +197,8 @@ class Race(Settings):
 class Memory(Settings):
     """What is weighed."""
 
-    rows: list[Count] = told("texts scored at once, ours: few and many", [64, 512], min_length=2, max_length=2)
-    rows_peer: list[Count] = told(
+    ours: list[Count] = told("texts scored at once: few and many", [64, 512], min_length=2, max_length=2)
+    peer: list[Count] = told(
         "the same by one classifier, which takes more memory", [16, 128], min_length=2, max_length=2
     )
     runs: int = told("processes for each number of texts: the heap of one is never that of the next", 5, gt=0)
