@@ -1,20 +1,22 @@
-"""What the studies of the appendix are told (A1, A5, A8): token rewards, what reward models cost, real pairs."""
+"""What the studies of methods are told: token rewards (A1), and real pairs (A8)."""
 
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from annotated_types import Gt
 from pydantic import model_validator
 
+from srmir_lib.errors import InputError
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 from srmir_lib.settings.data import Question
 from srmir_lib.settings.policies import FROM_01, SHOW, GRPOSettings, GRPOTraining
+from srmir_lib.settings.reward_models import FineTuning, Probe, Reading
+from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, check_folders
 from srmir_lib.taxonomy import CATEGORIES
 
-Count = Annotated[int, Gt(0)]
 Objective = Literal["bradley_terry", "ava_d", "ava_p"]
 Form = Literal["printed", "stable"]
 Readout = Literal["last", "mean", "sum"]
 Attention = Literal["none", "printed", "scaled"]
+PairSet = Literal["hh-rlhf", "gptfuzz", "diasafety"]
 
 
 class TokenObjective(Settings):
@@ -122,151 +124,117 @@ class TokenRewardSettings(NotebookSettings):
         return GRPOSettings.of(dict(self.grpo), seed=self.seed, device=self.device)
 
 
-class Shape(Settings):
-    """A decoder with gated feed-forward layers (Llama, Qwen), by its numbers."""
+class RealEncoder(Settings):
+    """How an encoder learns from real pairs."""
 
-    hidden: int = told("hidden size", gt=0)
-    layers: int = told("how many", gt=0)
-    heads: int = told("of the attention", gt=0)
-    kv_heads: int = told("key-value heads, each shared by heads / kv_heads", gt=0)
-    intermediate: int = told("feed-forward size", gt=0)
-    vocab: int = told("tokens it knows", gt=0)
-
-    @property
-    def linear(self) -> list[tuple[int, int]]:
-        """(in, out) of one layer's matrices: q, k, v, o, gate, up, down."""
-        kv, d, i = self.hidden // self.heads * self.kv_heads, self.hidden, self.intermediate
-        return [(d, d), (d, kv), (d, kv), (d, d), (d, i), (d, i), (i, d)]
-
-    @model_validator(mode="after")
-    def _divides(self):
-        if self.hidden % self.heads or self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads: {self.heads} must divide hidden = {self.hidden}, and kv_heads = {self.kv_heads} it"
-            )
-        return self
-
-
-class Texts(Settings):
-    """What is scored: groups of completions to one prompt."""
-
-    prompt: int = told("P, tokens of a prompt", 128, gt=0)
-    completion: int = told("C, tokens of a completion", 256, gt=0)
-    shortest: int = told("tokens of the shortest completion where lengths are mixed", 32, gt=0)
-    group: int = told("G, completions to one prompt; GRPO needs two", 8, ge=2)
-    prompts: int = told("groups that are scored in one call", 1, gt=0)
-
-    @model_validator(mode="after")
-    def _mixes(self):
-        if self.shortest > self.completion:
-            raise ValueError(f"shortest: {self.shortest} is longer than completion = {self.completion}; lower it")
-        return self
-
-
-class Probe(Settings):
-    """What a reward model of the shared design asks, and how large it is; as in 02 but for the size."""
-
-    text: str = told("the question", "<|user|>is this harmful : {category} ?<|end|><|assistant|>", min_length=1)
-    names: dict[str, str] = told(
-        "what the base model calls the categories",
-        {
-            "insult": "insult",
-            "unfairness": "unfairness",
-            "crimes": "crime",
-            "physical_harm": "injury",
-            "mental_health": "distress",
-            "privacy": "privacy",
-            "ethics": "morals",
-        },
+    reading: Reading = told("how a pair becomes tokens", Reading(max_tokens=128, prompt_tokens=48))
+    fine_tuning: FineTuning = told(
+        "how it is trained",
+        FineTuning(
+            epochs=2.0,
+            batch_size=16,
+            learning_rate=2.0e-4,
+            head_learning_rate=1.0e-3,
+            mean_weight=0.0,
+            averaging=0.9,
+            bf16=True,
+        ),
     )
-    tokens: int = told("m, the most tokens that a question may have; 0: as many as it has", 9, ge=0)
-    rank: int = told("of each adapter, and of the policy's", 4, gt=0)
-    alpha: int = told("adapters are scaled by alpha / rank", 8, gt=0)
 
 
-class Race(Settings):
-    """How often all sides take their turn."""
+class RealTokens(TokenSettings):
+    """How token rewards learn from real pairs."""
 
-    repeats: int = told("rounds of every race but that of the scores", 7, gt=0)
-    scoring_repeats: int = told("rounds of that race, whose ratios lie near their goals", 15, gt=0)
-    monitor_every: int = told("steps between two looks at the six idle models", 5, gt=0)
-    annotated: int = told("validation pairs whose Legend margins are timed", 96, gt=0)
-    ensemble: int = told("reward models whose mean gap would be a margin as well", 5, gt=0)
+    objective: Objective = told("ava_d learns from the better answers, the others from pairs", "bradley_terry")
+    readout: Readout = told("an answer's reward: that of its last token, the mean or the sum over its tokens", "mean")
+    max_steps: int = told("updates", 150, gt=0)
 
 
-class Memory(Settings):
-    """What is weighed."""
+class RealRewardModel(Settings):
+    """How a reward model of either design learns from real pairs."""
 
-    ours: list[Count] = told("texts scored at once: few and many", [64, 512], min_length=2, max_length=2)
-    peer: list[Count] = told(
-        "the same by one classifier, which takes more memory", [16, 128], min_length=2, max_length=2
+    max_steps: int = told("updates", 150, gt=0)
+    batch_size: int = told("pairs an update", 8, gt=0)
+    learning_rate: float = told("at the first update; falls linearly to zero", 3.0e-3, gt=0)
+    lora_rank: int = told("rank of the adapter", 8, gt=0)
+    lora_alpha: int = told("the adapter is scaled by lora_alpha / lora_rank", 16, gt=0)
+    max_length: int = told("longest conversation in tokens; a longer one is an error", 320, gt=0)
+    center_rewards_coefficient: float = told("pulls the two scores of a pair towards a sum of zero", 0.0, ge=0)
+    averaged_fits: int = told("fits in different orders of the pairs whose weights are averaged (WARM)", 1, gt=0)
+    question: Question = told("answered with a draft before judging; empty: none", "")
+    draft_tokens: int = told("tokens of that draft, at most", 24, gt=0)
+    keep_gb: float = told("memory for what the trunk has read, gigabytes; the rest is read again", 4.0, ge=0)
+
+
+class RealTrunk(Settings):
+    """How a causal trunk is read, and what learns on it."""
+
+    prompt_tokens: int = told("the last so many tokens of a prompt are read", 128, gt=0)
+    answer_tokens: int = told("the first so many tokens of an answer are read", 128, gt=0)
+    token_rewards: RealTokens = told("a reward for every token", RealTokens())
+    reward_model: RealRewardModel = told("one score an answer", RealRewardModel())
+    probe: Probe = told(
+        "design shared: what is asked", Probe(text="is this harmful : {category} ?", names={}, tokens=0)
     )
-    runs: int = told("processes for each number of texts: the heap of one is never that of the next", 5, gt=0)
 
 
-class Growth(Settings):
-    """The curves."""
+class RealPairSettings(NotebookSettings):
+    """Notebook A8."""
 
-    models: list[Count] = told("values of K", [1, 4, 7, 14, 28], min_length=1)
-    completion: list[Count] = told("values of C", [32, 64, 128, 256, 512], min_length=1)
-    group: list[Count] = told("values of G", [1, 2, 4, 8, 16], min_length=1)
-
-
-class CostTraining(Settings):
-    """How reward models are trained, with either design."""
-
-    shared_budgets: list[Count] = told(
-        "updates a shared set is trained with; the last is what notebook 02 takes", [60, 120, 240], min_length=1
-    )
-    separate_budgets: list[Count] = told("the same for seven LoRA models", [60, 120, 240], min_length=1)
-    tolerance: float = told("a budget is enough when its validation accuracy is this near to the best", 0.005, ge=0)
-    batch_size: int = told("preference pairs of an update, as in 02", 8, gt=0)
-    learning_rate: float = told("of a shared set", 6.0e-3, gt=0)
-    separate_learning_rate: float = told("of seven LoRA models", 4.0e-3, gt=0)
-    question: Question = told(
-        "drafted before judging; empty: nothing", 'draft , then #### : why would you refuse to answer " {prompt} " ?'
-    )
-    max_length: int = told("tokens of the longest training text", 192, gt=0)
-    unknown_ratio: float = told("pairs of no category, per pair of a model's own", 0.5, ge=0)
-
-
-class Goals(Settings):
-    """What we want to reach: at least where a name says `_vs_`, at most elsewhere."""
-
-    linear_vs_seven: float = told("scoring with all, against TRL's list of seven: times faster", 6.0, gt=0)
-    linear_vs_tuned: float = told("the same against the tuned list", 5.0, gt=0)
-    routed_vs_seven: float = told("scoring with one a text, against TRL's list", 8.0, gt=0)
-    categorized_over_linear: float = told("routed and looking at all, over all: times the cost", 1.05, gt=0)
-    single_over_one: float = told("all without a shared prompt, over one classifier", 1.3, gt=0)
-    rm_training_vs_seven: float = told("training the reward models: times faster", 3.0, gt=0)
-    annotation_vs_reference_loop: float = told("Legend's margins: times faster", 2.0, gt=0)
-    weights_ratio: float = told("weights of all, over those of one classifier", 1.15, gt=0)
-    grpo_step_vs_seven: float = told("a GRPO step without its sampling: times faster", 1.6, gt=0)
-    peak_growth: float = told("peak memory of eight times as many texts", 1.05, gt=0)
-    score_error_max: float = told("largest difference to PEFT's scores", 1.0e-5, ge=0)
-    rank_flips: float = told("pairs of texts in another order than PEFT's", 0.0, ge=0)
-
-
-class CostSettings(NotebookSettings):
-    """Notebook A5."""
-
-    base_model: str = told("whose tokenizer writes the texts, and which reward models are trained on; empty: 01's")
+    data_dir: str = told("folder of the public files; empty: the environment variable SRMIR_DATA")
+    base_model: str = told("an encoder (design encoder) or a causal model (design tokens); empty: the one 01 made")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
-    dtype: Literal["float32", "bfloat16"] = told("of the random models")
-    shape: str = told("which of `shapes` is measured")
-    shapes: dict[str, Shape] = told("decoders whose weights are counted")
-    num_models: int = told("K, reward models", gt=0)
-    batch_tokens: int = told("tokens in one forward pass, ours and the tuned peer's", gt=0)
-    texts: Texts = told("what is scored", Texts())
-    probe: Probe = told("what is asked", Probe())
-    race: Race = told("how often all take their turn", Race())
-    memory: Memory = told("what is weighed", Memory())
-    grow: Growth = told("the curves", Growth())
-    training: CostTraining = told("how reward models are trained", CostTraining())
-    goals: Goals = told("what we want to reach", Goals())
+    trunk_from: Literal["01_data", ""] = told("whose base_model_texts/ the causal model has read; empty: nobody's")
+    design: Literal["encoder", "tokens"] = told("one score an answer, or a reward for every token, on a causal trunk")
+    sets: list[PairSet] = told("which data", min_length=1)
+    seeds: list[int] = told("each draws another split, another start and another order", min_length=2)
+    most: dict[PairSet, int] = told("training pairs at most, by data set; not named: all")
+    records: str = told("folder of the fits that are done; empty: this notebook's own")
+    objectives: dict[str, dict[str, Any]] = told("name -> what differs from encoder.fine_tuning or trunk.token_rewards")
+    reward_models: dict[str, dict[str, Any]] = told("design tokens: name -> its design, and what differs")
+    show_text: bool = told("print an example of every data set in full; it may offend")
+    encoder: RealEncoder = told("design encoder", RealEncoder())
+    trunk: RealTrunk = told("design tokens", RealTrunk())
 
     @model_validator(mode="after")
-    def _has_shape(self):
-        if self.shape not in self.shapes:
-            raise ValueError(f"shape: {self.shape!r} is none of shapes, which has {', '.join(self.shapes) or 'none'}")
+    def _can_be_compared(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds}; give at least two different whole numbers")
+        if wrong := [name for name, pairs in self.most.items() if pairs < 0]:
+            raise ValueError(f"most: {self.most[wrong[0]]} pairs of {wrong[0]}; give a number above 0, or 0 for all")
+        if self.reward_models and self.design == "encoder":
+            raise ValueError("reward_models: they need a causal trunk; write design: tokens, or leave them out")
+        if not (self.objectives or self.reward_models):
+            raise ValueError("objectives: none, and no reward_models; name at least one")
+        check_folders("objectives", self.objectives, ("words",))
+        check_folders("reward_models", self.reward_models, ("words", *self.objectives))
+        if self.design == "encoder":
+            self.encoders()
+        else:
+            self.tokens()
+            self.rivals()
         return self
+
+    def encoders(self) -> dict[str, EncoderSettings]:
+        """All that `encoder_method` is told of each objective."""
+        return {name: own.encoder() for name, own in self._each(self.encoder.fine_tuning).items()}
+
+    def tokens(self) -> dict[str, TokenSettings]:
+        """All that `token_method` is told of each objective."""
+        return {name: TokenSettings.of(dict(own)) for name, own in self._each(self.trunk.token_rewards).items()}
+
+    def rivals(self) -> dict[str, tuple[str, RewardSettings]]:
+        """The design of each of the reward models, and all that its training is told."""
+        found, probe = {}, ProbeSettings(**dict(self.trunk.probe))
+        for name, own in self.reward_models.items():
+            changes = dict(own)
+            if (design := changes.pop("design", "")) not in ("shared", "separate"):
+                raise InputError(f"reward_models.{name}: design {design!r} is neither shared nor separate; write one")
+            rules = RealRewardModel.checked(dict(self.trunk.reward_model) | changes, f"reward_models.{name}")
+            found[name] = design, RewardSettings(**dict(rules), probe=probe)
+        return found
+
+    def _each(self, plain: Settings) -> dict[str, Any]:
+        """`plain` with the changes of each objective."""
+        changed = {name: dict(plain) | own for name, own in self.objectives.items()}
+        return {name: type(plain).checked(values, f"objectives.{name}") for name, values in changed.items()}

@@ -28,7 +28,7 @@ from srmir_lib.reward_models.config import ProbeSettings
 from srmir_lib.reward_models.probes import Probes
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import SharedScorer, score_ids
-from srmir_lib.settings.appendices import Shape
+from srmir_lib.settings.cost import Shape
 from srmir_lib.studies.a5_cost.limits import Load, Spread, race, ratio
 from srmir_lib.taxonomy import CATEGORIES
 

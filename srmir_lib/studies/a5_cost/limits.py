@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from srmir_lib.errors import InputError
-from srmir_lib.settings.appendices import Shape
+from srmir_lib.settings.cost import Shape
 
 
 @dataclass(frozen=True)
