@@ -1,5 +1,6 @@
 """What the settings of one notebook may not say together, and what they hand to the functions that do the work."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,13 @@ def test_methods_on_real_pairs_are_the_common_settings_with_their_own_changes():
     assert {own.probe.rank for _, own in settings.rivals().values()} == {8}, "the rank of the reward models"
     (ava,) = settings.tokens().values()
     assert (ava.objective, ava.max_steps, ava.readout) == ("ava_p", 9, "mean")
+
+
+def test_both_designs_of_the_study_of_cost_are_trained_alike_but_for_their_rates_and_budgets():
+    training = {"shared_budgets": [2, 4], "separate_learning_rate": 0.5}
+    settings = told("A5", training=training, probe={"rank": 2, "alpha": 6, "tokens": 0})
+    (shared, few), (separate, more) = settings.plans().values()
+    assert list(settings.plans()) == ["shared", "separate"] and (few, more) == ([2, 4], [60, 120, 240])
+    assert replace(separate, learning_rate=0.006) == shared and separate.learning_rate == 0.5
+    assert (shared.lora_rank, shared.lora_alpha, shared.batch_size, shared.unknown_ratio) == (2, 6, 8, 0.5)
+    assert shared.probe == settings.asked() and (shared.probe.rank, shared.probe.tokens) == (2, 0)

@@ -1,5 +1,6 @@
 """What the study of cost is told (A5): whose weights, which texts, how many rounds, and the goals."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from annotated_types import Gt
@@ -8,6 +9,7 @@ from pydantic import model_validator
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 from srmir_lib.settings.data import Question
 from srmir_lib.settings.reward_models import Probe
+from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
 
 Count = Annotated[int, Gt(0)]
 
@@ -146,3 +148,18 @@ class CostSettings(NotebookSettings):
         if self.shape not in self.shapes:
             raise ValueError(f"shape: {self.shape!r} is none of shapes, which has {', '.join(self.shapes) or 'none'}")
         return self
+
+    def asked(self) -> ProbeSettings:
+        """All that a probe is told."""
+        return ProbeSettings(**dict(self.probe))
+
+    def plans(self) -> dict[str, tuple[RewardSettings, list[int]]]:
+        """All that training is told but for its updates, and these, by design."""
+        names = ("batch_size", "learning_rate", "max_length", "question", "unknown_ratio")
+        common = {name: getattr(self.training, name) for name in names} | {"probe": self.asked(), "max_steps": 0}
+        shared = RewardSettings(**common, lora_rank=self.probe.rank, lora_alpha=self.probe.alpha)
+        separate = replace(shared, learning_rate=self.training.separate_learning_rate)
+        return {
+            "shared": (shared, self.training.shared_budgets),
+            "separate": (separate, self.training.separate_budgets),
+        }
