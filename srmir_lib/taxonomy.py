@@ -17,6 +17,9 @@ CATEGORIES: dict[str, str] = {
 UNKNOWN = "unknown"
 """What a router says when no category claims a prompt."""
 
+ALL = "all"
+"""The category of a single reward model for everything."""
+
 
 # Okabe-Ito hues, told apart by colour-blind readers; the order also falls in lightness, so grey print works.
 COLOURS: dict[str, str] = {
