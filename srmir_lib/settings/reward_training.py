@@ -155,7 +155,7 @@ def override(settings, changes: Mapping, where: str = "objectives"):
 
 def check_objectives(objectives: Mapping[str, Mapping], pooled: bool = False) -> None:
     """Refuse what no set of reward models can be trained with. `objectives`: name -> what differs from the settings of
-    another set, which need not be known, and a "seed". In doubt they are those of a trunk or, if `pooled`, an encoder's.
+    another set, which need not be known, and a "seed". In doubt they are a trunk's or, if `pooled`, an encoder's.
     """
     check_folders("objectives", objectives, RESERVED)
     plain = [
