@@ -20,7 +20,7 @@ from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
 from srmir_lib.models.embeddings import hidden_states, pool
 from srmir_lib.models.generation import generate
-from srmir_lib.models.kinds import language_problem, shared_problem, window_of
+from srmir_lib.models.kinds import instead_of_shared, language_problem, shared_problem, window_of
 from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV
 from srmir_lib.models.loading import (
     config_of,
@@ -101,7 +101,7 @@ class Trunk:
             if window is not None and len(tokens) + more > window:
                 raise RowError(
                     f"{len(tokens) + more} tokens of {{row}}: more than the sliding window of {window}, behind which "
-                    "a probe would not see the beginning; shorten it, or use design separate",
+                    f"a probe would not see the beginning; shorten it, or {instead_of_shared(self.model)}",
                     row,
                 )
 
