@@ -23,7 +23,7 @@ from srmir_lib import artifacts
 from srmir_lib.artifacts import atomic_path, save_dataset, write_json
 from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
-from srmir_lib.data import annotate_file, public_files
+from srmir_lib.data import annotate_file, jsonl, public_files
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models import score_file
 from srmir_lib.reward_models.config import RewardSettings
