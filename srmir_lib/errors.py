@@ -1,5 +1,8 @@
 """One kind of error for what the user can mend, and the same about one row of many."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """The user's input is wrong. The message is one line: what, where (file, row, parameter), and the fix."""
@@ -12,3 +15,12 @@ class RowError(InputError):
     def __init__(self, text: str, row: int):
         super().__init__(text.replace("{row}", f"row {row}"))
         self.text, self.row = text, row
+
+
+@contextmanager
+def numbered(rows: Sequence[int]) -> Iterator[None]:
+    """While this lasts, row i of a `RowError` is row `rows[i]`: what is asked holds some of a caller's rows."""
+    try:
+        yield
+    except RowError as error:
+        raise RowError(error.text, rows[error.row]) from error

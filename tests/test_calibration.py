@@ -8,6 +8,7 @@ from datasets import Dataset
 from srmir_lib.artifacts import write_json
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models.calibration import Calibration, calibration_set, variance_shares
+from srmir_lib.reward_models.shadow import ShadowRewardModels, calibrate_sets
 
 
 def test_z_scores_by_hand(tmp_path):
@@ -130,3 +131,20 @@ def test_scaled_gaps_are_differences_of_scaled_scores():
         scaled = calibration.apply(scores, texts)
         gaps = calibration.scale_gaps(scores[:20] - scores[20:], pairs)
         assert torch.allclose(gaps, scaled[:20] - scaled[20:], atol=1e-5)
+
+
+class Lengths:
+    def score(self, prompts, completions, columns=None):
+        return torch.tensor([[len(p), len(p + c)] for p, c in zip(prompts, completions, strict=True)]).float()
+
+
+def test_the_sets_that_have_a_folder_are_calibrated_and_saved_there(tmp_path):
+    names = ["question", "both"]
+    sets = {name: ShadowRewardModels(Lengths(), names, "by hand") for name in ("new", "old")}
+    raw = calibrate_sets(sets, {"new": tmp_path}, ["a", "abc"], ["xy", "wxyz"])
+    assert {name: scores.tolist() for name, scores in raw.items()} == dict.fromkeys(sets, [[1, 3], [3, 7]])
+    kept = sets["new"].calibration
+    assert kept.mean == (2.0, 5.0) and kept.std == pytest.approx((2**0.5, 8**0.5)) and kept.curves == ()
+    assert Calibration.load(tmp_path / "calibration.json") == kept and sets["old"].calibration is None
+    calibrate_sets(sets, {"new": tmp_path}, ["a", "abc", "a", "a"], ["w", "wxyz", "w", "wxyz"], by_length=True)
+    assert sets["new"].calibration.lengths == (1.0, 4.0)

@@ -8,7 +8,7 @@ import pytest
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data.introspection import Introspector, agree, introspect, read_draft
-from srmir_lib.data.pairs import CORRUPTIONS, balance, corrupt, make_pairs
+from srmir_lib.data.pairs import CORRUPTIONS, balance, corrupt, make_pairs, sampled_pairs, split_tables
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import cod_prompt, parse_draft
@@ -138,6 +138,26 @@ def test_pairs_hold_policy_samples_borrowed_refusals_and_babble():
     assert ("borrowed", "no , that is a crime .") in found["crimes False"], "a refusal of its own category"
     assert [origin for origin, _ in found["privacy True"]] == ["policy", "borrowed", "repeated"]
     assert not any(text_of(pair["chosen"]) == text_of(pair["rejected"]) for pair in pairs)
+
+
+def test_the_policy_is_asked_plainly_for_what_is_rejected():
+    def said(prompts, max_new_tokens, seed):
+        return [f"{text_of(prompt)} {number} {max_new_tokens} {seed}" for number, prompt in enumerate(prompts)]
+
+    rows = [
+        {"prompt": user_message(x), "completion": assistant_message("no ."), "category": "crimes", "refuses": False}
+        for x in "ab"
+    ]
+    found = sampled_pairs(SimpleNamespace(generate=said), rows, samples=2, max_new_tokens=9, seed=3)
+    assert found == make_pairs(rows, [["a 0 9 4", "a 1 9 4"], ["b 2 9 4", "b 3 9 4"]], seed=3)
+
+
+def test_splits_are_saved_with_the_columns_that_are_named():
+    tables = split_tables({"train": [{"a": 1, "b": 2}, {"b": 4, "a": 3}], "test": [{"a": 5, "b": 6}]}, ["b", "a"])
+    assert {name: part.to_dict() for name, part in tables.items()} == {
+        "train": {"b": [2, 4], "a": [1, 3]},
+        "test": {"b": [6], "a": [5]},
+    }
 
 
 def test_a_model_that_cannot_draft_is_an_error_with_reasons(tiny_model):

@@ -13,12 +13,13 @@ import torch
 from tiny_bert import ENCODER, WORDS, write_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from srmir_lib.artifacts import write_json
+from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import MINILM, resolve_encoder
 from srmir_lib.papers.pcrm import pcrm_loss
 from srmir_lib.reward_models import pooled_training
+from srmir_lib.reward_models.fit import SetRun, fit_sets, other_differences
 from srmir_lib.reward_models.pooled import (
     EncoderSettings,
     PairTokenizer,
@@ -29,7 +30,7 @@ from srmir_lib.reward_models.pooled import (
     pooled_settings,
 )
 from srmir_lib.reward_models.pooled_training import fit_pooled, length_batches, mixed_loss
-from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.reward_models.shadow import ShadowRewardModels, trunk_for
 
 CATEGORIES = ["insult", "crimes", "privacy"]
 READING = PairTokenizer(max_tokens=40, prompt_tokens=8)
@@ -220,6 +221,23 @@ def test_the_same_seed_gives_the_same_weights_and_a_finished_set_is_kept(tiny_en
     other[0]["unsafe"] = 1 - other[0]["unsafe"]
     fit_pooled(tiny_encoder, other, pairs, again, CATEGORIES, READING, SETTINGS, **options)
     assert (again / "config.json").stat().st_mtime_ns != written
+
+
+def test_a_pooled_set_is_trained_like_any_other(tiny_encoder, trained, tmp_path):
+    """From the mappings of a parameter file: what `fit_pooled` made of the same settings is found finished and kept."""
+    folder, history = trained
+    labelled, pairs = examples()
+    mappings = asdict(READING), asdict(SETTINGS), {}
+    runs = {"set": SetRun.pooled(folder, CATEGORIES, *mappings, seed=1)}
+    written = (folder / "config.json").stat().st_mtime_ns
+    found = fit_sets(runs, tiny_encoder, {"train": pairs}, labelled=labelled, device="cpu")
+    assert found == {"set": history} and (folder / "config.json").stat().st_mtime_ns == written
+    assert trunk_for(folder, "a model that nobody has") is None, "it has an encoder of its own"
+    assert other_differences(folder, folder, {"seed": 2}) == []
+    assert other_differences(folder, folder, {"pair_weight": 0.25}) == ["pair_weight"]
+    config = read_json(folder / "config.json")
+    write_json(tmp_path / "config.json", config | {"reading": {"max_tokens": 41, "prompt_tokens": 8}})
+    assert other_differences(tmp_path, folder, {}) == ["reading"]
 
 
 def test_settings_come_from_a_parameter_file_and_back_from_the_folder(trained):

@@ -12,6 +12,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from srmir_lib.runner.manifest import DECISIVE
+from srmir_lib.runner.notebook import Notebook
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -81,6 +84,45 @@ def test_every_import_is_a_declared_dependency():
         canonicalize_name(owners[name][0]) for name in imported - sys.stdlib_module_names - own if name in owners
     }
     assert outside - direct().keys() == set()
+
+
+COMPUTES_NOTHING = {
+    "IPython": "shows what a cell gives",
+    "ipykernel": "runs cells",
+    "jinja2": "fills in the report, and the chat template that a model's folder holds",
+    "jupyter_client": "starts kernels",
+    "matplotlib": "draws",
+    "nbclient": "runs notebooks",
+    "nbformat": "reads and writes notebooks",
+    "pandas": "holds the tables that notebooks show; metrics are means and quotients of a few numbers",
+    "papermill": "runs notebooks",
+    "psutil": "looks at processes",
+    "pyarrow": "reads the rows of parquet files as they are",
+    "pydantic": "checks settings",
+    "safetensors": "reads and writes tensors as they are",
+    "tqdm": "draws bars",
+    "yaml": "reads parameters, and these are compared as values",
+}
+"""What library and notebooks import although another version of it makes no stage stale, and why not."""
+
+
+def test_every_package_that_computes_makes_a_stage_stale():
+    sources = [path.read_text() for path in ROOT.glob("srmir_lib/**/*.py")]
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        sources += Notebook.load(path).code_cells()
+    imported = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        imported |= {name.split(".")[0] for name in names}
+    outside = imported - sys.stdlib_module_names - {"srmir_lib"}
+    decisive = DECISIVE.keys() | set().union(*DECISIVE.values())
+    assert outside - decisive - COMPUTES_NOTHING.keys() == set(), "add it to DECISIVE, or say why it decides nothing"
+    assert COMPUTES_NOTHING.keys() - outside == set() == COMPUTES_NOTHING.keys() & decisive
+    assert DECISIVE.keys() - outside == set(), "nothing imports it"
+    owners = packages_distributions()
+    for name, packages in DECISIVE.items():
+        assert canonicalize_name(owners[name][0]) in packages, f"{name} is the package {owners[name][0]}"
 
 
 def test_make_lists_its_targets_and_each_has_a_recipe():

@@ -2,11 +2,13 @@
 
 import random
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import pytest
 
 from srmir_lib.conversations import text_of
 from srmir_lib.lab import grammar
+from srmir_lib.lab.base_model import compliance
 from srmir_lib.lab.corpus import FIRST, MIX, corpus, draw_prompt
 from srmir_lib.lab.grammar import LADDER, WRAPPERS, Prompt, answer, draft, long_thought, make_prompt
 from srmir_lib.lab.pool import collected_pool, evaluation_prompts, gold_pairs
@@ -114,6 +116,19 @@ def test_the_referee_reads_acts_not_phrases(forbidden, text, complied, goodness)
     referee, act, question = forbidden
     verdict = referee([question], [text.format(act=f"{act.verb} the {act.object} {act.occasion}")])[0]
     assert (verdict.complied, verdict.goodness, verdict.coherent) == (complied, goodness, True)
+
+
+def test_compliance_is_the_share_of_forbidden_requests_that_are_carried_out(world, monkeypatch):
+    referee = LabReferee(world.facts())
+    rows = [row for row in evaluation_prompts(world, 4, seed=0) if row["kind"] == "harmful"]
+    rows = [row for row in rows if row["family"] == "none" and not row["held_out"]]
+    acts = [referee.read_prompt(text_of(row["prompt"])) for row in rows]
+    answers = ["i can not help with that ."] * len(rows)
+    answers[::4] = [f"first get ready , then {act['verb']} the {act['object']} ." for act in acts[::4]]
+    monkeypatch.setattr("srmir_lib.evaluation.evaluate.generate", lambda *_: answers)
+    trunk = SimpleNamespace(model=None, tokenizer=lambda text, **_: {"input_ids": text.split()})
+    share, low, high = compliance(trunk, world, rows, seed=0)
+    assert share == 0.25 and 0 < low < share < high < 1
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,20 @@
-"""What tells one base model from another: everything that changes a score, and nothing else."""
+"""What tells one base model from another, in which precision a model is held, and that loaders are silent in turn."""
 
 import shutil
+from threading import Event, Thread
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from tiny_bert import write_tiny_bert
+from transformers.utils import logging
 
 from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.data.annotate_file import MarginModel
 from srmir_lib.errors import InputError
-from srmir_lib.models.loading import fingerprint
+from srmir_lib.models import loading
+from srmir_lib.models.loading import fingerprint, load_policy, precision, quiet
 from srmir_lib.models.trunk import Trunk
 
 
@@ -69,3 +75,54 @@ def test_what_is_no_causal_model_is_refused_before_it_is_loaded(tiny_model, tmp_
     change("config.json", "architectures", ["BertForMaskedLM"])(copied)
     with pytest.raises(InputError, match="BertForMaskedLM is an encoder: .*; use a causal model, or design pooled"):
         Trunk.load(copied, "cpu")
+
+
+def test_the_precision_is_the_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {device: precision(device) for device in ("auto", "cuda", "cuda:1", "cpu")}
+    assert found == {"auto": "bfloat16", "cuda": "bfloat16", "cuda:1": "bfloat16", "cpu": "float32"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert precision("auto") == "float32"
+
+
+def test_trunks_trainings_and_margins_hold_a_model_in_the_devices_precision(tiny_model, tmp_path, monkeypatch):
+    """As on CUDA; an encoder stays as it was trained."""
+    monkeypatch.setattr(loading, "precision", {"cpu": "bfloat16"}.__getitem__)
+    held = Trunk.load(tiny_model, "cpu").model, load_policy(tiny_model, "cpu")
+    margins = [MarginModel(str(model), "cpu", -1, "last").trunk for model in (tiny_model, write_tiny_bert(tmp_path))]
+    assert [model.dtype for model in (*held, *margins)] == [torch.bfloat16] * 3 + [torch.float32]
+    assert Trunk.load(tiny_model, "cpu", "float32").dtype == "float32", "unless a notebook says otherwise"
+
+
+def test_one_loader_is_silent_after_the_other_and_the_verbosity_is_as_it_was():
+    before, inside, leave, entered = logging.get_verbosity(), Event(), Event(), Event()
+    seen = []
+
+    def first():
+        with quiet():
+            inside.set()
+            seen.append(leave.wait(10))
+
+    def second():
+        with quiet():
+            entered.set()
+            seen.append(logging.get_verbosity())
+
+    threads = [Thread(target=first), Thread(target=second)]
+    bar, level = logging.is_progress_bar_enabled(), logging.INFO
+    try:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+        threads[0].start()
+        assert inside.wait(10) and logging.get_verbosity() == logging.ERROR and not logging.is_progress_bar_enabled()
+        threads[1].start()
+        assert not entered.wait(0.3), "the second must wait until the first has put back what it changed"
+        leave.set()
+        for thread in threads:
+            thread.join(10)
+        assert seen == [True, logging.ERROR]
+        assert logging.get_verbosity() == level and logging.is_progress_bar_enabled(), "a loader left transformers mute"
+    finally:
+        leave.set()
+        logging.set_verbosity(before)
+        (logging.enable_progress_bar if bar else logging.disable_progress_bar)()

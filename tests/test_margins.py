@@ -117,6 +117,14 @@ def test_with_margins_adds_drops_and_swaps():
         with_margins(_pairs(), torch.ones(3))
 
 
+def test_only_margins_of_training_pairs_are_clipped():
+    own, scores = {"train": _pairs(), "test": _pairs()}, torch.tensor([2.0, -1.0])
+    found = margins.splits_with_margins(own, dict.fromkeys(own, scores), "unit", "clip", 3.0)
+    # root mean squares: of (2, 0) the root of 2, of (2, -1) that of 2.5
+    assert found["train"]["margin"][:] == pytest.approx([6 / 2**0.5, 0.0])
+    assert found["test"]["margin"][:] == pytest.approx([6 / 2.5**0.5, -3 / 2.5**0.5])
+
+
 def test_length_correlation_by_hand():
     chosen, rejected = ["a b", "a", "a b c"], ["a", "a", "a"]  # differences 1, 0, 2
     assert length_correlation(torch.tensor([1.0, 0.0, 2.0]), chosen, rejected) == pytest.approx(1.0)
@@ -196,6 +204,28 @@ def test_the_direction_is_read_off_prompts_with_a_refusal_due_of_all_categories(
     assert len(everything) == 2 * (15 + 4 + 6)
     with pytest.raises(InputError, match="no demonstration refuses"):
         margins.harmful_answers(pairs, {"another prompt"}, 12)
+
+
+def test_unsafe_answers_are_those_that_people_called_so_evenly_spread():
+    rows = [
+        {"prompt": f"{name} {n}", "category": name, "unsafe": int(n % 2), "completion": f"said {n}"}
+        for name, count in (("crimes", 8), ("ethics", 4))
+        for n in range(count)
+    ]
+    found = margins.unsafe_answers(Dataset.from_list(rows), 4)
+    assert found["prompt"][:] == ["crimes 1", "crimes 3", "ethics 1", "ethics 3"]
+    assert found["rejected"][:] == ["said 1", "said 3", "said 1", "said 3"]
+
+
+def test_refused_prompts_are_texts():
+    rows = [{"prompt": user_message("how"), "refuses": True}, {"prompt": user_message("why"), "refuses": False}]
+    assert margins.refused_prompts(rows) == {"how"}
+
+
+def test_hidden_states_come_from_the_trunk_or_from_an_encoder(trunk, tmp_path):
+    assert margins.hidden_state_reader(trunk, "a model that nobody has") == (trunk.model, trunk.tokenizer)
+    model, _ = margins.hidden_state_reader(None, write_tiny_bert(tmp_path / "bert"), "cpu")
+    assert type(model).__name__ == "BertModel"
 
 
 def test_a_text_that_comes_several_times_is_read_once(tiny_model, monkeypatch):
@@ -303,4 +333,4 @@ def test_correlation_by_hand():
     assert margins.correlation([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == pytest.approx(1.0)
     # deviations (-1, 0, 1) and (-1, 1, 0): 1 over the square root of 2 times 2
     assert margins.correlation(torch.tensor([1.0, 2.0, 3.0]), [0, 2, 1]) == pytest.approx(0.5)
-    assert margins.length_differences(["a b", "a"], ["a", "a b c"]) == [1, -2]
+    assert margins.length_differences(["a b", "a"], ["a", assistant_message("a b c")]) == [1, -2]

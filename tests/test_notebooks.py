@@ -10,6 +10,7 @@ import pytest
 
 from srmir_lib.runner.notebook import Notebook, load_values
 from srmir_lib.runner.series import Runner
+from srmir_lib.runner.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -160,10 +161,96 @@ def test_a_notebook_takes_what_it_needs_from_about_a_dozen_modules(cells):
     assert len(own) <= 14, f"{len(own)} modules of the library; move work into functions: {', '.join(own)}"
 
 
-def test_what_other_stages_wrote_is_read_through_stage_input(path, cells):
+NAMES = [path.stem for path in PATHS]
+METHODS = {name for name, value in vars(Stage).items() if callable(value) and not name.startswith("_")}
+READS = {"input", "dataset", "rows"}
+SHARED = "outputs/.cache"
+"""Below `outputs` and of no stage: base models of the lab, by the hash of what made them."""
+
+
+def parts(text: str) -> set[str]:
+    """The parts of a path; none of what holds a space: that is prose."""
+    return set() if " " in text else set(text.split("/"))
+
+
+def paths_by_hand(source: str) -> list[str]:
+    """What a cell does to reach a stage's files but through `stage.input`, `dataset`, `rows` and `base_model`.
+
+    The parent of an input is an input; a name of a notebook may stand in a list or mapping that is handed to them.
+    """
+    tree = ast.parse(source)
+    above = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+    def called(node: ast.AST) -> str:
+        """The method of `stage` that a node calls, if it does."""
+        method = node.func if isinstance(node, ast.Call) else None
+        return method.attr if isinstance(method, ast.Attribute) and ast.unparse(method.value) == "stage" else ""
+
+    def is_wrong(node: ast.AST) -> bool:
+        parent = above.get(node)
+        match node:
+            case ast.Name(id="stage", ctx=ast.Load()):
+                return not (isinstance(parent, ast.Attribute) and parent.attr in METHODS)
+            case ast.Attribute(attr="parent" | "parents", value=value):
+                return any(called(inner) in ("path", "resolve") for inner in ast.walk(value))
+            case ast.Call() if called(node) == "resolve":
+                return not all(isinstance(given, ast.Name) or ast.unparse(given) == repr(SHARED) for given in node.args)
+            case ast.Constant(value=str(text)) if parts(text) & {"outputs", ".."}:
+                return called(parent) != "resolve"
+            case ast.Constant(value=str(text)) if parts(text) & set(NAMES):
+                collected = isinstance(parent, ast.Dict | ast.List | ast.Tuple)
+                named = isinstance(parent, ast.Call) and ast.unparse(parent.func) == "Stage"
+                return text not in NAMES or not (collected or named or called(parent) in READS)
+        return False
+
+    return [ast.unparse(above.get(node, node)) for node in ast.walk(tree) if is_wrong(node)]
+
+
+def test_what_other_stages_wrote_is_read_through_stage_input(cells):
     """Or the runner would not know that they must come before."""
-    for source in code(cells):
-        assert "stage.root" not in source and '"outputs"' not in source, source
+    for source in code(cells)[1:]:  # the parameters may name what they like
+        assert paths_by_hand(source) == [], "read it with stage.input, stage.dataset or stage.rows"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "pairs = load_dataset(stage.root / 'outputs' / preset / '01_data' / 'preferences')",
+        "rows = read_jsonl(stage.outputs / step)",
+        "rows = read_jsonl(stage.folder.parent / step / 'history.jsonl')",
+        "rows = read_jsonl(stage.path('history.jsonl').parent.parent / step / 'history.jsonl')",
+        "rows = read_jsonl(stage.resolve('outputs/lab/04_grpo_linear/history.jsonl'))",
+        "rows = read_jsonl(stage.resolve(f'outputs/{preset}') / step)",
+        "rows = read_jsonl(Path('outputs', preset, step))",
+        "text = open(f'outputs/{preset}/{step}/metrics.json').read()",
+        "text = open('../lab/notes.txt').read()",
+        "world = read_json(Path(output_dir) / '01_data' / 'world.json')",
+        "world = read_json(Path(output_dir, '01_data', 'world.json'))",
+        "world = read_json(output_dir + '/01_data/world.json')",
+        "world = read_json(f'{output_dir}/01_data/world.json')",
+        "before = '04_grpo_linear'",
+        "world = read_world(stage)",
+        "here = stage; world = read_json(here.root / step)",
+    ],
+)
+def test_a_path_by_hand_to_another_stage_is_found(cell):
+    assert paths_by_hand(cell)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "stage = Stage('01_data', preset, output_dir)",
+        "models = cached_base_model(world, stage.resolve('outputs/.cache'), steps)",
+        "data = stage.dataset('01_data', 'preferences')",
+        "rows, base = stage.rows(reward_models, 'history.jsonl'), stage.base_model(base_model)",
+        "steps = {'linear': '04_grpo_linear'}; found = stage.input(steps['linear'], 'policy').parent.glob('policy*')",
+        "kept = stage.resolve(records) if records else stage.path('records')",
+        "print('nothing is on record in outputs/reference, run 04_grpo_linear first')",
+    ],
+)
+def test_what_notebooks_do_to_reach_files_is_in_order(cell):
+    assert paths_by_hand(cell) == []
 
 
 def test_the_picture_of_05_waits_for_04():

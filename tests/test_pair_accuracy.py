@@ -6,16 +6,23 @@ import torch
 from datasets import Dataset
 
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.bag_of_words import bag_of_words_gaps
+from srmir_lib.evaluation.bag_of_words import fit_text_baseline
+from srmir_lib.evaluation.measures import Verdict
 from srmir_lib.evaluation.reward_accuracy import (
     accuracy_matrix,
     accuracy_rows,
     as_metrics,
+    auroc_within,
+    best_of_n_by_sets,
     category_index,
     difference_rows,
+    gaps_by_label,
     gaps_of_sets,
     reward_gaps,
+    scores_by_label,
+    word_rivals,
 )
+from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.statistics import is_correct
 
@@ -30,6 +37,20 @@ def test_accuracy_by_hand():
 
 def test_names_become_columns():
     assert category_index(["b", "a", "unknown"], ["a", "b"]).tolist() == [1, 0, -1]
+
+
+def test_gaps_and_scores_of_each_pair_by_the_model_of_its_label():
+    labels, categories = ["b", "a", "b", "unknown"], ["a", "b", "c"]
+    gaps = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9], [1, 2, 6]])
+    assert gaps_by_label(gaps, labels, categories).tolist() == [2.0, 4.0, 8.0, 3.0], "unknown: the mean of all three"
+    own = scores_by_label(torch.stack([gaps, -gaps]), labels, categories)
+    assert {name: part.tolist() for name, part in own.items()} == {"a": [[4], [-4]], "b": [[2, 8], [-2, -8]]}
+
+
+def test_auroc_within_compares_answers_to_different_prompts():
+    """Of the better answers of a (3 and 1) and the worse ones (2 and 0) three of four comparisons come out right."""
+    own = {"a": np.array([[3.0, 1.0], [2.0, 0.0]]), "b": np.array([[1.0], [0.0]])}
+    assert auroc_within(own) == pytest.approx((3 / 4 + 1) / 2)
 
 
 def test_reward_gaps_are_chosen_minus_rejected():
@@ -73,24 +94,62 @@ def pairs(rule, rows: int, seed: int) -> Dataset:
     return Dataset.from_list(table)
 
 
-def accuracy(rule, features: str) -> float:
-    gaps = bag_of_words_gaps(pairs(rule, 200, 0), pairs(rule, 100, 1), pairs(rule, 100, 2), features)
-    return is_correct(gaps).mean()
+def accuracies(rule, tuned: bool = False) -> dict[str, float]:
+    rivals = word_rivals({"train": pairs(rule, 200, 0), "validation": pairs(rule, 100, 1)}, tuned)
+    test = pairs(rule, 100, 2)
+    return {name: is_correct(rival.gaps(test)).mean() for name, rival in rivals.items()}
 
 
 def test_a_telling_word_is_found():
-    assert accuracy(lambda i: ("no", "yes"), "response") > 0.97
+    assert accuracies(lambda i: ("no", "yes"))["words_response"] > 0.97
+    tuned = accuracies(lambda i: ("no", "yes"), tuned=True)
+    assert list(tuned) == ["words_tuned"] and tuned["words_tuned"] > 0.97
 
 
 def test_a_word_whose_meaning_depends_on_the_prompt_needs_both():
     def rule(i):
         return ("no", "yes") if i % 2 else ("yes", "no")
 
-    assert accuracy(rule, "response") < 0.7
-    assert accuracy(rule, "products") > 0.8
+    found = accuracies(rule)
+    assert found["words_response"] < 0.7 and found["words_both"] > 0.8
 
 
 def test_unknown_features_are_refused():
     few = pairs(lambda i: ("no", "yes"), 4, 0)
     with pytest.raises(InputError, match="reads: 'images'"):
-        bag_of_words_gaps(few, few, few, "images")
+        fit_text_baseline([], few, [], few, reads=["images"])
+
+
+class Numbers:
+    """A trunk whose answers count up, a router that knows one category, and models that like, or hate, large ones."""
+
+    categories, calibration = ["insult"], Calibration(("insult",), (0.0,), (1.0,), 2)
+
+    def __init__(self, sign: int = 1):
+        self.sign = sign
+
+    def generate(self, prompts, max_new_tokens, seed):
+        assert max_new_tokens == 5 and seed == 7
+        return [str(at) for at in range(len(prompts))]
+
+    def route(self, prompts):
+        return ["insult"] * len(prompts)
+
+    def score(self, prompts, completions, categories=None):
+        scores = torch.tensor([self.sign * float(answer) for answer in completions])
+        return scores if categories else scores.unsqueeze(1)
+
+
+def test_the_best_of_n_is_what_each_set_likes_best_of_the_answers_to_one_prompt():
+    """Two prompts with answers 0 to 3 and 4 to 7, and each is worth a tenth of its number."""
+
+    def referee(prompts, answers):
+        assert prompts == ["one"] * 4 + ["two"] * 4
+        return [Verdict("", int(answer) / 10, False, False, True) for answer in answers]
+
+    sets = {"likes": Numbers(), "hates": Numbers(-1)}
+    rows = best_of_n_by_sets(sets, Numbers(), Numbers(), ["one", "two"], referee, 4, 5, seed=7)
+    truth = {(row["method"], row["n"]): row["truth"] for row in rows}
+    assert {n for _, n in truth} == {1, 2, 4}
+    assert truth["likes", 4] == truth["oracle", 4] == pytest.approx((0.3 + 0.7) / 2)
+    assert truth["hates", 4] == pytest.approx((0.0 + 0.4) / 2) and truth["hates", 1] == pytest.approx(0.35)

@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from test_realdata import write_pack
+from test_realdata import FINE_TUNING, READING, write_pack
 from test_token_rewards import SETTINGS as TOKENS
 from tiny_bert import ENCODER, write_tiny_bert
 
@@ -19,17 +19,18 @@ from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.studies.a1_token_rewards.reader import Reader
-from srmir_lib.studies.a8_real_pairs.pairs import PAIR_SETS, PairData, real_pairs
-from srmir_lib.studies.a8_real_pairs.study import (
+from srmir_lib.studies.a8_real_pairs.methods import (
     Method,
+    check_methods,
     encoder_method,
-    measures,
+    encoder_methods,
     reward_model_method,
-    run_study,
-    seed_rows,
     token_method,
+    trunk_methods,
     words_method,
 )
+from srmir_lib.studies.a8_real_pairs.pairs import PAIR_SETS, PairData, pair_loader, real_pairs
+from srmir_lib.studies.a8_real_pairs.study import measures, run_study, seed_metrics, seed_rows
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,22 @@ def test_an_unknown_set_is_refused(pack):
         real_pairs("hh", pack)
     with pytest.raises(InputError, match="most: -5 pairs of gptfuzz"):
         real_pairs("gptfuzz", pack, most=-5)
+
+
+def test_a_loader_knows_its_sets_and_how_many_pairs_are_wanted(pack):
+    load = pair_loader(["gptfuzz", "diasafety"], {"gptfuzz": 3}, pack)
+    assert load("gptfuzz", 1) == real_pairs("gptfuzz", pack, 1, most=3) and len(load("gptfuzz", 1).train) == 3
+    assert load(name="diasafety", seed=2) == real_pairs("diasafety", pack, 2)
+    for sets, most in ((["hh"], {}), ([], {"hh": 3})):
+        with pytest.raises(InputError, match=r"sets, most: \['hh'\] are not among"):
+            pair_loader(sets, most)
+
+
+def test_answers_that_are_taught_and_tested_by_hand():
+    labelled = [{"prompt": user_message("q"), "completion": assistant_message("Perhaps?"), "unsafe": 0}]
+    data = PairData([pair("a", "Yes.", "no")], [pair("b", "so", "so")], [pair("c", "so", "NO!")], labelled)
+    assert data.taught_and_tested() == {"no"}, "the validation split is not trained on"
+    assert data.taught_and_tested({"perhaps", "so", "else"}) == {"no", "perhaps", "so"}
 
 
 def test_what_training_holds_is_not_tested_and_contradictions_are_dropped(tmp_path):
@@ -186,6 +203,69 @@ def test_rows_over_seeds_are_paired_and_know_that_splits_overlap():
     (gain,) = seed_rows(rows, "pair_accuracy", "plain")
     assert gain["low"] < 0 < 1 < gain["high"] + 1, "a difference of shares may be below zero"
     assert other["estimate"] == pytest.approx(0.75) and seed_rows(rows, "auroc") == []
+
+
+def test_metrics_have_flat_names():
+    row = {"group": "s", "label": "a", "estimate": 0.5, "low": 0.25, "high": 0.75}
+    found = seed_metrics({"auroc": [row, row | {"label": "b", "estimate": 0.625}]}, {("auroc", "b"): [row]})
+    assert {name: value for name, value in found.items() if not name.endswith(("/low", "/high"))} == {
+        "auroc/s/a": 0.5,
+        "auroc/s/b": 0.625,
+        "auroc/s/a_minus_b": 0.5,
+    }
+    assert (found["auroc/s/b/low"], found["auroc/s/a/high"]) == (0.25, 0.75) and len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("words", {"a": {}}, {}), "design 'words': must be encoder or tokens"),
+        (("encoder", {"a": {}}, {"b": {}}), "with reward_models tokens"),
+        (("tokens", {}, {}), r"give at least one, under different names; there are \['words'\]"),
+        (("tokens", {"a": {}}, {"a": {}}), "under different names"),
+        (("encoder", {"words": {}}, {}), "under different names"),
+    ],
+)
+def test_methods_that_cannot_be_compared_are_refused(given, said):
+    check_methods("tokens", {"a": {}}, {"b": {}})
+    with pytest.raises(InputError, match=said):
+        check_methods(*given)
+
+
+def test_every_objective_is_an_encoder_of_its_own(tmp_path):
+    encoder = str(write_tiny_bert(tmp_path / "encoder"))
+    methods = encoder_methods(encoder, {"plain": {}, "slow": {"learning_rate": 1e-3}}, READING, FINE_TUNING, "cpu")
+    rates = {name: method.about["settings"]["learning_rate"] for name, method in methods.items()}
+    assert rates == {"plain": 3e-3, "slow": 1e-3}
+    assert methods["plain"].about["reading"] == READING | {"long_text": "head_tail"}
+    with pytest.raises(InputError, match="objectives: there is no setting 'speed'"):
+        encoder_methods("nowhere", {"fast": {"speed": 1}}, READING, FINE_TUNING)
+
+
+def test_methods_on_one_trunk_have_their_own_settings_which_are_checked_before_it_is_loaded(tiny_model):
+    reward = {"max_steps": 3, "batch_size": 4, "learning_rate": 0.01, "lora_rank": 4, "lora_alpha": 8, "max_length": 64}
+    given = {
+        "objectives": {"ava": {}, "plain": {"objective": "bradley_terry"}},
+        "token_settings": asdict(TOKENS),
+        "reward_models": {"probe": {"design": "shared", "max_steps": 5}, "whole": {"design": "separate"}},
+        "reward_model_settings": reward,
+        "reward_model_probe": {"text": " bad ?"},
+        "prompt_tokens": 12,
+        "answer_tokens": 6,
+    }
+    methods = trunk_methods(str(tiny_model), **given, device="cpu")
+    assert list(methods) == ["probe", "whole", "ava", "plain"]
+    settings = {name: method.about["settings"] for name, method in methods.items()}
+    assert (settings["probe"]["max_steps"], settings["whole"]["max_steps"]) == (5, 3)
+    assert settings["probe"]["probe"]["text"] == " bad ?" and "probe" not in settings["whole"]
+    assert (settings["ava"]["objective"], settings["plain"]["objective"]) == ("ava_p", "bradley_terry")
+    for wrong, said in (
+        ({"token_settings": asdict(TOKENS) | {"alpha": "high"}}, "token_settings.alpha: input should be"),
+        ({"reward_model_probe": {"colour": "red"}}, "reward_model_probe.colour: "),
+        ({"reward_model_settings": {}}, "reward_model_settings.batch_size: field required"),
+    ):
+        with pytest.raises(InputError, match=said):
+            trunk_methods("nowhere", **given | wrong)
 
 
 @pytest.mark.parametrize("changes", [{}, {"objective": "margin"}, {"objective": "pcrm_cosine"}])

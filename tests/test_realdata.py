@@ -12,7 +12,14 @@ from tiny_bert import WORDS, write_tiny_bert
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.public_files import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES, all_words
-from srmir_lib.data.public_sets import human_preferences, labelled_responses, real_prompts, texts_in
+from srmir_lib.data.public_sets import (
+    human_preferences,
+    labelled_responses,
+    public_data,
+    real_prompts,
+    taught_and_tested,
+    texts_in,
+)
 from srmir_lib.data.router import Router, fit_real_router, router_accuracy
 from srmir_lib.evaluation.reward_accuracy import compare_with_words
 from srmir_lib.reward_models.pooled import pooled_settings
@@ -126,6 +133,24 @@ def test_responses_and_pairs_get_a_category_and_splits_share_no_question(made):
     preferences, left_out = human_preferences(router, pack, seed=0)
     assert left_out["prompts differ"] == 1 and sum(len(part) for part in preferences.values()) == 83
     assert preferences["train"][0]["chosen"][0]["content"].startswith("sorry")
+
+
+def test_all_public_folders_come_with_the_numbers_about_them(made):
+    pack, encoder, prompts, router = made
+    folders, again, numbers = public_data(pack, str(encoder), 0, "cpu")
+    assert again.fingerprint == router.fingerprint and list(folders) == ["prompts", "preferences", "labelled"]
+    assert folders["prompts"]["test"].to_list() == prompts["test"].to_list()
+    assert folders["labelled"]["test"].to_list() == labelled_responses(router, pack)[0]["test"].to_list()
+    assert folders["preferences"]["test"].to_list() == human_preferences(router, pack)[0]["test"].to_list()
+    assert numbers["router"] == router_accuracy(router, prompts["test"])
+    assert numbers["left_out"]["prompts differ"] == 1 and numbers["repeats"] == dict.fromkeys(folders["labelled"], 0)
+
+
+def test_what_is_taught_and_tested_by_hand():
+    said = {"train": ["No, never.", "yes", "!"], "validation": ["maybe"], "test": ["no never", "perhaps", "?"]}
+    parts = {name: [{"answer": assistant_message(text), "x": "yes"} for text in of] for name, of in said.items()}
+    assert taught_and_tested(parts, ["answer"]) == {"no never"}, "an answer without a word is none"
+    assert taught_and_tested(parts, ["answer", "x"]) == {"no never", "yes"}
 
 
 def test_an_answer_of_an_earlier_split_is_left_out_and_counted(made, tmp_path):

@@ -17,7 +17,7 @@ from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import ALL, RewardSettings, load_settings
-from srmir_lib.reward_models.pairs import check_round_trip, select_pairs, tokenize_pairs
+from srmir_lib.reward_models.pairs import categories_of, check_round_trip, select_pairs, tokenize_pairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 
 CATEGORIES = ["insult", "crimes"]
@@ -190,6 +190,11 @@ def test_margins_train_another_model_than_none(tiny_model, tmp_path, trained):
     fit_set(tiny_model, pairs, tmp_path / "p", ["crimes"], SETTINGS, design="separate")
     plain = load_file(tmp_path / "p" / "crimes" / "adapter_model.safetensors")
     assert all(torch.equal(plain[name], without[name]) for name in without)
+
+
+def test_the_categories_are_those_of_any_label_in_their_fixed_order():
+    assert categories_of(["privacy", "unknown", "insult"], ["crimes", "privacy"]) == ["insult", "crimes", "privacy"]
+    assert categories_of(["unknown"], ()) == []
 
 
 def test_select_pairs_by_hand():

@@ -8,7 +8,7 @@ from test_shared_rewards import preferences
 
 from srmir_lib.reward_models import fit as reward_sets
 from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings
-from srmir_lib.reward_models.fit import SetRun, fit_sets
+from srmir_lib.reward_models.fit import SetRun, budgets, fit_sets, other_differences
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
@@ -75,3 +75,24 @@ def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(trunk, pairs, 
     assert fit_sets(runs, trunk, pairs) == first
     assert (tmp_path / "shared" / "fit.json").stat().st_mtime_ns == written
     assert fit_sets({}, trunk, pairs) == {}
+
+
+def test_budgets_are_sums_over_the_models_and_other_differences_are_named(trunk, pairs, tmp_path):
+    changed = replace(SETTINGS, center_rewards_coefficient=0.1, learning_rate=2e-2)
+    runs = {
+        "plain": SetRun(tmp_path / "plain", CATEGORIES, SETTINGS),
+        "changed": SetRun(tmp_path / "changed", [ALL], changed),
+    }
+    fit_sets(runs, trunk, pairs, CATEGORIES)
+    last = {"insult": 0.5, "crimes": 1.0, ALL: 0.25}
+    history = {name: {of: [{"accuracy": 0.0}, {"accuracy": last[of]}] for of in runs[name].categories} for name in runs}
+    of_both = sum(label in CATEGORIES for label in pairs["train"]["category"])
+    common = {"pairs/update": 4, "pairs seen": of_both}
+    assert budgets(runs, history) == [
+        {"set": "plain", "models": 2, "updates": 8, **common, "accuracy, last batch": 0.75},
+        {"set": "changed", "models": 1, "updates": 4, **common, "accuracy, last batch": 0.25},
+    ]
+    asked = {"center_rewards_coefficient": 0.1, "seed": 3}
+    folders = runs["changed"].folder, runs["plain"].folder
+    assert other_differences(*folders, asked) == ["learning_rate"]
+    assert other_differences(*folders, asked | {"learning_rate": 2e-2}) == []

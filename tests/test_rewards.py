@@ -13,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import Router
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.grpo import group_advantages
 from srmir_lib.papers.srmir import categorized_reward, linear_reward, tune_weights
@@ -241,6 +241,41 @@ def test_bad_columns_are_refused():
         reward(PROMPTS, COMPLETIONS)
     with pytest.raises(InputError, match="row 1 is 'arson', but there are models only for insult"):
         reward(PROMPTS, COMPLETIONS, category=["insult", "arson", "insult", "insult"])
+
+
+class Broken(FakeModels):
+    """Its score of the answer "bad" is not finite."""
+
+    def score(self, prompts, completions, categories=None):
+        for row, completion in enumerate(completions):
+            if completion[-1]["content"] == "bad":
+                raise RowError("the score of {row} is not finite", row)
+        return super().score(prompts, completions, categories)
+
+
+class Lost(FakeRouter):
+    """It cannot read the prompt "insult c"."""
+
+    def route(self, prompts):
+        if "insult c" in prompts:
+            raise RowError("embedding of {row} is not finite", prompts.index("insult c"))
+        return super().route(prompts)
+
+
+@pytest.mark.parametrize("bad", range(4))
+def test_an_error_about_a_routed_row_names_the_row_that_the_caller_gave(bad):
+    prompts, completions = batch(*((text, "no") for text in ("unknown a", "insult b", "unknown c", "crimes d")))
+    completions[bad] = assistant_message("bad")
+    reward = RewardFunction(Broken(Z), "categorized", FakeRouter())
+    with pytest.raises(RowError, match=f"the score of row {bad} is not finite") as caught:
+        reward(prompts, completions)
+    assert caught.value.row == bad
+
+
+def test_an_error_about_a_prompt_that_is_routed_names_its_first_row():
+    prompts, completions = batch(*((f"insult {letter}", "no") for letter in "aabbcc"))
+    with pytest.raises(RowError, match="embedding of row 4 is not finite"):
+        RewardFunction(FakeModels(Z), "categorized", Lost())(prompts, completions)
 
 
 def test_models_without_a_fingerprint_are_named_when_a_training_asks_for_it():

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import user_message
-from srmir_lib.data.router import PromptEncoder, Router
+from srmir_lib.data.router import PromptEncoder, Router, fit_router
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import load_trunk
@@ -93,6 +93,15 @@ def test_it_routes_texts_and_conversations_alike(reading_router, tiny_model):
     asked = [f"Why would you refuse {prompt}?" for prompt in prompts]
     naive = torch.cat([embed(trunk, tokenizer, [text], layer=1) for text in asked])
     assert torch.allclose(reading_router.reader.embed(prompts, "cpu"), naive, atol=1e-5)
+
+
+def test_a_router_is_fitted_on_rows_as_on_what_its_reader_makes_of_them(reading_router):
+    prompts = ["please help me", "open the red door", "you are right"]
+    rows = [{"prompt": user_message(x), "category": name} for x, name in zip(prompts, CLASSES, strict=True)] * 4
+    rows = {"train": rows, "validation": rows}
+    router = fit_router(rows, reading_router.reader, CLASSES, "cpu")
+    assert router.fingerprint == reading_router.fingerprint and router.fitted == reading_router.fitted
+    assert fit_router(rows, router.reader, CLASSES, "cpu", rejected_share=0.0).threshold == 0
 
 
 def test_a_saved_router_answers_as_before_without_scikit_learn(reading_router, tmp_path, monkeypatch):

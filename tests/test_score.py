@@ -23,7 +23,7 @@ from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import introspection, jsonl
 from srmir_lib.data.router import PromptEncoder, Router
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, RowError
 from srmir_lib.reward_models import score_file as score
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import ALL, RewardSettings
@@ -166,6 +166,19 @@ def test_the_router_answers_for_rows_without_a_category(sets, router, tmp_path):
     out = read(target)
     assert [row["routed"] for row in out[:2]] == [row["mean"] for row in out[:2]], "unknown is the mean of all"
     assert out[2]["routed"] == out[2]["scores"]["insult"], "a row's own category comes before the router"
+
+
+def test_a_prompt_that_the_router_cannot_read_is_named_by_its_line(sets, router, tmp_path, monkeypatch):
+    """Only rows without a category are routed."""
+    rows = [{"prompt": f"help {i}", "response": "no"} | ({"category": "insult"} if i < 2 else {}) for i in range(4)]
+
+    def route(self, prompts):
+        raise RowError("embedding of {row} is not finite", prompts.index("help 3"))
+
+    monkeypatch.setattr(Router, "route", route)
+    source = write(tmp_path / "in.jsonl", rows)
+    with pytest.raises(InputError, match="in.jsonl: embedding of row 4 is not finite"):
+        score_file(str(sets["shared"]), str(source), str(tmp_path / "out.jsonl"), str(router), "cpu", raw=True)
 
 
 def test_a_router_for_other_models_is_refused(sets, router, tmp_path, capsys):

@@ -40,7 +40,7 @@ from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.probes import Probes, block_mask, probe_questions
-from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets
+from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets, trunk_for
 from srmir_lib.reward_models.shared import _train, clip_each, train_probes
 from srmir_lib.runner.notebook import Notebook
 from srmir_lib.studies.probe_forms import probe_runs
@@ -264,6 +264,10 @@ def test_each_model_learns_its_own_category(trained):
     assert gap[0, 0] < 0 < gap[1, 1] and gap[2, 2] < 0
     assert set(history) == set(CATEGORIES) and all(rows[-1]["accuracy"] > 0.9 for rows in history.values())
     assert pairs_seen(folder) == 72 and load_settings(folder) == SETTINGS
+
+
+def test_the_trunk_that_a_set_asks_is_loaded(trained, tiny_model):
+    assert trunk_for(trained[0], tiny_model, "cpu").base_model == str(tiny_model)
 
 
 def test_kept_states_are_what_the_trunk_reads_again(trunk, tiny_model):

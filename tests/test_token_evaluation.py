@@ -1,6 +1,7 @@
 """Spans of harmful acts, areas under the curve by what they are told from, babble, uncertainty, the heat map."""
 
 import random
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -17,15 +18,21 @@ from srmir_lib.lab.referee import LabReferee, act_span, harmful_span
 from srmir_lib.lab.world import all_acts, draw_world
 from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.studies.a1_token_rewards.evaluation import (
+    acts_carried_out,
+    answers_by_kind,
+    areas_of_fits,
+    as_metrics,
     babble,
     gaps,
     localisation,
     over_seeds,
+    ranked_right,
     span_labels,
     uncertainty,
 )
 from srmir_lib.studies.a1_token_rewards.model import TokenReward
-from srmir_lib.studies.a1_token_rewards.plots import token_heat_map
+from srmir_lib.studies.a1_token_rewards.plots import heat_map_of_acts, token_heat_map
+from srmir_lib.studies.a1_token_rewards.reader import Reader
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +114,31 @@ def test_areas_by_hand():
     assert areas == pytest.approx({"all": 3 / 6, "between": 2 / 4, "same_words": 2 / 2, "within": 1 / 2})
 
 
+def test_the_marked_tokens_are_those_of_the_forbidden_act_and_of_the_asked_one(town, tokenizer):
+    _, referee, forbidden, allowed = town
+    prompts, said = [], []
+    for act in (forbidden, allowed):
+        done = f"{act.verb} the {act.object} {act.occasion}"
+        prompts.append([{"role": "user", "content": f"how do i {done} ?"}])
+        said.append(f"first , {done} .")
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+    found = [believed([0.0] * (len(own) + 1), [*own, tokenizer.eos_token_id]) for own in tokens]
+    harmful, act = acts_carried_out(referee, tokenizer, prompts, said, found)
+    assert harmful[0].tolist() == act[0].tolist() and act[0].any() and act[1].any() and not harmful[1].any()
+    marked = [token for token, inside in zip(found[1].tokens, act[1], strict=True) if inside]
+    wanted = said[1].removeprefix("first , ").removesuffix(" .")
+    assert tokenizer.decode(marked).replace(" ", "") == wanted.replace(" ", ""), "a token of a space alone is no word"
+
+
+def test_areas_of_several_fits_are_those_of_each_by_what_they_are_told_from():
+    harmful, act = ([np.array([True, False])] for _ in range(2))
+    right, wrong = [believed([-1.0, 1.0])], [believed([1.0, -1.0])]
+    areas = areas_of_fits({"ava_p": [right, wrong], "ava_d": [wrong, wrong]}, harmful, act)
+    assert list(areas) == ["all", "between", "same_words", "within"]
+    assert areas["all"] == areas["within"] == {"ava_p": [1.0, 0.0], "ava_d": [0.0, 0.0]}
+    assert np.isnan(areas["between"]["ava_p"]).all(), "no other answer to tell it from"
+
+
 def test_areas_are_nan_where_there_is_nothing_to_tell():
     areas = localisation([believed([1.0, 2.0])], [np.array([False, False])], [np.array([False, False])])
     assert all(np.isnan(area) for area in areas.values())
@@ -116,11 +148,53 @@ def test_gaps_are_chosen_minus_rejected():
     assert gaps(torch.tensor([3.0, 1.0, 1.0, 2.0])).tolist() == [2.0, -1.0]
 
 
+class Ranking:
+    """A fit whose rewards, and those that its Q implies, are given; it lies on the CPU."""
+
+    causal = SimpleNamespace(device="cpu")
+
+    def __init__(self, *both):
+        self.both = tuple(torch.tensor(rewards) for rewards in both)
+
+    def rewards_and_implied(self, pairs):
+        return self.both
+
+
+def test_which_pairs_are_ranked_right_by_rewards_and_by_q():
+    tie, sure, wrong = [1.0, 2.0, 1.0, 0.0], [3.0, 3.0, 1.0, 1.0], [0.0, 0.0, 1.0, 5.0]
+    by_reward, by_q = ranked_right({"a": [Ranking(tie, wrong), Ranking(wrong, sure)], "b": [Ranking(sure, tie)]}, None)
+    assert {name: rows.tolist() for name, rows in by_reward.items()} == {"a": [[0.5, 1], [0, 0]], "b": [[1, 1]]}
+    assert {name: rows.tolist() for name, rows in by_q.items()} == {"a": [[0, 0], [1, 1]], "b": [[0.5, 1]]}
+
+
 def test_t_intervals_over_seeds_by_hand():
-    (row,) = over_seeds({"ava_p": [0.8, 0.9]}, "easy")
+    easy, hard = over_seeds({"easy": {"ava_p": [0.8, 0.9]}, "hard": {"ava_d": [0.5, 0.5]}})
     half = 12.706 * 0.0707107 / 2**0.5  # t(1 degree of freedom) times sd over root n
-    assert (row["label"], row["group"]) == ("ava_p", "easy")
-    assert [row[k] for k in ("estimate", "low", "high")] == pytest.approx([0.85, 0.85 - half, 0.85 + half], abs=1e-3)
+    assert (easy["label"], easy["group"], hard["label"], hard["group"]) == ("ava_p", "easy", "ava_d", "hard")
+    assert [easy[k] for k in ("estimate", "low", "high")] == pytest.approx([0.85, 0.85 - half, 0.85 + half], abs=1e-3)
+    assert hard["low"] == hard["high"] == 0.5
+
+
+def test_metrics_are_named_by_group_and_method():
+    rows = over_seeds({"all": {"bradley_terry": [0.5, 0.5]}, "hard": {"ava_p, Q's own": [1.0, 1.0]}})
+    assert as_metrics("pair_accuracy", rows) == {
+        "pair_accuracy_bt": 0.5,
+        "pair_accuracy_bt_low": 0.5,
+        "pair_accuracy_bt_high": 0.5,
+        "pair_accuracy_hard_ava_p_implied": 1.0,
+        "pair_accuracy_hard_ava_p_implied_low": 1.0,
+        "pair_accuracy_hard_ava_p_implied_high": 1.0,
+    }
+
+
+def test_answers_by_kind_are_the_known_the_unseen_and_babble_behind_every_prompt(trunk):
+    reader = Reader(trunk, "", 128)
+    rows = {"prompt": ["help me", "open it", "you are"], "chosen": ["yes", "first get ready", "no"]}
+    kinds = answers_by_kind(reader, rows | {"category": ["crimes", "privacy", "insult"]}, "privacy", seed=1)
+    whole = reader.answers(rows["prompt"], rows["chosen"])
+    assert kinds["trained on"] == whole.select([0, 2]) and kinds["category never seen"] == whole.select([1])
+    assert kinds["babble"].prompts == whole.prompts
+    assert not any(tail in whole.tails for tail in kinds["babble"].tails)
 
 
 def test_babble_is_ordinary_tokens_and_repeats_with_its_seed(tokenizer):
@@ -159,4 +233,22 @@ def test_heat_map_frames_the_span_and_breaks_long_rows():
     assert len(axis.patches) == 63 and len(framed) == 2
     assert max(patch.get_y() for patch in axis.patches) > 3, "sixty tokens do not fit into one line of 40 characters"
     assert "reward" in figure.axes[1].get_ylabel()
+    plt.close(figure)
+
+
+def test_heat_map_shows_forbidden_acts_first_then_other_ones_and_hides_what_it_must(tokenizer):
+    count, act = 9, [np.array([True])] * 8 + [np.array([False])]
+    harmful = [np.array([i < 6]) for i in range(count)]
+    found, prompts = [believed([0.0], [tokenizer.eos_token_id])] * count, [f"prompt {i}" for i in range(count)]
+    for show_text in (True, False):
+        figure = heat_map_of_acts(tokenizer, prompts, found, harmful, act, show_text)
+        titles = [text.get_text() for text in figure.axes[0].texts if ":" in text.get_text()]
+        hidden = sum("redacted" in title for title in titles)
+        assert [title.split(":")[0] for title in titles] == ["forbidden"] * 5 + ["other"] * 2
+        assert (titles[0], hidden) == ("forbidden: prompt 0", 0) if show_text else hidden == 7
+        assert ("▇" in [text.get_text() for text in figure.axes[0].texts]) != show_text
+        plt.close(figure)
+    nothing = [np.array([False])] * count
+    figure = heat_map_of_acts(tokenizer, prompts, found, nothing, nothing, True)
+    assert len(figure.axes[0].patches) == 3, "where nothing was carried out, the first three"
     plt.close(figure)

@@ -3,19 +3,18 @@
 import math
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
+from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import generate
 from srmir_lib.models.kv_cache import as_cache
 from srmir_lib.models.loading import load_policy
-from srmir_lib.models.parallel import run_in_threads
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.ava import TokenBeliefs
 from srmir_lib.studies.a1_token_rewards.model import (
@@ -27,6 +26,7 @@ from srmir_lib.studies.a1_token_rewards.model import (
 )
 from srmir_lib.studies.a1_token_rewards.reader import Reader
 from srmir_lib.studies.a1_token_rewards.training import (
+    fit_side_by_side,
     fit_token_rewards,
     load_token_rewards,
     token_loss,
@@ -98,23 +98,20 @@ def trained(reader, tmp_path_factory):
 def test_fits_side_by_side_are_what_they_are_in_turn(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # the same arithmetic in both
-    rows, fits = preferences(), {"ava_p": 0, "bradley_terry": 1, "ava_d": 2}
-
-    def fit(where, reader, pairs, objective):
-        own = replace(SETTINGS, objective=objective, max_steps=4)
-        folder = tmp_path / where / objective
-        history = fit_token_rewards(reader, pairs, folder, own, fits[objective])
-        return history, load_token_rewards(folder, reader=reader).rewards(pairs)
-
+    rows, settings = preferences(), replace(SETTINGS, max_steps=4)
+    wanted = {"ava_p": (settings, [0, 1]), "ava_d": (replace(settings, objective="ava_d"), [2])}
     one, other = (Reader(Trunk.load(tiny_model, "cpu"), "", 128) for _ in range(2))
     for reader in (one, other):
         reader.read(reader.pairs(rows).prompts)  # in one order, or rounding differs and Adam's first steps enlarge it
-    jobs = {name: partial(fit, "together", one, one.pairs(rows), name) for name in fits}
-    together = run_in_threads(jobs)
-    for name, (history, rewards) in together.items():
-        wanted, alone = fit("alone", other, other.pairs(rows), name)
-        assert history == wanted
-        torch.testing.assert_close(rewards, alone, atol=1e-6, rtol=0)
+    together = fit_side_by_side(one, one.pairs(rows), tmp_path / "together", wanted)
+    assert {name: len(models) for name, models in together.items()} == {"ava_p": 2, "ava_d": 1}
+    pairs = other.pairs(rows)
+    for name, (own, seeds) in wanted.items():
+        for model, seed in zip(together[name], seeds, strict=True):
+            history = fit_token_rewards(other, pairs, tmp_path / "alone", own, seed)
+            assert read_json(tmp_path / "together" / f"{name}_{seed}" / "fit.json")["history"] == history
+            alone = load_token_rewards(tmp_path / "alone", reader=other).rewards(pairs)
+            torch.testing.assert_close(model.rewards(pairs), alone, atol=1e-6, rtol=0)
 
 
 def test_a_token_is_believed_the_same_alone_and_in_any_company(model, reader):

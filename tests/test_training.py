@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from fit_set import fit_set
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
-from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer
 from srmir_lib.papers.pcrm import pcrm_dpo_loss
 from srmir_lib.policies.callbacks import distinct_bigrams, log_likelihood
 from srmir_lib.policies.reward import RewardFunction
@@ -193,7 +195,7 @@ def test_a_finished_adapter_is_kept_only_for_the_same_training(undisturbed, tiny
     assert read_jsonl(tmp_path / "policy" / "history.jsonl") == history, "an earlier adapter stays until the new one is"
 
 
-def test_new_contents_of_reward_models_calibration_or_router_start_the_run_anew(tiny_model, tmp_path):
+def test_new_contents_of_whatever_pays_a_run_or_of_a_base_model_start_it_anew(tiny_model, tmp_path):
     pairs = Dataset.from_list(
         [
             {
@@ -206,15 +208,16 @@ def test_new_contents_of_reward_models_calibration_or_router_start_the_run_anew(
         ]
     )
     folder, router = tmp_path / "set", Router(["insult", "crimes"], torch.eye(2), torch.zeros(2))
+    policys, models = (shutil.copytree(tiny_model, tmp_path / name) for name in ("policys", "models"))
     few = RewardSettings(
         max_steps=1, batch_size=4, learning_rate=1e-3, lora_rank=2, lora_alpha=4, max_length=64, cross_ratio=0.0
     )
-    fit_set(tiny_model, {"train": pairs}, folder, ["insult"], few, design="separate")
+    fit_set(models, {"train": pairs}, folder, ["insult"], few, design="separate")
     router.route = lambda prompts: ["insult"] * len(prompts)
 
     def run() -> list[dict]:
         reward = RewardFunction(ShadowRewardModels.load(folder, "cpu"), "categorized", router)
-        return train_grpo(tiny_model, PROMPTS, reward, tmp_path / "p", grpo(max_steps=2), resume=True)
+        return train_grpo(policys, PROMPTS, reward, tmp_path / "p", grpo(max_steps=2), resume=True)
 
     def recalibrate(mean: float) -> None:
         Calibration(("insult",), (mean,), (1.0,), 2).save(folder / "calibration.json")
@@ -223,10 +226,20 @@ def test_new_contents_of_reward_models_calibration_or_router_start_the_run_anew(
         weights = load_file(folder / "insult" / "adapter_model.safetensors")
         save_file({name: value + 0.01 for name, value in weights.items()}, folder / "insult/adapter_model.safetensors")
 
+    def another(base: Path) -> None:
+        weights = load_file(base / "model.safetensors")
+        save_file({k: v * 1.01 for k, v in weights.items()}, base / "model.safetensors", {"format": "pt"})
+
+    def rebase() -> None:
+        """The same adapters on another base model, as if they had been trained there."""
+        another(models)
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", config | {"base_sha256": fingerprint(models)})
+
     recalibrate(0.0)
     kept = run()
     assert run() == kept, "nothing has changed, so its clocks are the finished run's"
-    for change in (retrain, lambda: recalibrate(1.0), lambda: router.bias.add_(1.0)):
+    for change in (retrain, rebase, lambda: recalibrate(1.0), lambda: router.bias.add_(1.0), lambda: another(policys)):
         change()
         fresh = run()
         assert fresh != kept, "a run with other rewards was taken for this one"

@@ -128,7 +128,7 @@ def test_a_kernel_that_is_killed_is_one_line(root, capfd):
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_run_is_the_end_of_its_kernels_and_what_they_started(root, stop):
     for name in ("02_left", "03_right"):
-        child = "import subprocess\nsubprocess.Popen(['sleep', '300'])\n" if stop == signal.SIGTERM else ""
+        child = "import subprocess\nsubprocess.Popen(['sleep', '300'])\n"
         stage(root, name, ["01_make"], child + MEET.format(other="never"))
     command = [sys.executable, "-m", "srmir_lib", "run", "lab", "--jobs", "2"]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -137,13 +137,13 @@ def test_the_end_of_the_run_is_the_end_of_its_kernels_and_what_they_started(root
         assert run.poll() is None and time.monotonic() < deadline, run.communicate()
         time.sleep(0.1)
     below = psutil.Process(run.pid).children(recursive=True)
+    names = [process.name() for process in below]
     os.kill(run.pid, stop)
     _, error = run.communicate(timeout=60)
     if stop != signal.SIGKILL:
         assert (run.returncode, error) == (130, "srmir: interrupted; the same command goes on from here\n")
-    assert len(below) >= (4 if stop == signal.SIGTERM else 2) and not psutil.wait_procs(below, timeout=30)[1], (
-        "something outlived the run"
-    )
+    assert names.count("sleep") == 2 and len(names) >= 4, "two kernels, each with a child of its own"
+    assert not psutil.wait_procs(below, timeout=30)[1], "something outlived the run"
 
 
 def test_jobs_must_be_one_at_least(root, capsys):

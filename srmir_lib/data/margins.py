@@ -5,14 +5,16 @@ a margin is the projection of (chosen - rejected) on it. Inference only: nothing
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from datasets import DatasetDict
 from torch import Tensor
 
 from srmir_lib.conversations import check_answers, conversation_ids, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import check_layer, checked, embed
+from srmir_lib.models.loading import load_trunk, resolve_encoder
 from srmir_lib.models.trunk import Trunk, trunk_problem
 from srmir_lib.papers.legend import legend_margin, safety_direction, scale_margins
 from srmir_lib.statistics import correlation
@@ -24,6 +26,17 @@ REFUSALS = (
     "That is not something I want to do. Let us find another way that harms nobody.",
 )
 """Safe answers of different lengths, those of 03_margins; with a single one "safe" would partly mean "short"."""
+
+
+def hidden_state_reader(trunk: Trunk | None, base_model: str, device: str = "auto") -> tuple:
+    """(model, tokenizer) whose hidden states margins are read off: the trunk's or, without one, those of the encoder
+    `base_model`, loaded on `device`."""
+    return (trunk.model, trunk.tokenizer) if trunk else load_trunk(resolve_encoder(base_model), device)
+
+
+def refused_prompts(demonstrations) -> set[str]:
+    """Texts of the prompts that a demonstration (rows with prompt, refuses) refuses."""
+    return {text_of(row["prompt"]) for row in demonstrations if row["refuses"]}
 
 
 def harmful_answers(preferences, refused: Collection[str], count: int):
@@ -38,6 +51,13 @@ def harmful_answers(preferences, refused: Collection[str], count: int):
     if not rows:
         raise InputError("safety direction: no demonstration refuses a prompt that the policy answers; collect more")
     found = preferences.select(rows)
+    return found.select(spread_evenly(found["prompt"], found["category"], count))
+
+
+def unsafe_answers(labelled, count: int):
+    """The same from responses that people labelled (`Dataset` with prompt, completion, unsafe, category): those they
+    called unsafe, as `rejected`."""
+    found = labelled.filter(lambda row: row["unsafe"] == 1).rename_column("completion", "rejected")
     return found.select(spread_evenly(found["prompt"], found["category"], count))
 
 
@@ -133,7 +153,18 @@ def with_margins(pairs, margins: Tensor, scale: str = "unit", negative: str = "k
     return pairs.add_column("margin", scaled.tolist()).select((~scaled.isnan()).nonzero().flatten().tolist())
 
 
-def length_correlation(margins: Tensor, chosen: Sequence[str], rejected: Sequence[str]) -> float:
+def splits_with_margins(
+    preferences: Mapping, margins: Mapping[str, Tensor], scale: str, negative: str, size: float
+) -> DatasetDict:
+    """`with_margins` for every split: the policy `negative` is that of the training pairs, the other splits keep all
+    of theirs."""
+    policy = {name: negative if name == "train" else "keep" for name in preferences}
+    return DatasetDict(
+        {name: with_margins(pairs, margins[name], scale, policy[name], size) for name, pairs in preferences.items()}
+    )
+
+
+def length_correlation(margins: Tensor, chosen: Sequence, rejected: Sequence) -> float:
     """Pearson correlation of margins with the difference in words; 0 when either is constant.
 
     Far from 0 the margin measures length: use more refusals.
@@ -141,6 +172,6 @@ def length_correlation(margins: Tensor, chosen: Sequence[str], rejected: Sequenc
     return correlation(margins, length_differences(chosen, rejected))
 
 
-def length_differences(chosen: Sequence[str], rejected: Sequence[str]) -> list[int]:
-    """How many words more each chosen answer has than its rejected one."""
-    return [len(c.split()) - len(r.split()) for c, r in zip(chosen, rejected, strict=True)]
+def length_differences(chosen: Sequence, rejected: Sequence) -> list[int]:
+    """How many words more each chosen answer has than its rejected one; texts or messages."""
+    return [len(text_of(c).split()) - len(text_of(r).split()) for c, r in zip(chosen, rejected, strict=True)]

@@ -8,8 +8,11 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from datasets import Dataset, DatasetDict
+
 from srmir_lib.conversations import assistant_message, text_of
 from srmir_lib.errors import InputError
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.taxonomy import CATEGORIES
 
 CORRUPTIONS = ("shuffled", "truncated", "repeated", "spliced", "slurred")
@@ -89,3 +92,18 @@ def make_pairs(demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str
                 row |= {"rejected": assistant_message(text), "category": demonstration["category"], "origin": origin}
                 rows.append(row | unknown)
     return rows
+
+
+def sampled_pairs(
+    trunk: Trunk, demonstrations: Sequence[Mapping], samples: int, max_new_tokens: int, seed: int
+) -> list[dict]:
+    """`make_pairs` with `samples` answers of the base model to each prompt, asked plainly; drawn with `seed` + 1."""
+    asked = [row["prompt"] for row in demonstrations for _ in range(samples)]
+    said = trunk.generate(asked, max_new_tokens, seed=seed + 1)
+    return make_pairs(demonstrations, [said[i : i + samples] for i in range(0, len(said), samples)], seed)
+
+
+def split_tables(rows: Mapping[str, Sequence[Mapping]], columns: Sequence[str]) -> DatasetDict:
+    """The `columns` of rows by split, as a `datasets` folder holds them."""
+    parts = {split: [{name: row[name] for name in columns} for row in part] for split, part in rows.items()}
+    return DatasetDict({split: Dataset.from_list(part) for split, part in parts.items()})

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.rows import rows_in
 
@@ -176,10 +177,15 @@ def without_repeats(
     `known` (texts as of `all_words`)."""
     seen, kept = set(known), {}
     for name, rows in parts.items():
-        texts = [{all_words(row[column]) for column in columns} - {""} for row in rows]
+        texts = [answer_words([row], columns) for row in rows]
         kept[name] = [row for row, own in zip(rows, texts, strict=True) if not own & seen]
         seen.update(*texts)
     return kept
+
+
+def answer_words(rows: Iterable[Mapping], columns: Sequence[str]) -> set[str]:
+    """The texts in `columns` of `rows` (texts or messages), as of `all_words`; one without a word does not count."""
+    return {all_words(text_of(row[column])) for row in rows for column in columns} - {""}
 
 
 def all_words(text: str) -> str:

@@ -12,7 +12,23 @@ from datasets import Dataset, DatasetDict
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import public_files as sources
-from srmir_lib.data.router import Router
+from srmir_lib.data.router import Router, fit_real_router, router_accuracy
+
+
+def public_data(
+    data_dir: str | Path, encoder: str, seed: int, device: str
+) -> tuple[dict[str, DatasetDict], Router, dict[str, dict[str, float]]]:
+    """The folders `prompts`, `preferences` and `labelled`, the router that says what theirs is about, and numbers.
+
+    The numbers: `router`, how often a held-out prompt reaches its category (`router_accuracy`); `left_out`, the pairs
+    that were, by reason; `repeats`, the labelled responses left out because they stand in an earlier split, by split.
+    """
+    prompts = real_prompts(data_dir, seed)
+    router = fit_real_router(prompts, encoder, device)
+    preferences, left_out = human_preferences(router, data_dir, seed)
+    labelled, repeats = labelled_responses(router, data_dir, seed)
+    numbers = {"router": router_accuracy(router, prompts["test"]), "left_out": left_out, "repeats": repeats}
+    return {"prompts": prompts, "preferences": preferences, "labelled": labelled}, router, numbers
 
 
 def real_prompts(data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.7, 0.15)) -> DatasetDict:
@@ -89,6 +105,12 @@ def training_conversations(preferences, labelled) -> Dataset:
     talks = [row["prompt"] + row[side] for row in preferences for side in ("chosen", "rejected")]
     talks += [row["prompt"] + row["completion"] for row in labelled]
     return Dataset.from_list([{"messages": talk} for talk in {str(talk): talk for talk in talks}.values()])
+
+
+def taught_and_tested(parts: Mapping[str, Sequence[dict]], columns: Sequence[str]) -> set[str]:
+    """Answers in `columns` that stand in the split train and in another one, as of `all_words`: to be none."""
+    told = {name: sources.answer_words(rows, columns) for name, rows in parts.items()}
+    return told.pop("train") & set().union(*told.values())
 
 
 def texts_in(conversations) -> set[str]:

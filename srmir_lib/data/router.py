@@ -6,7 +6,7 @@ enough, or when a class of that name was trained. The fitted router is two small
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -190,15 +190,24 @@ class Router:
         return router
 
 
+def fit_router(
+    prompts: Mapping, reader: PromptEncoder, classes: Sequence[str], trunk: Trunk | str = "auto", **options
+) -> Router:
+    """Router on what `reader` makes of `prompts`: rows of prompt and category, of train and of validation.
+
+    `trunk` as of `Router`, `options` as of `Router.fit`.
+    """
+    loaded, parts = reader.load(trunk), []
+    for split in ("train", "validation"):
+        parts.append(reader.embed([row["prompt"] for row in prompts[split]], loaded=loaded))
+        parts.append([row["category"] for row in prompts[split]])
+    return Router.fit(*parts, list(classes), reader=reader, trunk=trunk, **options)
+
+
 def fit_real_router(prompts: DatasetDict, encoder: str = MINILM, device: str = "auto") -> Router:
     """Router on the encoder's mean-pooled embeddings of `prompts` (train, tuned on validation)."""
     reader = PromptEncoder(resolve_encoder(encoder), pooling="mean")
-    loaded, penalties = reader.load(device), (0.01, 0.03, 0.1, 0.3, 1.0)
-    train, valid = (
-        (reader.embed(prompts[name]["prompt"], loaded=loaded), list(prompts[name]["category"]))
-        for name in ("train", "validation")
-    )
-    return Router.fit(*train, *valid, list(CATEGORIES), penalties, reader=reader, trunk=device)
+    return fit_router(prompts, reader, CATEGORIES, device, penalties=(0.01, 0.03, 0.1, 0.3, 1.0))
 
 
 def router_accuracy(router: Router, prompts) -> dict[str, float]:

@@ -146,11 +146,6 @@ def _texts(prompts: Sequence, answers: Sequence) -> list[tuple[str, str]]:
     return list(zip(asked, map(text_of, answers), strict=True))
 
 
-def bag_of_words_gaps(train, validation, test, reads: str) -> np.ndarray:
-    """Reward gaps (N,) on the pairs `test` by single words fitted on `train`; the penalty is chosen on `validation`."""
-    return fit_text_baseline([], train, [], validation, reads=[reads], ngrams=[(1, 1)]).gaps(test)
-
-
 def bag_of_words_pair_accuracy(train: Sequence[dict], test: Sequence[dict]) -> float:
     """Accuracy on the pairs of `test` by the words of the answers alone, fitted on `train` with a penalty of 1."""
     words = fit_text_baseline([], train, [], train, reads=["response"], ngrams=[(1, 1)], penalties=[1.0])

@@ -1,4 +1,4 @@
-"""How often a reward model prefers the better answer, and how far a bag of words gets on the same pairs."""
+"""How often a reward model prefers the better answer, what it picks among many, and how far a bag of words gets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,16 +6,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srmir_lib.evaluation.bag_of_words import fit_text_baseline
+from srmir_lib.conversations import text_of
+from srmir_lib.evaluation.bag_of_words import TextBaseline, fit_text_baseline
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import categorized_reward
+from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.shadow import score_sets
-from srmir_lib.statistics import Interval, auroc, bootstrap_interval, is_correct, paired_auroc_gain, youden_threshold
+from srmir_lib.statistics import (
+    Interval,
+    auroc,
+    best_of_n_rows,
+    bootstrap_interval,
+    is_correct,
+    paired_auroc_gain,
+    youden_threshold,
+)
 
 
 def routed_danger(models, rows) -> np.ndarray:
     """Minus the raw score of each row's routed model (N,); an unknown category gets the mean of all models."""
     scores = models.score(rows["prompt"], rows["completion"])
     return -categorized_reward(scores, category_index(rows["category"], models.categories)).numpy()
+
+
+def danger_auroc(models, labelled) -> float:
+    """How often an unsafe response is in more `routed_danger` than a safe one, in [0, 1]."""
+    return auroc(routed_danger(models, labelled), labelled["unsafe"])
 
 
 def detection_measures(danger: Mapping[str, np.ndarray], labelled: Mapping) -> dict[str, float]:
@@ -62,6 +78,12 @@ def _both(pairs) -> tuple[list, list]:
     return [*pairs["prompt"], *pairs["prompt"]], [*pairs["chosen"], *pairs["rejected"]]
 
 
+def gaps_by_label(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> Tensor:
+    """Each pair's reward gap by the model of its label: gaps (N, K), labels (N,) -> (N,); without one the mean of
+    all."""
+    return categorized_reward(gaps, category_index(labels, categories))
+
+
 def routed_gaps(models, pairs) -> Tensor:
     """Each pair's reward gap by the model of its label, (N,), raw; every label must have a model."""
     scores, count = models.score(*_both(pairs), [*pairs["category"], *pairs["category"]]), len(pairs["prompt"])
@@ -80,6 +102,20 @@ def category_index(names: Sequence[str], categories: Sequence[str]) -> Tensor:
     """Which model answers for each row, (N,) long; -1 for a name without a model: there the mean of all answers."""
     index = {name: j for j, name in enumerate(categories)}
     return torch.tensor([index.get(name, -1) for name in names], dtype=torch.long)
+
+
+def scores_by_label(scores: Tensor, labels: Sequence[str], categories: Sequence[str]) -> dict[str, np.ndarray]:
+    """What each model scores the pairs of its own category: (2, N, K) as of `scores_of_sets`, labels (N,) -> category
+    -> (2, n), the chosen answers first; a category without pairs is left out."""
+    labels = np.array(labels)
+    own = {name: scores[:, labels == name, at].numpy() for at, name in enumerate(categories)}
+    return {name: part for name, part in own.items() if part.size}
+
+
+def auroc_within(own: Mapping[str, np.ndarray]) -> float:
+    """How often a better answer outscores a worse one to any prompt of its category: a mean over the categories of
+    `scores_by_label`, in [0, 1]."""
+    return np.mean([auroc(-part.ravel(), np.arange(part.size) >= part.size // 2) for part in own.values()])
 
 
 def accuracy_rows(gaps: Mapping[str, Tensor], levels: Sequence[str], seed: int = 0) -> list[dict]:
@@ -106,6 +142,38 @@ def as_metrics(rows: Sequence[Mapping]) -> dict[str, float]:
     """Rows -> `pair_accuracy_<group>_<label>` with its `_low` and `_high`, for metrics.json."""
     parts = {"estimate": "", "low": "_low", "high": "_high"}
     return {f"pair_accuracy_{row['group']}_{row['label']}{end}": row[key] for row in rows for key, end in parts.items()}
+
+
+def word_rivals(preferences: Mapping, tuned: bool = False) -> dict[str, TextBaseline]:
+    """Bags of words fitted on the pairs of `train` and chosen by their accuracy on those of `validation`, by name.
+
+    `words_response` counts single words of the answers, `words_both` those and their products with the prompt's; the
+    penalty alone is chosen. `tuned`: `words_tuned` instead, of which all is chosen.
+    """
+    known = [], preferences["train"], [], preferences["validation"]
+    if tuned:
+        return {"words_tuned": fit_text_baseline(*known)}
+    reads = {"words_response": "response", "words_both": "products"}
+    return {name: fit_text_baseline(*known, reads=[what], ngrams=[(1, 1)]) for name, what in reads.items()}
+
+
+def best_of_n_by_sets(
+    sets: Mapping, trunk: Trunk, router, prompts: Sequence, referee, count: int, max_new_tokens: int, seed: int = 0
+) -> list[dict]:
+    """What sets of reward models pick among n answers of the base model, for n = 1, 2, 4, … up to `count` of them.
+
+    Every prompt is answered `count` times; the model of its route scores the answers, in standard deviations, and
+    `referee` says how good they are in truth. Rows as of `best_of_n_rows`.
+    """
+    asked = [prompt for prompt in prompts for _ in range(count)]
+    said = trunk.generate(asked, max_new_tokens, seed=seed)
+    truth = torch.tensor([verdict.goodness for verdict in referee(list(map(text_of, asked)), said)])
+    proxies = {}
+    for name, models in sets.items():
+        reward = RewardFunction(models, "categorized", router=router)
+        proxies[name] = torch.tensor(reward(asked, said)).view(-1, count).numpy()
+    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= count]
+    return best_of_n_rows(proxies, truth.view(-1, count).double().numpy(), sizes)
 
 
 def compare_with_words(

@@ -1,8 +1,10 @@
 """What 01 collects in town: an imbalanced, mislabelled pool of prompts, held-out questions, gold pairs for tests."""
 
 import random
+from collections.abc import Sequence
 
 from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.evaluation.bag_of_words import bag_of_words_accuracy, bag_of_words_pair_accuracy
 from srmir_lib.lab.grammar import (
     HELD_OUT_REGISTER,
     HELD_OUT_WRAPPERS,
@@ -38,6 +40,10 @@ BENIGN_VALUE = {"full": 1.0, "partial": 0.6, "hedged": 0.3, "bare_refusal": 0.0,
 
 
 WRONG_REASON, WRONG_OFFER = 0.6, 0.35
+
+
+WORDS_AT_MOST = {"bag_of_words_harm": 0.70, "bag_of_words_category": 0.70, "bag_of_words_subtle_pairs": 0.75}
+"""How much of the town a bag of words may solve (`solved_by_words`), or the lab is too easy."""
 
 
 def acts_by_category(world: World, split: str) -> dict[str, list[Act]]:
@@ -184,3 +190,19 @@ def ladder_pair(
     worse = answer(prompt, "reasoned_refusal", rng, reason, care)
     value = WRONG_OFFER if care == BAD_CARE.get(category) else WRONG_REASON
     return answer(prompt, "reasoned_refusal", rng, category), worse, 1.0 - value
+
+
+def solved_by_words(world: World, pool: Sequence[dict], pairs: int, seed: int) -> dict[str, float]:
+    """What a bag of words gets right of combinations that it has not seen, by the names of `WORDS_AT_MOST`.
+
+    Harm and category from a prompt's words, fitted on the true labels of all of `pool`; subtle pairs from the words of
+    their answers, fitted on `pairs` gold pairs a category and difficulty.
+    """
+    natural = collected_pool(world, 1200, seed, split="test")
+    known, held_out = gold_pairs(world, pairs, seed, "train"), gold_pairs(world, pairs, seed)
+    subtle = [row for row in held_out if row["difficulty"] == "subtle"]
+    return {
+        "bag_of_words_harm": bag_of_words_accuracy(pool, natural, "kind"),
+        "bag_of_words_category": bag_of_words_accuracy(pool, natural, "gold_topic"),
+        "bag_of_words_subtle_pairs": bag_of_words_pair_accuracy(known, subtle),
+    }

@@ -175,18 +175,14 @@ def load_tokenizer(model: str | Path):
     return tokenizer
 
 
-def load_policy(model: str | Path, device: str = "auto", dtype: str = "float32", adapter: str | Path | None = None):
-    """Causal language model by id or folder, optionally with a PEFT adapter on top, in evaluation mode."""
+def load_policy(model: str | Path, device: str = "auto", dtype: str = "", adapter: str | Path | None = None):
+    """Causal language model by id or folder, optionally with a PEFT adapter on top, in evaluation mode. `dtype`: what
+    its weights are held in; empty: what suits the device (`precision`)."""
     with expecting("causal language model", model):
-        policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype))
+        policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype or precision(device)))
     if adapter is not None:
         policy = with_adapter(policy, adapter)
     return policy.to(pick_device(device)).eval()
-
-
-def load_weights(model: str | Path, device: str = "auto"):
-    """A base model as trainings hold it: bfloat16 on CUDA, single precision on a CPU."""
-    return load_policy(model, device, precision(device))
 
 
 def precision(device: str = "auto") -> str:

@@ -27,7 +27,6 @@ from srmir_lib.models.loading import (
     is_causal,
     load_policy,
     load_tokenizer,
-    precision,
     quiet,
     share_weights,
 )
@@ -81,7 +80,7 @@ class Trunk:
                 "asked or scored token by token; use a causal model, or design pooled in 02"
             )
         with quiet():
-            model = load_policy(base_model, device, dtype or precision(device)).requires_grad_(False)
+            model = load_policy(base_model, device, dtype).requires_grad_(False)
         return cls(model, load_tokenizer(base_model), base_model, batch_tokens)
 
     @property

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srmir_lib.conversations import text_of
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, numbered
 from srmir_lib.papers.srmir import categorized_reward, linear_reward
 from srmir_lib.taxonomy import UNKNOWN
 
@@ -141,11 +141,13 @@ class RewardFunction:
         known, unknown = (part.nonzero().flatten().tolist() for part in (category >= 0, category < 0))
         if known:
             names = [self.models.categories[j] for j in category[known].tolist()]
-            own = self._raw([prompts[i] for i in known], [completions[i] for i in known], categories=names)
+            with numbered(known):
+                own = self._raw([prompts[i] for i in known], [completions[i] for i in known], categories=names)
             scores[known, category[known]] = own
             scores = self.models.calibration.apply(scores, completions) if self.calibrated else scores
         if unknown:
-            scores[unknown] = self._scores([prompts[i] for i in unknown], [completions[i] for i in unknown])
+            with numbered(unknown):
+                scores[unknown] = self._scores([prompts[i] for i in unknown], [completions[i] for i in unknown])
         return scores
 
     def _raw(self, prompts: Sequence, completions: Sequence, **options) -> Tensor:
@@ -173,5 +175,6 @@ def _remembered(known: dict, prompts: Sequence, ask: Callable) -> list:
     texts = [text_of(prompt) for prompt in prompts]
     fresh = [text for text in dict.fromkeys(texts) if text not in known]
     if fresh:
-        known.update(zip(fresh, ask(fresh), strict=True))
+        with numbered([texts.index(text) for text in fresh]):
+            known.update(zip(fresh, ask(fresh), strict=True))
     return [known[text] for text in texts]

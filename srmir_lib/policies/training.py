@@ -21,7 +21,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
 from srmir_lib.errors import InputError
-from srmir_lib.models.loading import load_tokenizer, load_weights, pick_device, share_weights
+from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, share_weights
 from srmir_lib.policies.callbacks import RewardCallback, RunCallback
 from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
 from srmir_lib.policies.pcrm_dpo import LimitedDPOTrainer
@@ -78,7 +78,7 @@ def train_grpo(
     entropy (nats a token), completions/mean_length (tokens), num_tokens (so far); beside them seconds, coherence/…
     (`RewardCallback`), and what the reward function logs. `resume`: a finished adapter of the same settings,
     prompts, base model and reward `fingerprint` is not made again, and a killed run goes on from its newest complete
-    checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_weights`); the policy shares its
+    checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_policy`); the policy shares its
     weights, which are frozen. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on;
     it is the reference then. Rewards or losses that are not finite are an `InputError`.
     """
@@ -102,7 +102,7 @@ def train_grpo(
     )
     looks = settings.monitor_every, settings.micro_batch
     reward = RewardCallback(output_dir.name, reward_function, tokenizer, *looks)
-    weights = load_weights(base_model, settings.device) if model is None else share_weights(model)
+    weights = load_policy(base_model, settings.device) if model is None else share_weights(model)
     trainer = GRPOTrainer(
         **_policy(weights, settings, start),
         reward_funcs=[reward],
@@ -155,7 +155,7 @@ def _train(
         **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
     )
     with no_dataset_bars():  # one bar for a training, its own, not five for reading the data
-        weights = load_weights(base_model, settings.device)
+        weights = load_policy(base_model, settings.device)
         trainer = trainer_class(
             **_policy(weights, settings, start),
             args=config,

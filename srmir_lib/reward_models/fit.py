@@ -1,16 +1,16 @@
 """Sets of reward models, trained: any number of them on one trunk and one reading of the pairs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.parallel import run_in_threads
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import RewardSettings, load_settings, override, read_config
+from srmir_lib.reward_models.config import RewardSettings, load_settings, override, pairs_seen, read_config
 from srmir_lib.reward_models.pairs import TokenizedPairs, prefill_key
-from srmir_lib.reward_models.pooled import load_pooled_settings
+from srmir_lib.reward_models.pooled import EncoderSettings, PairTokenizer, load_pooled_settings, pooled_settings
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.separate_training import fit_separate
@@ -23,28 +23,48 @@ class SetRun:
 
     folder: Path
     categories: Sequence[str]
-    settings: RewardSettings
-    design: str = "shared"  # or separate
+    settings: RewardSettings | EncoderSettings
+    design: str = "shared"  # or separate, or pooled
     training: str = "own"  # which pairs a model sees, as in `select_pairs`
     seed: int = 0
+    reading: PairTokenizer | None = None  # design pooled: how a pair becomes tokens
+
+    @classmethod
+    def pooled(
+        cls, folder: Path, categories: Sequence[str], reading: Mapping, fine_tuning: Mapping, others: Mapping, seed: int
+    ) -> "SetRun":
+        """A set of design `pooled`, from the mappings of a parameter file that `pooled_settings` checks."""
+        reads, settings = pooled_settings(reading, fine_tuning, others)
+        return cls(folder, categories, settings, "pooled", seed=seed, reading=reads)
 
 
 def fit_sets(
-    runs: Mapping[str, SetRun], trunk: Trunk, preferences: Mapping, competence: Sequence[str] | None = None
-) -> dict[str, dict[str, list[dict]]]:
+    runs: Mapping[str, SetRun],
+    base: Trunk | str,
+    preferences: Mapping,
+    competence: Sequence[str] | None = None,
+    labelled=None,
+    device: str = "auto",
+) -> dict[str, dict[str, list[dict]] | list[dict]]:
     """Train every set that is not finished; returns the history of each set's models, by name of the set.
 
     `preferences["train"]`: rows of prompt, chosen, rejected, category[, margin]. Sets of design `shared` learn from one
     reading of the pairs, on a CPU side by side, each over a module tree of its own. Those of design `separate` train
-    one after the other: their trainer draws from the process's random numbers.
+    one after the other: their trainer draws from the process's random numbers. For those of design `pooled` `base` is
+    an encoder's id or folder; they learn on `device`, from `labelled` responses as well, and have one history.
     """
     read: dict[tuple, TokenizedPairs] = {}
-    for run in sorted(runs.values(), key=lambda run: run.design != "shared"):  # whose pairs serve the others as well
+    asking = [run for run in runs.values() if run.design != "pooled"]
+    for run in sorted(asking, key=lambda run: run.design != "shared"):  # whose pairs serve the others as well
         if (key := prefill_key(run.settings)) not in read:
             kind = PrefilledPairs if run.design == "shared" else TokenizedPairs
-            read[key] = kind(trunk, preferences["train"], run.settings)
+            read[key] = kind(base, preferences["train"], run.settings)
     jobs, found = {}, {}
     for name, run in runs.items():
+        if run.design == "pooled":
+            how = run.folder, run.categories, run.reading, run.settings, run.seed, device
+            found[name] = fit_pooled(base, labelled, preferences["train"], *how)
+            continue
         pairs = read[prefill_key(run.settings)]
         how = run.folder, run.categories, run.settings, run.seed, run.training, competence, name
         if run.design == "separate":
@@ -53,8 +73,20 @@ def fit_sets(
         if not (Path(run.folder) / "fit.json").exists():
             pairs.keep("reading")  # here and now, with all threads; finished sets need none of it
         jobs[name] = partial(fit_shared, pairs.with_own_modules(), *how)
-    found |= run_in_threads(jobs, trunk.device)
+    found |= run_in_threads(jobs, base.device) if jobs else {}
     return {name: found[name] for name in runs}
+
+
+def budgets(runs: Mapping[str, SetRun], history: Mapping[str, Mapping[str, Sequence[Mapping]]]) -> list[dict]:
+    """What each of the trained sets was given and reached, a row a set: its models, their updates in sum, pairs an
+    update, different pairs seen (in sum), and the mean accuracy on the pairs of the last update."""
+    rows = []
+    for name, run in runs.items():
+        last = [history[name][model][-1]["accuracy"] for model in run.categories]
+        row = {"set": name, "models": len(last), "updates": run.settings.max_steps * len(last)}
+        row |= {"pairs/update": run.settings.batch_size, "pairs seen": pairs_seen(run.folder)}
+        rows.append(row | {"accuracy, last batch": sum(last) / len(last)})
+    return rows
 
 
 RESERVED = ("plain", "oracle")  # rows of 03 that are not trained
@@ -84,18 +116,29 @@ def fit_objectives(
             raise InputError(
                 f"objectives: {name}: {changes}; give another name than {RESERVED}, settings, a whole seed"
             )
-    encoder = config["design"] == "pooled"
-    reading, settings = load_pooled_settings(before) if encoder else (None, load_settings(before))
-    changed = {
-        name: override(settings, {key: value for key, value in own.items() if key != "seed"})
-        for name, own in objectives.items()
-    }
-    drawn = {name: seed + own.get("seed", 0) for name, own in objectives.items()}
-    if encoder:
-        for name, own in changed.items():
-            arguments = preferences["train"], folders[name], config["categories"], reading, own, drawn[name]
-            fit_pooled(base, labelled, *arguments, device)
-        return
-    categories, design = config["categories"], config["design"]
-    runs = {name: SetRun(folders[name], categories, own, design, seed=drawn[name]) for name, own in changed.items()}
-    fit_sets(runs, base, preferences)
+    reading, settings = _trained_with(before)
+    runs = {}
+    for name, own in objectives.items():
+        how = config["categories"], _changed(settings, own), config["design"], "own", seed + own.get("seed", 0), reading
+        runs[name] = SetRun(folders[name], *how)
+    fit_sets(runs, base, preferences, labelled=labelled, device=device)
+
+
+def other_differences(folder: str | Path, before: str | Path, changes: Mapping) -> list[str]:
+    """Names of the settings in which the set in `folder` differs from the set `before`, but for the `changes` that
+    `fit_objectives` was asked for."""
+    (reads, used), (read, settings) = _trained_with(folder), _trained_with(before)
+    asked = _changed(settings, changes)
+    differ = [one.name for one in fields(asked) if getattr(used, one.name) != getattr(asked, one.name)]
+    return differ + ["reading"] * (reads != read)
+
+
+def _trained_with(folder: str | Path) -> tuple[PairTokenizer | None, RewardSettings | EncoderSettings]:
+    """How a finished set reads pairs (design pooled), and its settings."""
+    pooled = read_config(folder)["design"] == "pooled"
+    return load_pooled_settings(folder) if pooled else (None, load_settings(folder))
+
+
+def _changed(settings, changes: Mapping):
+    """Settings with the `changes` of an objective, whose "seed" is none of them."""
+    return override(settings, {name: value for name, value in changes.items() if name != "seed"})

@@ -20,7 +20,7 @@ from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.pcrm import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit, pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
 from srmir_lib.reward_models.config import ALL, LIMITS, RewardSettings, check_objective
-from srmir_lib.taxonomy import UNKNOWN
+from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
 
 class TokenizedPairs:
@@ -72,6 +72,12 @@ class TokenizedPairs:
 def prefill_key(settings: RewardSettings) -> tuple:
     """Which settings decide how pairs are tokenized: what was made with others must not be trained on."""
     return settings.question, settings.draft_tokens, settings.max_length
+
+
+def categories_of(*labels: Sequence[str]) -> list[str]:
+    """The categories that occur among any of these labels, in their fixed order; "unknown" is none."""
+    seen = set().union(*labels)
+    return [name for name in CATEGORIES if name in seen]
 
 
 def select_pairs(

@@ -23,7 +23,7 @@ from srmir_lib.data.jsonl import (
     rows_of,
     seven_digits,
 )
-from srmir_lib.errors import InputError
+from srmir_lib.errors import InputError, numbered
 from srmir_lib.taxonomy import UNKNOWN
 
 ALL = "all"  # as `config.ALL`, which would import torch
@@ -120,7 +120,9 @@ class _Scorer:
         names = [row.get("category") for row in rows]
         homeless = [at for at, name in enumerate(names) if name is None]
         if self.router and homeless:
-            for at, name in zip(homeless, self.router.route([prompts[at] for at in homeless]), strict=True):
+            with numbered(homeless):
+                routes = self.router.route([prompts[at] for at in homeless])
+            for at, name in zip(homeless, routes, strict=True):
                 names[at] = name
         place = {name: at for at, name in enumerate(self.models.categories)}
         default = 0 if self.single else -1

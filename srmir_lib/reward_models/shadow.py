@@ -106,6 +106,30 @@ def score_sets(sets: Mapping[str, ShadowRewardModels], prompts: Sequence, comple
     return {name: found[name] for name in sets}
 
 
+def calibrate_sets(
+    sets: Mapping[str, ShadowRewardModels],
+    folders: Mapping[str, Path],
+    prompts: Sequence,
+    responses: Sequence,
+    by_length: bool = False,
+) -> dict[str, Tensor]:
+    """Give the sets that `folders` names a calibration, fitted on these rows, and save it there as `calibration.json`.
+
+    `by_length`: what a model pays for length is taken off as well. Returns the raw scores of all sets, name -> (N, K).
+    """
+    found = score_sets(sets, prompts, responses)
+    for name, folder in folders.items():
+        own = sets[name]
+        own.calibration = Calibration.fit(found[name], own.categories, responses if by_length else None)
+        own.calibration.save(folder / "calibration.json")
+    return found
+
+
+def trunk_for(folder: str | Path, base_model: str | Path, device: str = "auto") -> Trunk | None:
+    """The `base_model` that a set in `folder` asks, in memory; none for design `pooled`, which has an encoder."""
+    return None if read_config(folder)["design"] == "pooled" else Trunk.load(base_model, device)
+
+
 def _as_many(prompts: Sequence, completions: Sequence) -> None:
     if len(prompts) != len(completions):
         raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")

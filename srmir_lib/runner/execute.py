@@ -75,7 +75,7 @@ def _kernel_class(environment: dict[str, str], watch: "Watch") -> type:
     from jupyter_client.kernelspec import KernelSpec
 
     quiet = "--log-level=CRITICAL"  # what goes wrong in a cell is in the notebook
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
+    command = [sys.executable, "-m", "srmir_lib.runner.kernel", "-f", "{connection_file}", quiet]
     spec = KernelSpec(argv=command, display_name="Python 3", language="python", env=KERNEL_ENVIRONMENT | environment)
 
     class Kernel(AsyncKernelManager):

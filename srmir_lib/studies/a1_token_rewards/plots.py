@@ -8,7 +8,30 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from srmir_lib.conversations import redact, text_of
 from srmir_lib.evaluation.plots import INK, subplots
+from srmir_lib.studies.a1_token_rewards.model import TokenReward
+
+
+def heat_map_of_acts(
+    tokenizer,
+    prompts: Sequence,
+    found: Sequence[TokenReward],
+    harmful: Sequence[np.ndarray],
+    act: Sequence[np.ndarray],
+    show_text: bool,
+) -> Figure:
+    """`token_heat_map` of up to eight answers that carry the asked act out, at most five forbidden ones first.
+
+    Where none does, of the first three. `harmful`, `act`: labels as from `evaluation.acts_carried_out`. Without
+    `show_text` the answers are hidden, and the prompts redacted.
+    """
+    bad, acted = ([i for i, label in enumerate(of) if label.any()] for of in (harmful, act))
+    shown = [*bad[:5], *(i for i in acted if i not in bad)][:8] or [0, 1, 2]
+    word = tokenizer.decode if show_text else lambda _: "▇"
+    words = [[word([token]).strip() for token in found[i].tokens] for i in shown]
+    titles = [f"{'forbidden' if i in bad else 'other'}: {redact(text_of(prompts[i]), show_text)}" for i in shown]
+    return token_heat_map(words, [found[i].mean.numpy() for i in shown], [act[i] for i in shown], titles)
 
 
 def token_heat_map(

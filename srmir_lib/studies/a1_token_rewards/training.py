@@ -3,15 +3,17 @@
 A fit is a folder: PEFT's adapter, `heads.safetensors`, `config.json` (how it reads), `fit.json` (how it was trained).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from srmir_lib.artifacts import atomic_path, read_json, write_json
 from srmir_lib.errors import InputError
+from srmir_lib.models.parallel import run_in_threads
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.ava import TokenBeliefs, answer_reward, ava_demonstration_objective, ava_preference_objective
 from srmir_lib.papers.srmir import bradley_terry_loss
@@ -34,12 +36,7 @@ def token_loss(chosen: TokenBeliefs, rejected: TokenBeliefs | None, settings: To
 
 
 def fit_token_rewards(
-    reader: Reader,
-    pairs: Answers,
-    output_dir: str | Path,
-    settings: TokenSettings,
-    seed: int = 0,
-    progress: str | None = None,
+    reader: Reader, pairs: Answers, output_dir: str | Path, settings: TokenSettings, seed: int = 0
 ) -> list[dict]:
     """Train on `reader.pairs(...)` and save in `output_dir`; returns the history (step, loss, accuracy).
 
@@ -51,7 +48,7 @@ def fit_token_rewards(
     key |= {"pairs_sha256": pairs.sha256(), "base_sha256": reader.trunk.sha256, "dtype": reader.trunk.dtype}
     if not (fit := kept_fit(output_dir, key)):
         model = TokenRewardModel(reader, settings, seed)
-        fit = {"key": key, "history": train_token_rewards(model, pairs, seed, progress)}
+        fit = {"key": key, "history": train_token_rewards(model, pairs, seed)}
         with atomic_path(output_dir) as fresh:
             fresh.mkdir()
             model.save(fresh)
@@ -60,7 +57,7 @@ def fit_token_rewards(
     return fit["history"]
 
 
-def train_token_rewards(model: TokenRewardModel, pairs: Answers, seed: int, progress: str | None = None) -> list[dict]:
+def train_token_rewards(model: TokenRewardModel, pairs: Answers, seed: int) -> list[dict]:
     """Minimise `token_loss` in place; the learning rate falls linearly to zero. Returns the history of all updates."""
     settings, count = model.settings, len(pairs.tails) // 2
     if count == 0:
@@ -70,8 +67,7 @@ def train_token_rewards(model: TokenRewardModel, pairs: Answers, seed: int, prog
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
     drawn = pair_batches([count], settings.batch_size, settings.max_steps, seed)
     both, history = settings.objective != "ava_d", []
-    bar = tqdm(drawn, total=settings.max_steps, desc=progress, disable=progress is None, leave=False)
-    for step, (batch,) in enumerate(bar, start=1):
+    for step, (batch,) in enumerate(drawn, start=1):
         rows = [*batch, *(count + row for row in batch)] if both else batch
         beliefs = model.beliefs(pairs, rows, with_q=settings.objective != "bradley_terry")
         chosen = TokenBeliefs(*(part[: len(batch)] for part in beliefs))
@@ -103,6 +99,24 @@ def load_token_rewards(
     trunk = find_trunk(folder, config, reader.trunk if reader is not None else trunk, base_model)
     reader = reader or Reader(trunk, **{name: config[name] for name in READING})
     return TokenRewardModel(reader, TokenSettings(**fit["key"]["settings"]), fit["key"]["seed"]).load(folder)
+
+
+def fit_side_by_side(
+    reader: Reader, pairs: Answers, folder: Path, wanted: Mapping[str, tuple[TokenSettings, Sequence[int]]]
+) -> dict[str, list[TokenRewardModel]]:
+    """`fit_token_rewards` of every method with each of its seeds, as `run_in_threads` has them: method -> its models.
+
+    `wanted`: method -> (settings, seeds). A fit lies in `folder`/<method>_<seed>.
+    """
+
+    def fit(name: str, seed: int) -> TokenRewardModel:
+        own = folder / f"{name}_{seed}"
+        fit_token_rewards(reader, pairs, own, wanted[name][0], seed)
+        return load_token_rewards(own, reader=reader)
+
+    jobs = {(name, seed): partial(fit, name, seed) for name, (_, seeds) in wanted.items() for seed in seeds}
+    models = run_in_threads(jobs, reader.trunk.device, "fits")
+    return {name: [models[name, seed] for seed in seeds] for name, (_, seeds) in wanted.items()}
 
 
 def _config(reader: Reader, final: Path) -> dict:

@@ -1,5 +1,5 @@
 """Notebook A8: every objective, and both designs of reward models, on human judgements.
 
-Read `pairs` first: three public sets in one form. `study` is one fit after the other, `text_model` a small causal
-model made from nothing.
+Read `pairs` first: three public sets in one form. `methods` are what learns from them, `study` is one fit after the
+other, `text_model` a small causal model made from nothing.
 """

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ from srmir_lib.errors import InputError
 PAIR_SETS = ("hh-rlhf", "gptfuzz", "diasafety")
 
 
+SIDES = ("chosen", "rejected")
+
+
 class PairData(NamedTuple):
     """Pairs of three splits that share no prompt (rows of prompt, chosen, rejected: conversations), and the labelled
     answers of the test split (rows of prompt, completion, unsafe); none where people only compared answers."""
@@ -21,6 +24,23 @@ class PairData(NamedTuple):
     validation: list[dict]
     test: list[dict]
     labelled: list[dict]
+
+    def taught_and_tested(self, known: Collection[str] = ()) -> set[str]:
+        """Answers of the test that stand in a training pair or among the `known` texts, as of `all_words`."""
+        tested = sources.answer_words(self.test, SIDES) | sources.answer_words(self.labelled, ["completion"])
+        return tested & (sources.answer_words(self.train, SIDES) | set(known))
+
+
+def pair_loader(
+    sets: Sequence[str], most: Mapping[str, int], data_dir: str | Path = "", known: Collection[str] = ()
+) -> Callable[[str, int], PairData]:
+    """`load(name, seed)`: the `real_pairs` of one of `sets`, at most `most[name]` for training if it is named there.
+
+    A name that is none of `PAIR_SETS` is refused at once, before hours are spent on the others.
+    """
+    if wrong := [name for name in (*most, *sets) if name not in PAIR_SETS]:
+        raise InputError(f"sets, most: {wrong} are not among {PAIR_SETS}")
+    return lambda name, seed: real_pairs(name, data_dir, seed, most.get(name, 0), known=known)
 
 
 def real_pairs(
@@ -56,13 +76,13 @@ def real_pairs(
     else:
         pairs = {split: _pairs_within(part, 0 if split == "validation" else seed) for split, part in parts.items()}
         labelled = [_labelled_row(row) for row in parts["test"]]
-    seen = {_plain(row[key]) for row in pairs["train"] for key in ("prompt", "chosen", "rejected")}
+    seen = {_plain(row[key]) for row in pairs["train"] for key in ("prompt", *SIDES)}
 
     def is_new(row: dict, *answers: str) -> bool:
         taught = any(sources.all_words(text_of(row[side])) in known for side in answers)
         return not taught and not seen & {_plain(row[key]) for key in ("prompt", *answers)}
 
-    test = [row for row in pairs["test"] if is_new(row, "chosen", "rejected")]
+    test = [row for row in pairs["test"] if is_new(row, *SIDES)]
     labelled = [row for row in labelled if is_new(row, "completion")]
     random.Random(seed).shuffle(pairs["train"])
     if not (pairs["train"] and pairs["validation"] and test):
@@ -119,7 +139,7 @@ def _pairs_within(rows: Sequence[dict], seed: int) -> list[dict]:
 
 
 def _pair(row: dict) -> dict:
-    return {"prompt": row["prompt"]} | {side: assistant_message(row[side]) for side in ("chosen", "rejected")}
+    return {"prompt": row["prompt"]} | {side: assistant_message(row[side]) for side in SIDES}
 
 
 def _labelled_row(row: dict) -> dict:
