@@ -57,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "bless", _bless, about, nargs="?", default="")
 
     about = "score the responses of a file by a set of reward models"
-    score = _file_command(commands, "score", _score, about, f"prompt, response and, if known, category: {FORMS}")
+    rows = f"prompt, response and, if known, category: {FORMS} (one split: DIR/test)"
+    score = _file_command(commands, "score", _score, about, rows)
     score.add_argument("--models", required=True, metavar="DIR", help="the set: a folder shadow_rms")
     score.add_argument("--router", default="", metavar="DIR", help="routes the rows without a category")
     scale = score.add_mutually_exclusive_group()
