@@ -9,7 +9,7 @@ from datasets import Dataset
 from fit_set import fit_set
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from srmir_lib.policies.settings import DPOSettings, GRPOSettings, SFTSettings
+from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
 from tiny_models import tiny_words, write_model
 from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification
 
