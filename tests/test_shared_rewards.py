@@ -631,7 +631,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(tiny_model, tmp_path):
 
 def test_bad_rows_are_refused(trained):
     models = ShadowRewardModels.load(trained[0], "cpu")
-    with pytest.raises(InputError, match="tokens of row 1: too many, the model reads 256"):
+    with pytest.raises(InputError, match="row 1: .* tokens, the model reads at most 256"):
         models.score(["insult 1", "insult 2"], ["no", "zebra " * 300])
     assert models.score([], []).shape == (0, 3) and models.score([], [], categories=[]).shape == (0,)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from srmir_lib.conversations import check_lengths
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
-from srmir_lib.models.embeddings import hidden_states, pool
+from srmir_lib.models.embeddings import hidden_states, longest_text, pool
 from srmir_lib.models.generation import generate
 from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV
 from srmir_lib.models.loading import (
@@ -105,7 +105,7 @@ class Trunk:
     @property
     def longest(self) -> int | None:
         """Tokens of the longest text that the model reads, if there is a limit."""
-        return getattr(self.config, "max_position_embeddings", None)
+        return longest_text(self.model)
 
     @property
     def linear(self) -> dict[str, nn.Linear]:
