@@ -67,26 +67,25 @@ def render(tokenizer, prompts: Sequence, completions: Sequence | None = None) ->
 
     def applied(chat: list[dict]) -> str:
         try:
-            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=completions is None)
+            return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=completions is None)
         except Exception as error:  # a template is a program of its own: it raises what it likes
             roles = ", ".join(turn["role"] for turn in chat)
             raise InputError(f"the chat template refuses its turns {roles} ({error})") from error
+
+    def whole(chat: list[dict]) -> str:
+        text = applied(chat)
         for turn in chat:
             said = turn["content"].rpartition("</think>")[2].strip()  # thoughts of earlier turns may go
             if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
                 raise InputError(
                     f"the chat template leaves out its message of {turn['role']!r}; move the text into a user message"
                 )
+        silent = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in chat]
+        if silent != chat and applied(silent) == text:
+            raise InputError("the chat template leaves out its tool calls; write them into the content")
         return text
 
-    texts = for_each(applied, [[marked(turn) for turn in chat] for chat in chats])
-    called = [row for row, chat in enumerate(chats) if any("tool_calls" in turn for turn in chat)]
-    if called:
-        silent = [[turn | {"tool_calls": []} for turn in chats[row]] for row in called]
-        for row, text in zip(called, for_each(applied, silent), strict=True):
-            if text == texts[row]:
-                raise RowError("{row}: the chat template leaves out its tool calls; write them into the content", row)
-    return texts
+    return for_each(whole, [[marked(turn) for turn in chat] for chat in chats])
 
 
 def rendered_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -271,6 +270,8 @@ def question_place(chat: Sequence[dict]) -> int:
 
 def ask_about(prompt, template: str) -> list[dict]:
     """A conversation whose last user message is replaced by a question about it, for which {prompt} stands."""
+    if "{prompt}" not in template:
+        raise InputError(f"question: {template!r} must contain {{prompt}}")
     chat = as_chat(prompt)
     at = question_place(chat)
     return chat[:at] + user_message(template.replace("{prompt}", chat[at]["content"]))

@@ -15,11 +15,10 @@ from srmir_lib.conversations import (
     for_each,
     question_place,
     simplest,
-    text_of,
 )
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.papers.srmir import SEPARATOR, Draft, cod_prompt, parse_draft
+from srmir_lib.papers.srmir import SEPARATOR, Draft, parse_draft
 
 REMEMBERED = 50_000
 """Drafts of one question that a trunk remembers, give or take those of one call."""
@@ -128,7 +127,7 @@ def introspect(
     """
     if not 1 <= needed <= samples:
         raise InputError(f"needed: {needed} of {samples} samples cannot agree; choose 1 to {samples}")
-    questions = [cod_prompt(text_of(row["prompt"]), template) for row in prompts]
+    questions = for_each(lambda row: ask_about(row["prompt"], template), prompts)
     texts: list[list[str]] = [[] for _ in prompts]
     open_rows = list(range(len(prompts)))
     for more in (needed, samples - needed):

@@ -54,8 +54,9 @@ def as_pair(row: Mapping) -> dict[str, list[dict]]:
 def as_pairs(pairs):
     """A `Dataset` of preference rows, its three columns in the form of `as_pair`; the others stay. An `InputError`
     names the row, from 0, as `datasets` counts."""
-    columns = [name for name in PAIR if name in pairs.column_names]
-    rows = []
+    columns, rows = [name for name in PAIR if name in pairs.column_names], []
+    if not set(PAIR[1:]) <= set(columns):
+        raise InputError(f"preferences: there must be columns {' and '.join(PAIR[1:])}, not {pairs.column_names}")
     for number, row in enumerate(pairs.select_columns(columns)):
         try:
             rows.append(as_pair(row))

@@ -49,8 +49,6 @@ class PromptEncoder:
 
     def embed(self, prompts: Sequence, trunk: Trunk | str = "auto", loaded: tuple | None = None) -> Tensor:
         """Embeddings (N, H) of user texts or conversations; `loaded`: what `load` gave."""
-        if PROMPT not in self.question:
-            raise InputError("question: must contain {prompt}")
         asked = [ask_about(prompt, self.question) for prompt in prompts]
         return embed(*(loaded or self.load(trunk)), asked, layer=self.layer, pooling=self.pooling)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from srmir_lib.conversations import answer_starts, check_answers, conversation_ids, plain_text, text_of
+from srmir_lib.conversations import answer_starts, check_answers, check_lengths, conversation_ids, plain_text, text_of
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import by_length, padded, token_budget
 from srmir_lib.models.kv_cache import StopForward
@@ -50,6 +50,7 @@ def embed(
     causal = is_causal(model)
     if causal:
         ids = conversation_ids(tokenizer, prompts, responses)
+        check_lengths(ids, longest_text(model))
         starts = [0] * len(ids)
         if responses is not None and pooling == "mean":
             starts = answer_starts(tokenizer, prompts, responses, ids)
