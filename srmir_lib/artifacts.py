@@ -14,7 +14,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -49,11 +49,12 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
 def open_up(folder: Path) -> None:
     """Give all below `folder`, which a plain mkdir made, the permissions that the umask says, as the folder has them:
-    safetensors and tempfile write for the owner's eyes alone."""
+    safetensors and tempfile write for the owner's eyes alone. A disk that keeps no permissions is left as it is."""
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in folder.rglob("*"):
         if not path.is_symlink():
-            path.chmod(mode if path.is_dir() else mode & 0o666)
+            with suppress(PermissionError):
+                path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def put_in_place(fresh: Path, target: Path) -> None:
