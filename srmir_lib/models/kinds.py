@@ -123,7 +123,7 @@ def _config(model):
 
 
 def _looks_ahead(config) -> bool:
-    """Whether a token sees what follows it, whatever head there is: in a BERT that is no decoder, or where it is said."""
+    """Whether a token sees what follows it, whatever the head: in a BERT that is no decoder, or where it says so."""
     berts = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     return berts or bool(getattr(config, "use_bidirectional_attention", False))
 
