@@ -35,7 +35,7 @@ from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
 
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(
-    max_steps=2, batch_size=2, learning_rate=1e-2, lora_rank=2, lora_alpha=4, max_length=128, draft_tokens=4
+    max_steps=2, batch_size=2, learning_rate=1e-2, lora_rank=2, lora_alpha=4, max_length=250, draft_tokens=4
 )
 COMMON = {
     "learning_rate": 1e-4,
@@ -195,43 +195,41 @@ def test_reasons_do_not_contradict_themselves(tmp_path):
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "gemma2"])
 def test_a_window_is_no_hindrance_while_the_texts_fit(kind, tmp_path):
-    """To the token: as long as the last token of a question sees the first of the text, nothing is another."""
+    """To the token: as long as the last token of a question sees the first of the text, the window changes nothing."""
     wide = write_model(kind, tmp_path / "wide", sliding_window=200)
-    trunk = Trunk.load(wide, "cpu")
+    trunk, narrow = Trunk.load(wide, "cpu"), shutil.copytree(wide, tmp_path / "narrow")
     probes = Probes(trunk, CATEGORIES, ProbeSettings())
-    ids = [list(range(20, 20 + length)) for length in (12, 9)]
-    narrow = shutil.copytree(wide, tmp_path / "narrow")
-    config = read_json(narrow / "config.json")
-    write_json(narrow / "config.json", config | {"sliding_window": 12 + probes.width})
+    question = probes.question(0)
+    window = 12 + len(question)
+    write_json(narrow / "config.json", read_json(narrow / "config.json") | {"sliding_window": window})
     other = Trunk.load(narrow, "cpu")
 
-    def scores(trunk, ids):
-        found = torch.zeros(len(ids), 2)
-        for rows, states in trunk.prefill(ids):
-            found[rows] = probes(trunk, states).detach()
-        return found
+    def at_once(trunk, text) -> float:
+        with torch.no_grad():
+            states = trunk.decoder(input_ids=torch.tensor([text + question])).last_hidden_state
+        return float(states[0, -1] @ probes.heads[0])
 
-    other.check_reach(ids, probes.width)
-    assert torch.allclose(scores(other, ids), scores(trunk, ids), atol=1e-6)
-    longer = [ids[1], list(range(20, 33))]
-    with pytest.raises(
-        InputError, match=f"row 1: {13 + probes.width} tokens, more than the sliding window of"
-    ) as error:
-        other.check_reach(longer, probes.width)
+    fits, longer = (list(range(20, 20 + length)) for length in (12, 13))
+    ((_, states),) = other.prefill([fits])
+    assert float(probes(other, states)[0, 0]) == pytest.approx(at_once(other, fits), abs=1e-5)
+    assert at_once(other, fits) == pytest.approx(at_once(trunk, fits), abs=1e-5)
+    assert at_once(other, longer) != pytest.approx(at_once(trunk, longer), abs=1e-5), "the window hides the first token"
+    other.check_reach([fits], len(question))
+    with pytest.raises(InputError, match=f"row 1: {window + 1} tokens, more than the sliding window of") as error:
+        other.check_reach([fits, longer], len(question))
     assert "use design separate" in one_line(error)
-    assert not torch.allclose(scores(other, longer)[1], scores(trunk, longer)[1], atol=1e-3), "the window hides a token"
     said = {ability.name: ability for ability in abilities(narrow)}
-    assert said["shared"].works and f"at most {12 + probes.width} tokens" in said["shared"].why
+    assert said["shared"].works and f"at most {window} tokens" in said["shared"].why
 
 
 def test_texts_longer_than_the_window_are_refused_in_training_and_in_a_file(tmp_path, capsys):
-    pairs, folder = preferences(), write_model("mistral", tmp_path / "model", sliding_window=60)
+    pairs, folder = preferences(), write_model("mistral", tmp_path / "model", sliding_window=64)
     fit_set(folder, pairs, tmp_path / "set", CATEGORIES, SETTINGS)
     long = pairs["train"].to_list()
-    long[3]["chosen"] = assistant_message("no " * 50)
-    with pytest.raises(InputError, match=r"row 3: \d+ tokens, more than the sliding window of 60"):
+    long[3]["chosen"] = assistant_message("no " * 64)
+    with pytest.raises(InputError, match=r"row 3: \d+ tokens, more than the sliding window of 64"):
         fit_set(folder, {"train": Dataset.from_list(long)}, tmp_path / "long", CATEGORIES, SETTINGS)
-    rows = [{"prompt": "insult 1", "response": answer} for answer in ("no", "no " * 50)]
+    rows = [{"prompt": "insult 1", "response": answer} for answer in ("no", "no " * 64)]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(f"{row}\n".replace("'", '"') for row in rows))
     command = [
@@ -244,7 +242,7 @@ def test_texts_longer_than_the_window_are_refused_in_training_and_in_a_file(tmp_
         str(tmp_path / "o.jsonl"),
     ]
     assert main([*command, "--raw", "--device", "cpu"]) == 2
-    assert re.search(r"row 2: \d+ tokens, more than the sliding window of 60", capsys.readouterr().err)
+    assert re.search(r"row 2: \d+ tokens, more than the sliding window of 64", capsys.readouterr().err)
     assert not (tmp_path / "o.jsonl").exists()
     fit_set(folder, {"train": Dataset.from_list(long)}, tmp_path / "separate", CATEGORIES, SETTINGS, design="separate")
 

@@ -23,9 +23,7 @@ NEITHER = "use design pooled with an encoder, or another causal model (Llama, Mi
 
 def is_causal(model) -> bool:
     """Whether it was saved as a causal language model (by its architecture's name)."""
-    config = _config(model)
-    looks_ahead = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    return not looks_ahead and any(part in _name(model) for part in ("CausalLM", "LMHead"))  # a BERT, whatever its head
+    return not _looks_ahead(_config(model)) and any(part in _name(model) for part in ("CausalLM", "LMHead"))
 
 
 def window_of(model) -> int | None:
@@ -46,8 +44,7 @@ def language_problem(model) -> str:
         return f"{name}: an encoder-decoder, which reads a text at once and says another; {instead} with an encoder"
     if config.get_text_config() is not config:
         return f"{name}: reads more than text; use a checkpoint of its language model alone (…ForCausalLM)"
-    kind = type(config)
-    if "MaskedLM" not in name and kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+    if "MaskedLM" not in name and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not _looks_ahead(config):
         return f"{name}: has no language-model head; use the checkpoint that it was made from (…ForCausalLM)"
     seen = "its state of a token has seen what follows, so nothing can be asked or scored token by token"
     return f"{name}: an encoder: {seen}; {instead}"
@@ -123,6 +120,12 @@ def end_problem(ends) -> str:
 
 def _config(model):
     return getattr(model, "config", model)
+
+
+def _looks_ahead(config) -> bool:
+    """Whether a token sees what follows it, whatever the head: in a BERT that is no decoder, or where it says so."""
+    berts = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return berts or bool(getattr(config, "use_bidirectional_attention", False))
 
 
 def _name(model) -> str:
