@@ -77,8 +77,8 @@ def render(tokenizer, prompts: Sequence, completions: Sequence | None = None) ->
         for turn in chat:
             said = turn["content"].rpartition("</think>")[2].strip()  # thoughts of earlier turns may go
             if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
-                fix = "use a model whose template takes" if turn["role"] == "user" else "move into a user message"
-                raise InputError(f"the chat template leaves out its message of {turn['role']!r}; {fix} the text")
+                fix = "use a model that reads texts" if turn["role"] == "user" else "move its text into a user message"
+                raise InputError(f"the chat template leaves out its message of {turn['role']!r}; {fix}")
         silent = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in chat]
         try:
             silenced = silent != chat and applied(silent) == text
