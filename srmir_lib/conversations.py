@@ -77,10 +77,14 @@ def render(tokenizer, prompts: Sequence, completions: Sequence | None = None) ->
         for turn in chat:
             said = turn["content"].rpartition("</think>")[2].strip()  # thoughts of earlier turns may go
             if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
-                fix = "use a model whose template takes" if turn["role"] == "user" else "move into a user message"
-                raise InputError(f"the chat template leaves out its message of {turn['role']!r}; {fix} the text")
+                fix = "use a model that reads texts" if turn["role"] == "user" else "move its text into a user message"
+                raise InputError(f"the chat template leaves out its message of {turn['role']!r}; {fix}")
         silent = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in chat]
-        if silent != chat and applied(silent) == text:
+        try:
+            silenced = silent != chat and applied(silent) == text
+        except InputError:
+            silenced = False  # without its calls the conversation is none for this template
+        if silenced:
             raise InputError("the chat template leaves out its tool calls; write them into the content")
         return text
 
@@ -114,8 +118,8 @@ def read_prompt(tokenizer, prompt) -> list[dict]:
 def _parsed(tokenizer, text: str) -> list[dict] | None:
     """The conversation that the template renders as `text`, as many messages as it may have; None if there is none.
 
-    A template is a program, so it is asked: it renders conversations of marks, what stands between the marks must stand
-    between the contents, and the contents, rendered again, must give the text."""
+    A template is a program, so it is asked: it renders marks, what stands between them must stand between the contents,
+    and these, rendered again, must give the text."""
 
     def frame(roles: Sequence[str]) -> list[str] | None:
         chat = [{"role": role, "content": f"{ANSWER}{at}{ANSWER}"} for at, role in enumerate(roles)]
@@ -277,8 +281,7 @@ def ask_about(prompt, template: str) -> list[dict]:
 
 
 def simplest(prompt) -> str | list[dict]:
-    """The text of a conversation that is one user message; any other conversation as it is. What several ask about the
-    same prompt is remembered by its text."""
+    """The text of a conversation that is one user message; any other conversation as it is."""
     chat = as_chat(prompt)
     return chat[0]["content"] if [turn["role"] for turn in chat] == ["user"] else chat
 
