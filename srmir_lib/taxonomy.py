@@ -1,4 +1,4 @@
-"""Categories of prompts: the seven of the default taxonomy, with a name and a colour each, and any others that data have.
+"""Categories of prompts: the seven of the default taxonomy, with a name and a colour each, and whatever data have.
 
 The seven are the typical safety scenarios of Safety-Prompts (Sun et al. 2023), which SRMIR takes over. A category is a
 key, such as "mental_health", which also names folders and metrics.

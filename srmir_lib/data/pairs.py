@@ -18,7 +18,7 @@ from srmir_lib.taxonomy import CATEGORIES
 CORRUPTIONS = ("shuffled", "truncated", "repeated", "spliced", "slurred")
 
 SAID = ("policy", "own")
-"""Origins of rejected answers that somebody really gave: a policy, or those in a person's own data. The rest is made."""
+"""Origins of rejected answers that somebody really gave: a policy, or whoever is read in a person's own data."""
 
 
 def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: float = 1.0) -> list:

@@ -51,10 +51,11 @@ class Alarm:
         """Simulate `runs` healthy runs of `looks` batches of `batch` answers each; one in 1 / `rate` of them rings.
 
         `healthy`: one mapping per source of healthy answers, signal -> values (n,), one an answer, as `measure` gives
-        them; the KL and the idle reward models may be missing in all of them, and are not listened to then. Each simulated batch mixes the sources in
-        shares of its own, uniform over all mixtures. The threshold is the (1 - `rate`) quantile of the worst deviation
-        in a run, over all signals and looks, so that the rate is that of a whole run and needs no correction. A source
-        without answers, values that are not finite, no looks or a rate that is no share are an `InputError`.
+        them; what is `OPTIONAL` may be missing in all of them, and is not listened to then. Each simulated batch mixes
+        the sources in shares of its own, uniform over all mixtures. The threshold is the (1 - `rate`) quantile of the
+        worst deviation in a run, over all signals and looks, so that the rate is that of a whole run and needs no
+        correction. A source without answers, values that are not finite, no looks or a rate that is no share are an
+        `InputError`.
         """
         if min(batch, looks, runs) < 1 or not 0 < rate < 1:
             numbers = f"batch {batch}, looks {looks}, runs {runs}, rate {rate}"

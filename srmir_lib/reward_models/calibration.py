@@ -146,7 +146,7 @@ def calibration_set(pairs) -> tuple[list, list]:
     rows = [row for row, origin in enumerate(pairs["origin"]) if origin in SAID]
     if len(rows) < 2:
         raise InputError(
-            f"calibration: {len(rows)} pairs have origin {' or '.join(SAID)}; at least 2 are needed, hundreds are better"
+            f"calibration: {len(rows)} pairs have origin {' or '.join(SAID)}; at least 2 are needed, better hundreds"
         )
     kept = pairs.select(rows)
     return [*kept["prompt"], *kept["prompt"]], [*kept["rejected"], *kept["chosen"]]
