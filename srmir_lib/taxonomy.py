@@ -20,6 +20,9 @@ CATEGORIES: dict[str, str] = {
 UNKNOWN = "unknown"
 """What a router says when no category claims a prompt, and the label of a pair of none: it is no category itself."""
 
+ALL = "all"
+"""The category of a single reward model for everything."""
+
 
 # Okabe-Ito hues, told apart by colour-blind readers; the order also falls in lightness, so grey print works.
 COLOURS: dict[str, str] = {

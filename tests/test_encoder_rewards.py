@@ -227,8 +227,8 @@ def test_a_pooled_set_is_trained_like_any_other(tiny_encoder, trained, tmp_path)
     """From the mappings of a parameter file: what `fit_pooled` made of the same settings is found finished and kept."""
     folder, history = trained
     labelled, pairs = examples()
-    mappings = asdict(READING), asdict(SETTINGS), {}
-    runs = {"set": SetRun.pooled(folder, CATEGORIES, *mappings, seed=1)}
+    reading, settings = pooled_settings(asdict(READING), asdict(SETTINGS))
+    runs = {"set": SetRun(folder, CATEGORIES, settings, "pooled", seed=1, reading=reading)}
     written = (folder / "config.json").stat().st_mtime_ns
     found = fit_sets(runs, tiny_encoder, {"train": pairs}, labelled=labelled, device="cpu")
     assert found == {"set": history} and (folder / "config.json").stat().st_mtime_ns == written
@@ -306,9 +306,3 @@ def test_bad_input_is_one_clear_line(tiny_encoder, trained, tmp_path):
     (damaged / "config.json").write_text(json.dumps({"design": "pooled", "categories": CATEGORIES}))
     with pytest.raises(InputError, match="not a pooled set"):
         PooledScorer(damaged, "cpu")
-
-
-@pytest.mark.parametrize("others", [{"objective": "margin"}, {"averaged_fits": 3}, {"center_rewards_coefficient": 0.1}])
-def test_settings_that_an_encoder_would_not_read_are_refused(others):
-    with pytest.raises(InputError, match=f"{next(iter(others))}: .* is not read with design pooled"):
-        pooled_settings({}, {}, others)

@@ -227,7 +227,7 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     shown = (tmp_path / "02_shadow_reward_models.ipynb").read_text(encoding="utf8")
     assert "redacted" in shown
     third = execute(
-        "03_margins", tmp_path, **shared, pooling="mean", direction_pairs=20, objectives=OBJECTIVES, best_of=0
+        "03_margins", tmp_path, **shared, legend={"pooling": "mean", "pairs": 20}, objectives=OBJECTIVES, best_of=0
     )
     pairs = load_dataset(third / "preferences_with_margins", columns=["margin"])
     assert all(np.isfinite(part["margin"]).all() for part in pairs.values())

@@ -16,9 +16,10 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import ALL, RewardSettings, load_settings
+from srmir_lib.reward_models.config import RewardSettings, load_settings
 from srmir_lib.reward_models.pairs import categories_of, check_round_trip, select_pairs, tokenize_pairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.taxonomy import ALL
 
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(

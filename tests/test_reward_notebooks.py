@@ -3,6 +3,7 @@
 import random
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,19 +13,19 @@ from srmir_lib.artifacts import load_dataset, read_json, save_dataset
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError
-from srmir_lib.papers.legend import SCALES
+from srmir_lib.papers.legend import NEGATIVES, SCALES
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.reward_models import MarginSettings
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAINING = {
-    "probe_tokens": 0,
     "device": "cpu",
     "max_steps": 12,
-    "batch_size": 8,
     "learning_rate": 0.02,
-    "single_learning_rate": 0.005,
+    "training": {"single_learning_rate": 0.005},
+    "probe": {"tokens": 0},
 }
 
 
@@ -91,14 +92,13 @@ def execute(name: str, root: Path, **parameters) -> Path:
 
 @pytest.fixture(scope="module")
 def second(root) -> Path:
-    return execute(
-        "02_shadow_reward_models", root, rival_design="shared", rival_learning_rate=0.02, centred=0.5, **TRAINING
-    )
+    beside = {"rival_design": "shared", "rival_learning_rate": 0.02, "centred": 0.5}
+    return execute("02_shadow_reward_models", root, comparison=beside, **TRAINING)
 
 
 @pytest.fixture(scope="module")
 def third(root, second) -> Path:
-    return execute("03_margins", root, device="cpu", direction_pairs=40, best_of=0, length_calibration=True)
+    return execute("03_margins", root, device="cpu", legend={"pairs": 40}, best_of=0, length_calibration=True)
 
 
 def own_accuracy(folder: Path, root: Path, level: str) -> float:
@@ -172,9 +172,9 @@ def test_a_notebook_stops_with_one_line_when_its_input_is_missing(tmp_path):
         execute("02_shadow_reward_models", tmp_path)
 
 
-def test_the_scales_offered_are_the_scales_there_are():
-    source = (REPOSITORY / "notebooks" / "03_margins.ipynb").read_text(encoding="utf8")
-    assert all(scale in source for scale in SCALES)
+def test_the_choices_offered_are_the_choices_there_are():
+    offered = {name: get_args(MarginSettings.model_fields[name].annotation) for name in ("scale", "negative")}
+    assert offered == {"scale": SCALES, "negative": NEGATIVES}
 
 
 def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_trained(second, root, trunk, tmp_path):
@@ -184,7 +184,9 @@ def test_objectives_that_a_design_cannot_learn_are_refused_before_anything_is_tr
     pairs = load_dataset(data / "preferences")
     where = {"centred": tmp_path / "centred", "wrong": tmp_path / "wrong"}
     wrong = {"centred": {"center_rewards_coefficient": 0.1}, "wrong": {"objektive": "margin"}}
-    with pytest.raises(InputError, match="objectives: there is no setting 'objektive'; there are objective, limit"):
+    with pytest.raises(
+        InputError, match="objectives: wrong: there is no setting 'objektive'; there are objective, limit"
+    ):
         fit_objectives(second / "shadow_rms", trunk, pairs, wrong, where)
     for bad in ({"plain": {}}, {"x": None}, {"x": {"seed": "a"}}, {"x": {"averaged_fits": "3"}}):
         with pytest.raises(InputError, match="^objectives: "):

@@ -7,11 +7,12 @@ import torch
 from test_shared_rewards import preferences
 
 from srmir_lib.reward_models import fit as reward_sets
-from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings
 from srmir_lib.reward_models.fit import SetRun, budgets, fit_sets, other_differences
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
+from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
+from srmir_lib.taxonomy import ALL
 
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(4, 4, 1e-2, 4, 8, 64, cross_ratio=0.5)

@@ -26,12 +26,12 @@ from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.reward_models import score_file as score
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import ALL, RewardSettings
+from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.score_file import score_file
 from srmir_lib.reward_models.shadow import ShadowRewardModels
-from srmir_lib.taxonomy import UNKNOWN
+from srmir_lib.taxonomy import ALL, UNKNOWN
 
 ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "crimes"]

@@ -35,7 +35,7 @@ from srmir_lib.models.loading import load_policy, load_tokenizer, share_weights
 from srmir_lib.models.small import build_tokenizer
 from srmir_lib.models.trunk import Trunk, shared_lengths
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings, load_settings, pairs_seen
+from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, load_settings, pairs_seen
 from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
@@ -44,6 +44,7 @@ from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets, trunk
 from srmir_lib.reward_models.shared import _train, clip_each, train_probes
 from srmir_lib.runner.notebook import Notebook
 from srmir_lib.studies.probe_forms import probe_runs
+from srmir_lib.taxonomy import ALL
 
 ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "crimes", "privacy"]
@@ -553,18 +554,19 @@ def test_padding_of_a_short_question_is_seen_by_nobody():
 def test_the_labs_probes_ask_what_its_base_model_was_taught():
     """The parameters of 02 and A5, spelled by the town's own tokenizer."""
     town = build_tokenizer(turn["content"] for chat in corpus(draw_world(0), 2000, "0", MIX) for turn in chat)
-    for name in ("A5_cost", "02_shadow_reward_models"):
-        given = Notebook.load(ROOT / "notebooks" / f"{name}.ipynb").parameters({}, "")
-        probe = ProbeSettings(text=given["probe_text"], names=given["category_names"], tokens=given["probe_tokens"])
+    a5, second = (Notebook.load(ROOT / f"notebooks/{name}.ipynb") for name in ("A5_cost", "02_shadow_reward_models"))
+    given, sets = a5.parameters({}, ""), second.model.of(second.defaults).sets(list(NAMES))
+    of_a5 = ProbeSettings(text=given["probe_text"], names=given["category_names"], tokens=given["probe_tokens"])
+    for probe in (of_a5, sets["shadow_rms"][1].probe):
         asked = [town.decode(ids) for ids in probe_questions(town, probe, list(NAMES))]
         assert asked == [f"<|user|>{CHECK_QUESTION.format(name=word)}<|end|><|assistant|>" for word in NAMES.values()]
-    (one,) = probe_questions(town, replace(probe, text=given["single_probe_text"]), [ALL])
+    (one,) = probe_questions(town, sets["single_rm"][1].probe, [ALL])
     assert town.decode(one) == f"<|user|>{ANY_HARM_QUESTION}<|end|><|assistant|>"
 
 
 def test_questions_are_refused_where_they_would_not_ask(tokenizer):
     asked = ProbeSettings(text="is this {category} ?")
-    with pytest.raises(InputError, match="question about insult has 14 tokens, more than probe_tokens 6; raise it"):
+    with pytest.raises(InputError, match="question about insult has 14 tokens, more than its 6; raise tokens"):
         probe_questions(tokenizer, replace(asked, tokens=6), CATEGORIES)
     with pytest.raises(InputError, match="must contain"):
         probe_questions(tokenizer, ProbeSettings(text="is this bad ?"), CATEGORIES)

@@ -1,20 +1,27 @@
 """Sets of reward models, trained: any number of them on one trunk and one reading of the pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from srmir_lib.errors import InputError
 from srmir_lib.models.parallel import run_in_threads
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import RewardSettings, load_settings, override, pairs_seen, read_config
+from srmir_lib.reward_models.config import load_settings, pairs_seen, read_config
 from srmir_lib.reward_models.pairs import TokenizedPairs, prefill_key
-from srmir_lib.reward_models.pooled import EncoderSettings, PairTokenizer, load_pooled_settings, pooled_settings
+from srmir_lib.reward_models.pooled import PairTokenizer, load_pooled_settings
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.separate_training import fit_separate
 from srmir_lib.reward_models.shared import fit_shared
+from srmir_lib.settings.reward_models import ShadowSettings
+from srmir_lib.settings.reward_training import (
+    EncoderSettings,
+    RewardSettings,
+    check_objectives,
+    override,
+    without_seed,
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,14 @@ class SetRun:
     seed: int = 0
     reading: PairTokenizer | None = None  # design pooled: how a pair becomes tokens
 
-    @classmethod
-    def pooled(
-        cls, folder: Path, categories: Sequence[str], reading: Mapping, fine_tuning: Mapping, others: Mapping, seed: int
-    ) -> "SetRun":
-        """A set of design `pooled`, from the mappings of a parameter file that `pooled_settings` checks."""
-        reads, settings = pooled_settings(reading, fine_tuning, others)
-        return cls(folder, categories, settings, "pooled", seed=seed, reading=reads)
+
+def planned_sets(
+    settings: ShadowSettings, categories: Sequence[str], folder_of: Callable[[str], Path]
+) -> dict[str, SetRun]:
+    """The sets that notebook 02 trains, each in the folder `folder_of(name)`."""
+    reading = PairTokenizer(**dict(settings.reading)) if settings.design == "pooled" else None
+    plan = settings.sets(categories)
+    return {name: SetRun(folder_of(name), *how, settings.seed, reading) for name, how in plan.items()}
 
 
 def fit_sets(
@@ -89,9 +97,6 @@ def budgets(runs: Mapping[str, SetRun], history: Mapping[str, Mapping[str, Seque
     return rows
 
 
-RESERVED = ("plain", "oracle")  # rows of 03 that are not trained
-
-
 def fit_objectives(
     before: str | Path,
     base: Trunk | str,
@@ -111,15 +116,12 @@ def fit_objectives(
     A name or setting that there is not is an `InputError`, before anything is trained.
     """
     config = read_config(before)
-    for name, changes in objectives.items():
-        if name in RESERVED or not isinstance(changes, Mapping) or not isinstance(changes.get("seed", 0), int):
-            raise InputError(
-                f"objectives: {name}: {changes}; give another name than {RESERVED}, settings, a whole seed"
-            )
+    check_objectives(objectives, config["design"] == "pooled")
     reading, settings = _trained_with(before)
     runs = {}
     for name, own in objectives.items():
-        how = config["categories"], _changed(settings, own), config["design"], "own", seed + own.get("seed", 0), reading
+        changed = override(settings, without_seed(own), f"objectives: {name}")
+        how = config["categories"], changed, config["design"], "own", seed + own.get("seed", 0), reading
         runs[name] = SetRun(folders[name], *how)
     fit_sets(runs, base, preferences, labelled=labelled, device=device)
 
@@ -128,7 +130,7 @@ def other_differences(folder: str | Path, before: str | Path, changes: Mapping) 
     """Names of the settings in which the set in `folder` differs from the set `before`, but for the `changes` that
     `fit_objectives` was asked for."""
     (reads, used), (read, settings) = _trained_with(folder), _trained_with(before)
-    asked = _changed(settings, changes)
+    asked = override(settings, without_seed(changes))
     differ = [one.name for one in fields(asked) if getattr(used, one.name) != getattr(asked, one.name)]
     return differ + ["reading"] * (reads != read)
 
@@ -137,8 +139,3 @@ def _trained_with(folder: str | Path) -> tuple[PairTokenizer | None, RewardSetti
     """How a finished set reads pairs (design pooled), and its settings."""
     pooled = read_config(folder)["design"] == "pooled"
     return load_pooled_settings(folder) if pooled else (None, load_settings(folder))
-
-
-def _changed(settings, changes: Mapping):
-    """Settings with the `changes` of an objective, whose "seed" is none of them."""
-    return override(settings, {name: value for name, value in changes.items() if name != "seed"})

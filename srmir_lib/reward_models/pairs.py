@@ -19,8 +19,8 @@ from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.pcrm import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit, pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
-from srmir_lib.reward_models.config import ALL, LIMITS, RewardSettings, check_objective
-from srmir_lib.taxonomy import UNKNOWN, ordered
+from srmir_lib.settings.reward_training import LIMITS, RewardSettings, check_objective
+from srmir_lib.taxonomy import ALL, UNKNOWN, ordered
 
 
 class TokenizedPairs:

@@ -7,7 +7,6 @@ beside it says which output is which category and how a pair becomes tokens. Hig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
@@ -20,7 +19,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.batching import BATCH_TOKENS
 from srmir_lib.models.kinds import pooled_problem
 from srmir_lib.models.loading import config_of, expecting, pick_device, quiet, read_tokenizer
-from srmir_lib.reward_models.config import PairObjective, checked
+from srmir_lib.settings.reward_training import EncoderSettings, check_reading
 
 GAP = " … "  # marks where the middle of a long text was left out
 
@@ -53,10 +52,7 @@ class PairTokenizer:
     prompt_tokens: int
 
     def __post_init__(self):
-        if self.prompt_tokens < 2 or self.max_tokens < self.prompt_tokens + 16:
-            raise InputError(
-                f"max_tokens: {self.max_tokens} leaves no room for a response after prompt_tokens {self.prompt_tokens}"
-            )
+        check_reading(self.max_tokens, self.prompt_tokens)
 
     def encode(self, tokenizer, prompts: Sequence, responses: Sequence) -> list[dict]:
         """N pairs -> N rows of the encoder's inputs, as lists of integers.
@@ -75,23 +71,6 @@ class PairTokenizer:
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
-@checked
-class EncoderSettings(PairObjective):
-    """How the encoder is fine-tuned. The notebook's parameters hold the values; what has one here is the plain case."""
-
-    epochs: float  # passes over labelled responses and pairs together
-    batch_size: int  # examples per update; a pair is one example
-    learning_rate: float  # of the top layer
-    head_learning_rate: float  # of the new outputs
-    layer_decay: float  # each layer below the top learns this much slower than the one above it
-    warmup: float  # share of the updates over which the learning rate rises
-    weight_decay: float
-    pair_weight: float  # weight of a preference pair next to a labelled response
-    mean_weight: float  # weight of the loss on the mean of all outputs, next to the loss on the routed one
-    averaging: float  # decay of the running average of the weights that is kept (0: keep the last weights)
-    bf16: bool  # bfloat16 matrix products; faster where the processor has them
-
-
 def from_parameters(kind: type, values: Mapping, name: str):
     """A settings class from the mapping that a parameter file holds, checked like any parameter.
 
@@ -108,22 +87,8 @@ def from_parameters(kind: type, values: Mapping, name: str):
     return kind(**values)
 
 
-def pooled_settings(
-    reading: Mapping, fine_tuning: Mapping, others: Mapping = MappingProxyType({})
-) -> tuple[PairTokenizer, EncoderSettings]:
-    """Both halves of `fit_pooled`'s settings from the mappings of a parameter file.
-
-    `others`: the settings of the other designs; what an encoder would not read there is an `InputError`.
-    """
-    elsewhere, never = "an encoder's stands in fine_tuning", "an encoder's fits are not averaged"
-    unread = {
-        "objective": ("bradley_terry", elsewhere),
-        "center_rewards_coefficient": (0.0, elsewhere),
-        "averaged_fits": (1, never),
-    }
-    for name, (usual, fix) in unread.items():
-        if others.get(name, usual) != usual:
-            raise InputError(f"{name}: {others[name]!r} is not read with design pooled; {fix}")
+def pooled_settings(reading: Mapping, fine_tuning: Mapping) -> tuple[PairTokenizer, EncoderSettings]:
+    """Both halves of `fit_pooled`'s settings from the mappings of a parameter file."""
     settings = from_parameters(EncoderSettings, fine_tuning, "fine_tuning")
     return from_parameters(PairTokenizer, reading, "reading"), settings
 

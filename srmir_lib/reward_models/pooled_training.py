@@ -25,9 +25,9 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.loading import fingerprint, load_trunk, pick_device, quiet, resolve_encoder
 from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.srmir import categorized_reward
-from srmir_lib.reward_models.config import LIMITS
 from srmir_lib.reward_models.pairs import pair_loss, pair_targets
-from srmir_lib.reward_models.pooled import EncoderSettings, PairTokenizer, collate, load_classifier
+from srmir_lib.reward_models.pooled import PairTokenizer, collate, load_classifier
+from srmir_lib.settings.reward_training import LIMITS, EncoderSettings
 from srmir_lib.taxonomy import UNKNOWN
 
 LABELLED_COLUMNS = ("prompt", "completion", "unsafe", "category")

@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from srmir_lib.models.kv_cache import PrefilledKV
 from srmir_lib.models.trunk import Trunk, shared_lengths
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pairs import TokenizedPairs
 from srmir_lib.reward_models.probes import check_probes
+from srmir_lib.settings.reward_training import RewardSettings
 
 
 class PrefilledPairs(TokenizedPairs):

@@ -22,8 +22,8 @@ from srmir_lib.models.batching import padded
 from srmir_lib.models.kv_cache import PrefilledKV, as_cache
 from srmir_lib.models.loading import read_tensors
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import ALL, ProbeSettings
-from srmir_lib.taxonomy import full_name
+from srmir_lib.settings.reward_training import ProbeSettings
+from srmir_lib.taxonomy import ALL, full_name
 
 OTHERWISE = "use design separate, or another causal model (Llama, Mistral, Qwen, Gemma, …)"
 
@@ -48,8 +48,8 @@ def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str
             ids = ([ids[0]] * count + ids)[-count:]
         elif count and len(ids) > count:
             raise InputError(
-                f"probe: the question about {category} has {len(ids)} tokens, more than probe_tokens {count}; "
-                "raise it, or give the category a shorter name"
+                f"probe: the question about {category} has {len(ids)} tokens, more than its {count}; "
+                "raise tokens, or give the category a shorter name"
             )
         rows.append(ids)
     return rows

@@ -24,9 +24,7 @@ from srmir_lib.data.jsonl import (
     seven_digits,
 )
 from srmir_lib.errors import InputError, numbered
-from srmir_lib.taxonomy import UNKNOWN
-
-ALL = "all"  # as `config.ALL`, which would import torch
+from srmir_lib.taxonomy import ALL, UNKNOWN
 
 
 def score_file(

@@ -20,9 +20,10 @@ from srmir_lib.models.kinds import separate_problem
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.pcrm import pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
-from srmir_lib.reward_models.config import LIMITS, RewardSettings, kept_fit, write_config
+from srmir_lib.reward_models.config import kept_fit, write_config
 from srmir_lib.reward_models.pairs import TokenizedPairs
 from srmir_lib.reward_models.separate import base_classifier
+from srmir_lib.settings.reward_training import LIMITS, RewardSettings
 
 
 class PCRMRewardTrainer(RewardTrainer):

@@ -19,10 +19,11 @@ from srmir_lib.conversations import conversation_ids
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, kept_fit, write_config
+from srmir_lib.reward_models.config import kept_fit, write_config
 from srmir_lib.reward_models.pairs import pair_batches, pair_loss
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.probes import Probes, check_probes
+from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
 
 TOKENIZED = 64
 """Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""

@@ -24,10 +24,10 @@ from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.legend import legend_margin
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import ProbeSettings
 from srmir_lib.reward_models.probes import Probes
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import SharedScorer, score_ids
+from srmir_lib.settings.reward_training import ProbeSettings
 from srmir_lib.studies.a5_cost.limits import Load, Shape, Spread, race, ratio
 from srmir_lib.taxonomy import CATEGORIES
 

@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from srmir_lib.evaluation.reward_accuracy import routed_gaps
 from srmir_lib.models.loading import share_weights
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.reward_training import RewardSettings
 from srmir_lib.statistics import is_correct
 from srmir_lib.studies.a5_cost.contestants import words
 from srmir_lib.studies.a5_cost.limits import Load, race

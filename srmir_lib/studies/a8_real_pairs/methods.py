@@ -18,10 +18,8 @@ from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.models.loading import fingerprint, load_trunk, pick_device, resolve_encoder
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import ALL, ProbeSettings, RewardSettings, override
 from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.pooled import (
-    EncoderSettings,
     PairTokenizer,
     PooledScorer,
     from_parameters,
@@ -29,10 +27,12 @@ from srmir_lib.reward_models.pooled import (
 )
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, override
 from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel, TokenSettings
 from srmir_lib.studies.a1_token_rewards.reader import Reader
 from srmir_lib.studies.a1_token_rewards.training import train_token_rewards
 from srmir_lib.studies.a8_real_pairs.pairs import PairData
+from srmir_lib.taxonomy import ALL
 
 Score = Callable[[Sequence, Sequence], Sequence[float]]
 """Of prompts and answers (N each), one number an answer: higher is better."""

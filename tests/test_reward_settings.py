@@ -1,0 +1,151 @@
+"""What 02 and 03 are told: which sets of reward models that means, and what is refused before anything is loaded."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from srmir_lib.errors import InputError
+from srmir_lib.runner.notebook import Notebook, load_values
+from srmir_lib.settings.reward_models import FineTuning, ShadowSettings
+from srmir_lib.settings.reward_training import (
+    EncoderSettings,
+    ProbeSettings,
+    RewardSettings,
+    check_folders,
+    check_objectives,
+)
+
+ROOT = Path(__file__).parents[1]
+SECOND, THIRD = (Notebook.load(ROOT / f"notebooks/{n}.ipynb") for n in ("02_shadow_reward_models", "03_margins"))
+OF_ENCODER = list(EncoderSettings.__dataclass_fields__)
+MIXED = {"one": {"epochs": 1.0}, "two": {"lora_rank": 2}}
+
+
+def of_preset(preset: str, **changes) -> ShadowSettings:
+    values = load_values(ROOT / f"params/{preset}/02_shadow_reward_models.yaml")
+    return SECOND.model.of(SECOND.defaults | values | changes)
+
+
+def test_the_sets_of_02_differ_in_what_their_names_say():
+    """By hand, from the parameter file of claims-topic and the defaults of 02."""
+    sets = of_preset("claims-topic").sets(["insult", "privacy"])
+    seven = RewardSettings(160, 8, 6e-3, 4, 8, 192, 1.0, 0.5)
+    names = {"insult": "insult", "unfairness": "unfairness", "crimes": "crime", "physical_harm": "injury"}
+    names |= {"mental_health": "distress", "privacy": "privacy", "ethics": "morals"}
+    asked = ProbeSettings(text="<|user|>is this harmful : {category} ?<|end|><|assistant|>", names=names, tokens=9)
+    draft = 'draft , then #### : why would you refuse to answer " {prompt} " ?'
+    seven, alone = replace(seven, question=draft, probe=asked), "<|user|>is this harmful ?<|end|><|assistant|>"
+    rival, both = replace(seven, learning_rate=4e-3), ["insult", "privacy"]
+    single = replace(seven, max_steps=320, learning_rate=2e-3, probe=replace(asked, text=alone))
+    assert sets == {
+        "shadow_rms": (both, seven, "shared", "own"),
+        "single_rm": (["all"], single, "shared", "own"),
+        "cross_rms": (both, seven, "shared", "cross"),
+        "rival_rms": (both, rival, "separate", "own"),
+        "centred_shadow_rms": (both, replace(seven, center_rewards_coefficient=0.01), "shared", "own"),
+        "centred_rival_rms": (both, replace(rival, center_rewards_coefficient=0.01), "separate", "own"),
+    }
+
+
+def test_an_encoder_is_one_set():
+    ((name, (categories, settings, design, training)),) = of_preset("realdata").sets(["insult"]).items()
+    assert (name, categories, design, training) == ("shadow_rms", ["insult"], "pooled", "own")
+    assert settings == EncoderSettings(3.0, 32, 1e-4, 5e-4, 0.9, 0.1, 0.01, 1.0, 0.3, 0.98, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labelled": "x"}, "labelled: 'x' is read with design pooled alone"),
+        ({"question": "why ?"}, "question: 'why ?' must contain {prompt}"),
+        ({"objective": "ava_p"}, "objective = 'ava_p': it must be one of 'bradley_terry'"),
+        ({"probe": {"text": "is this bad ?"}}, "probe: text: 'is this bad ?' must contain {category}"),
+        ({"comparison": {"rival_design": "pooled"}}, "comparison.rival_design = 'pooled': it must be one of"),
+        ({"comparison": {"probe_study": {"whole question": {}}}}, "comparison: probe_study: 'whole question'"),
+        ({"comparison": {"probe_study": {"../x": {}}}}, "comparison: probe_study: '../x'"),
+        ({"comparison": {"probe_study": {"x": {"rank": 3}}}}, "comparison: probe_study: x: there is no setting rank"),
+        ({"comparison": {"probe_study": {"x": {"tokens": -1}}}}, "comparison: probe_study: x: tokens = -1"),
+        ({"reading": {"max_tokens": 130}}, "reading: max_tokens: 130 leaves no room"),
+        ({"fine_tuning": {"targets": "mean"}}, "fine_tuning: targets: bradley_terry has none"),
+        ({"fine_tuning": {"limit": [1.0]}}, "fine_tuning: limit: [1.0]; give scale"),
+        ({"fine_tuning": {"averaging": 1.0}}, "fine_tuning.averaging = 1.0: it must be less than 1"),
+        ({"design": "pooled", "objective": "margin"}, "objective: 'margin' is not read with design pooled"),
+        ({"design": "pooled", "training": {"averaged_fits": 3}}, "training.averaged_fits: 3 is not read with"),
+        (
+            {"design": "pooled", "training": {"center_rewards_coefficient": 0.1}},
+            "training.center_rewards_coefficient: 0.1 is not read with",
+        ),
+        ({"design": "pooled", "comparison": {"centred": 0.1}}, "comparison.centred: 0.1 is not read with"),
+        ({"design": "pooled", "comparison": {"rival_design": "shared"}}, "comparison.rival_design: 'shared' is not"),
+    ],
+)
+def test_02_refuses_what_would_not_be_read(changes, message):
+    with pytest.raises(InputError) as refused:
+        SECOND.parameters(changes, "here")
+    assert str(refused.value).startswith(f"here: {message}") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objectives": {"x": {"objektive": "margin"}}}, "objectives: x: there is no setting 'objektive'; there are"),
+        ({"objectives": {"x": {"objective": "hinge"}}}, "objectives: x: objective: 'hinge' is none of bradley_terry"),
+        (
+            {"objectives": {"x": {"objective": "ava_p"}}},
+            "objectives: x: objective: ava_p needs a reward for every token",
+        ),
+        ({"objectives": {"x": {"targets": "all"}}}, "objectives: x: targets: 'all' is none of own, shuffled, mean"),
+        ({"objectives": {"x": {"limit": [8.0]}}}, "objectives: x: limit: [8.0]; give scale"),
+        ({"objectives": {"x": {"averaged_fits": "3"}}}, "objectives: x: averaged_fits: '3'"),
+        ({"objectives": {"x": {"epochs": -1.0}}}, "objectives: x: epochs: -1.0"),
+        ({"objectives": {"x": {"epochs": 1.0, "lora_rank": 2}}}, "objectives: x: there is no setting 'epochs'"),
+        ({"objectives": {"x": {"seed": 1.0}}}, "objectives: x: {'seed': 1.0}; write settings by name"),
+        ({"objectives": {"x": {"seed": True}}}, "objectives: x: {'seed': True}"),
+        ({"objectives": {"oracle": {}}}, "objectives: 'oracle'"),
+        ({"objectives": {"a/b": {}}}, "objectives: 'a/b'"),
+        (
+            {"labelled": "l", "objectives": {"x": {"epoch": 1.0}}},
+            f"objectives: x: there is no setting 'epoch'; there are {', '.join(OF_ENCODER)}",
+        ),
+        ({"negative": "drop"}, "negative: drop changes every objective's pairs; write keep or clip"),
+        ({"refusals": ["No.", " "]}, "refusals: one of them is empty"),
+        ({"demonstrations": ""}, "demonstrations: empty, and so is labelled"),
+        ({"facts": ""}, "best_of: 16 answers are judged by the file in facts"),
+    ],
+)
+def test_03_refuses_what_could_not_be_trained_or_judged(changes, message):
+    with pytest.raises(InputError) as refused:
+        THIRD.parameters(changes, "here")
+    assert str(refused.value).startswith(f"here: {message}") and "\n" not in str(refused.value)
+
+
+def test_what_either_kind_of_set_could_be_trained_with_is_let_through():
+    check_objectives(MIXED | {"three": {"similarity_model": "x", "targets": "mean", "seed": 2}})
+    check_objectives(MIXED, pooled=True)
+    check_folders("here", ["a b", "a-b_c.d", "über 2"], ())
+    assert THIRD.parameters({"negative": "drop", "objectives": {"margin": {"objective": "margin"}}}, "")
+    assert THIRD.parameters({"facts": "", "best_of": 0}, "") and THIRD.parameters(
+        {"demonstrations": "", "labelled": "l"}, ""
+    )
+
+
+def test_an_encoder_is_told_all_that_a_notebook_tells_it():
+    assert FineTuning(weight_decay=0.5).encoder().weight_decay == 0.5
+    assert FineTuning.model_fields.keys() == {*OF_ENCODER}
+
+
+def test_the_command_line_refuses_without_torch():
+    code = (
+        "import sys\n"
+        "from srmir_lib.cli import main\n"
+        "wrong = (('02', 'training.lora_rank=0'), ('02', 'comparison.probe_study.x.tokens=-1'), "
+        "('03', 'objectives.pcrm.limit=[8.0]'), ('03', 'legend.pooling=first'))\n"
+        "assert [main(['run', 'lab', number, '--set', text]) for number, text in wrong] == [2] * 4\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 4 and "objectives: pcrm: limit: [8.0]; give scale" in done.stderr
