@@ -17,9 +17,10 @@ from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
+from srmir_lib.settings.cost import Shape
 from srmir_lib.studies.a5_cost import contestants as peers
 from srmir_lib.studies.a5_cost import limits as cost
-from srmir_lib.studies.a5_cost.limits import Load, Shape, Spread
+from srmir_lib.studies.a5_cost.limits import Load, Spread
 from srmir_lib.studies.a5_cost.plots import goal_chart, growth_curves
 from srmir_lib.studies.a5_cost.training import grpo_trainer, step_seconds, training_ladder
 

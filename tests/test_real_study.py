@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_realdata import FINE_TUNING, READING, write_pack
+from test_realdata import READING, write_pack
 from test_token_rewards import SETTINGS as TOKENS
 from tiny_bert import ENCODER, write_tiny_bert
 
@@ -21,9 +21,7 @@ from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.studies.a1_token_rewards.reader import Reader
 from srmir_lib.studies.a8_real_pairs.methods import (
     Method,
-    check_methods,
     encoder_method,
-    encoder_methods,
     reward_model_method,
     token_method,
     trunk_methods,
@@ -216,56 +214,16 @@ def test_metrics_have_flat_names():
     assert (found["auroc/s/b/low"], found["auroc/s/a/high"]) == (0.25, 0.75) and len(found) == 7
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (("words", {"a": {}}, {}), "design 'words': must be encoder or tokens"),
-        (("encoder", {"a": {}}, {"b": {}}), "with reward_models tokens"),
-        (("tokens", {}, {}), r"give at least one, under different names; there are \['words'\]"),
-        (("tokens", {"a": {}}, {"a": {}}), "under different names"),
-        (("encoder", {"words": {}}, {}), "under different names"),
-    ],
-)
-def test_methods_that_cannot_be_compared_are_refused(given, said):
-    check_methods("tokens", {"a": {}}, {"b": {}})
-    with pytest.raises(InputError, match=said):
-        check_methods(*given)
-
-
-def test_every_objective_is_an_encoder_of_its_own(tmp_path):
-    encoder = str(write_tiny_bert(tmp_path / "encoder"))
-    methods = encoder_methods(encoder, {"plain": {}, "slow": {"learning_rate": 1e-3}}, READING, FINE_TUNING, "cpu")
-    rates = {name: method.about["settings"]["learning_rate"] for name, method in methods.items()}
-    assert rates == {"plain": 3e-3, "slow": 1e-3}
-    assert methods["plain"].about["reading"] == READING | {"long_text": "head_tail"}
-    with pytest.raises(InputError, match="objectives: there is no setting 'speed'"):
-        encoder_methods("nowhere", {"fast": {"speed": 1}}, READING, FINE_TUNING)
-
-
-def test_methods_on_one_trunk_have_their_own_settings_which_are_checked_before_it_is_loaded(tiny_model):
-    reward = {"max_steps": 3, "batch_size": 4, "learning_rate": 0.01, "lora_rank": 4, "lora_alpha": 8, "max_length": 64}
-    given = {
-        "objectives": {"ava": {}, "plain": {"objective": "bradley_terry"}},
-        "token_settings": asdict(TOKENS),
-        "reward_models": {"probe": {"design": "shared", "max_steps": 5}, "whole": {"design": "separate"}},
-        "reward_model_settings": reward,
-        "reward_model_probe": {"text": " bad ?"},
-        "prompt_tokens": 12,
-        "answer_tokens": 6,
-    }
-    methods = trunk_methods(str(tiny_model), **given, device="cpu")
+def test_methods_on_one_trunk_have_their_own_settings(tiny_model):
+    reward = RewardSettings(3, 4, 0.01, 4, 8, 64, probe=ProbeSettings(text=" bad ?"))
+    rivals = {"probe": ("shared", replace(reward, max_steps=5)), "whole": ("separate", reward)}
+    tokens = {"ava": TOKENS, "plain": TOKENS.changed(objective="bradley_terry")}
+    methods = trunk_methods(str(tiny_model), tokens, rivals, prompt_tokens=12, answer_tokens=6, device="cpu")
     assert list(methods) == ["probe", "whole", "ava", "plain"]
     settings = {name: method.about["settings"] for name, method in methods.items()}
     assert (settings["probe"]["max_steps"], settings["whole"]["max_steps"]) == (5, 3)
     assert settings["probe"]["probe"]["text"] == " bad ?" and "probe" not in settings["whole"]
     assert (settings["ava"]["objective"], settings["plain"]["objective"]) == ("ava_p", "bradley_terry")
-    for wrong, said in (
-        ({"token_settings": asdict(TOKENS) | {"alpha": "high"}}, "token_settings.alpha: input should be"),
-        ({"reward_model_probe": {"colour": "red"}}, "reward_model_probe.colour: "),
-        ({"reward_model_settings": {}}, "reward_model_settings.batch_size: field required"),
-    ):
-        with pytest.raises(InputError, match=said):
-            trunk_methods("nowhere", **given | wrong)
 
 
 @pytest.mark.parametrize("changes", [{}, {"objective": "margin"}, {"objective": "pcrm_cosine"}])
@@ -273,6 +231,7 @@ def test_words_and_encoders_learn_what_is_easy(pack, tmp_path_factory, changes):
     encoder = write_tiny_bert(tmp_path_factory.mktemp("encoder"))
     data, settings = real_pairs("diasafety", pack, seed=0), replace(ENCODER, epochs=20, mean_weight=0.0, **changes)
     method = encoder_method(str(encoder), PairTokenizer(32, 8), settings, "cpu")
+    assert method.about["reading"] == READING | {"long_text": "head_tail"}, "as it is on record"
     found = measures(method.fit(data, 0), data)
     assert found["pair_accuracy"] == found["auroc"] == 1.0, "a refusal is a refusal"
     assert measures(words_method().fit(data, 0), data)["pair_accuracy"] == 1.0
@@ -284,7 +243,7 @@ def test_token_rewards_learn_from_texts_that_are_cut(tiny_model, pack, objective
     reader = Reader(Trunk.load(tiny_model, "cpu"), "", 64)
     rows = [pair(f"open the door {i} please " * 20, "I can not", "yes, open it " * 20) for i in range(24)]
     data = PairData(rows[:18], [], rows[18:], [])
-    method = token_method(reader, replace(TOKENS, objective=objective), prompt_tokens=12, answer_tokens=6)
+    method = token_method(reader, TOKENS.changed(objective=objective), prompt_tokens=12, answer_tokens=6)
     assert measures(method.fit(data, 0), data)["pair_accuracy"] == 1.0
     with pytest.raises(InputError, match="exceed max_length 64"):
         token_method(reader, TOKENS, prompt_tokens=12, answer_tokens=200).fit(data, 0)

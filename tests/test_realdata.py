@@ -240,8 +240,7 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
 def test_notebook_A8_runs_every_objective_and_goes_on_where_it_stopped(made, tmp_path):
     pack, encoder, _, _ = made
     own = {
-        "reading": READING,
-        "fine_tuning": FINE_TUNING,
+        "encoder": {"reading": READING, "fine_tuning": FINE_TUNING},
         "seeds": [1, 2],
         "sets": ["hh-rlhf", "diasafety"],
     }
@@ -291,10 +290,9 @@ def test_notebook_A8_holds_the_designs_of_reward_models_against_each_other(made,
         trunk_from="01_data",
         seeds=[1, 2],
         sets=["diasafety"],
+        objectives={},
         reward_models={name: {"design": name} for name in ("separate", "shared")},
-        reward_model_settings=settings | {"max_length": 320},
-        prompt_tokens=16,
-        answer_tokens=16,
+        trunk={"reward_model": settings, "prompt_tokens": 16, "answer_tokens": 16},
     )
     metrics = read_json(folder / "metrics.json")
     both = [metrics[f"auroc/diasafety/{name}"] for name in ("shared", "separate")]

@@ -555,8 +555,8 @@ def test_the_labs_probes_ask_what_its_base_model_was_taught():
     """The parameters of 02 and A5, spelled by the town's own tokenizer."""
     town = build_tokenizer(turn["content"] for chat in corpus(draw_world(0), 2000, "0", MIX) for turn in chat)
     a5, second = (Notebook.load(ROOT / f"notebooks/{name}.ipynb") for name in ("A5_cost", "02_shadow_reward_models"))
-    given, sets = a5.parameters({}, ""), second.model.of(second.defaults).sets(list(NAMES))
-    of_a5 = ProbeSettings(text=given["probe_text"], names=given["category_names"], tokens=given["probe_tokens"])
+    of_a5 = ProbeSettings(**a5.parameters({}, "")["probe"])
+    sets = second.model.of(second.defaults).sets(list(NAMES))
     for probe in (of_a5, sets["shadow_rms"][1].probe):
         asked = [town.decode(ids) for ids in probe_questions(town, probe, list(NAMES))]
         assert asked == [f"<|user|>{CHECK_QUESTION.format(name=word)}<|end|><|assistant|>" for word in NAMES.values()]

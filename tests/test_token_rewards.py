@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,12 +16,12 @@ from srmir_lib.models.kv_cache import as_cache
 from srmir_lib.models.loading import load_policy
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.ava import TokenBeliefs
+from srmir_lib.settings.appendices import TokenSettings
 from srmir_lib.studies.a1_token_rewards.model import (
     LOG_SD,
     TokenHeads,
     TokenRewardFunction,
     TokenRewardModel,
-    TokenSettings,
 )
 from srmir_lib.studies.a1_token_rewards.reader import Reader
 from srmir_lib.studies.a1_token_rewards.training import (
@@ -76,7 +75,7 @@ def reader(tiny_model) -> Reader:
 
 def moved(reader: Reader, **changes) -> TokenRewardModel:
     """A model as after training: a fresh adapter does nothing."""
-    model = TokenRewardModel(reader, replace(SETTINGS, **changes), seed=1)
+    model = TokenRewardModel(reader, SETTINGS.changed(**changes), seed=1)
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -98,8 +97,8 @@ def trained(reader, tmp_path_factory):
 def test_fits_side_by_side_are_what_they_are_in_turn(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # the same arithmetic in both
-    rows, settings = preferences(), replace(SETTINGS, max_steps=4)
-    wanted = {"ava_p": (settings, [0, 1]), "ava_d": (replace(settings, objective="ava_d"), [2])}
+    rows, settings = preferences(), SETTINGS.changed(max_steps=4)
+    wanted = {"ava_p": (settings, [0, 1]), "ava_d": (settings.changed(objective="ava_d"), [2])}
     one, other = (Reader(Trunk.load(tiny_model, "cpu"), "", 128) for _ in range(2))
     for reader in (one, other):
         reader.read(reader.pairs(rows).prompts)  # in one order, or rounding differs and Adam's first steps enlarge it
@@ -189,7 +188,7 @@ def test_one_adapter_per_model_and_one_trunk_for_all(reader):
 @pytest.mark.parametrize("objective", ["bradley_terry", "ava_p"])
 @pytest.mark.parametrize("readout", ["last", "mean"])
 def test_pairs_are_learned(reader, objective, readout):
-    model = TokenRewardModel(reader, replace(SETTINGS, objective=objective, readout=readout, max_steps=60))
+    model = TokenRewardModel(reader, SETTINGS.changed(objective=objective, readout=readout, max_steps=60))
     pairs = reader.pairs(preferences())
     train_token_rewards(model, pairs, seed=0)
     rewards = model.rewards(pairs)
@@ -200,7 +199,7 @@ def test_pairs_are_learned(reader, objective, readout):
 @pytest.mark.parametrize("attention", ["none", "printed", "scaled"])
 @pytest.mark.parametrize("objective", ["ava_d", "ava_p"])
 def test_every_variant_trains_adapter_and_heads(reader, form, attention, objective):
-    settings = replace(SETTINGS, form=form, attention=attention, objective=objective, max_steps=4)
+    settings = SETTINGS.changed(form=form, attention=attention, objective=objective, max_steps=4)
     model = TokenRewardModel(reader, settings)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     history = train_token_rewards(model, reader.pairs(preferences(6)), seed=0)
@@ -225,7 +224,7 @@ def test_scaled_attention_has_mean_one_and_printed_sums_to_one(reader):
 
 def test_the_loss_of_demonstrations_never_reads_the_rejected():
     b = TokenBeliefs(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
-    loss = token_loss(b, None, replace(SETTINGS, objective="ava_d", lam=1.0))
+    loss = token_loss(b, None, SETTINGS.changed(objective="ava_d", lam=1.0))
     assert loss.item() == pytest.approx(0.5 * math.log(2 * math.pi))  # a delta of 0 at the mean of N(0, 1)
 
 
@@ -294,18 +293,18 @@ def test_beliefs_that_are_not_finite_name_the_row(reader):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"objective": "ava"}, "bradley_terry, ava_d, ava_p"),
-        ({"form": "logits"}, "printed, stable"),
-        ({"readout": "median"}, "last, mean, sum"),
-        ({"attention": "yes"}, "none, printed, scaled"),
-        ({"alpha": 0.0}, "alpha: 0.0 must be above 0"),
-        ({"gamma": -1.0}, "gamma: -1.0 must be a finite number"),
-        ({"lam": math.nan}, "lam: nan"),
+        ({"objective": "ava"}, "'bradley_terry', 'ava_d' or 'ava_p'"),
+        ({"form": "logits"}, "'printed' or 'stable'"),
+        ({"readout": "median"}, "'last', 'mean' or 'sum'"),
+        ({"attention": "yes"}, "'none', 'printed' or 'scaled'"),
+        ({"alpha": 0.0}, "alpha = 0.0: it must be greater than 0"),
+        ({"gamma": -1.0}, "gamma = -1.0: it must be greater than or equal to 0"),
+        ({"lam": math.nan}, "lam = nan: it must be a finite number"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        replace(SETTINGS, **changes)
+        SETTINGS.changed(**changes)
 
 
 def test_damaged_folders_name_the_file(trained, reader, tmp_path):

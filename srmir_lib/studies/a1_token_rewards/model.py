@@ -8,8 +8,7 @@ train the same weights and differ in their objective only (`training`).
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -20,13 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length
 from srmir_lib.models.kv_cache import as_cache
 from srmir_lib.models.loading import read_tensors, share_weights
 from srmir_lib.papers.ava import (
-    FORMS,
-    READOUTS,
     TokenBeliefs,
     answer_reward,
     attention_weights,
@@ -35,13 +31,8 @@ from srmir_lib.papers.ava import (
     check_beliefs,
     over_tokens,
 )
+from srmir_lib.settings.appendices import TokenSettings
 from srmir_lib.studies.a1_token_rewards.reader import Answers, Reader
-
-OBJECTIVES = ("bradley_terry", "ava_d", "ava_p")
-
-
-ATTENTION = ("none", "printed", "scaled")
-
 
 LOG_SD = (-5.0, 2.0)
 """Log standard deviations are clamped to this: without a floor the density of one lucky token grows without end."""
@@ -49,42 +40,6 @@ LOG_SD = (-5.0, 2.0)
 
 DRAWING = Lock()
 """Held while an adapter is drawn: the random numbers it is drawn with belong to the whole process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenSettings:
-    """How a token reward is trained. No defaults: a number is chosen in one place, a notebook's parameters cell."""
-
-    objective: str  # bradley_terry, ava_d (demonstrations) or ava_p (pairs)
-    form: str  # printed or stable, see `bayesian`
-    readout: str  # an answer's reward: that of its last token, the mean or the sum over its tokens
-    alpha: float  # sharpness of the policy that Q is read from
-    beta: float  # weight of the likelihood
-    gamma: float  # discount
-    lam: float  # weight of the temporal-difference term (lambda)
-    attention: str  # weights of the tokens: none, printed (they sum to 1) or scaled (their mean is 1)
-    max_steps: int  # updates
-    batch_size: int  # pairs an update
-    learning_rate: float  # at the first update; falls linearly to zero
-    lora_rank: int
-    lora_alpha: int
-
-    @classmethod
-    def of(cls, values: Mapping, **changes) -> "TokenSettings":
-        """Settings from a mapping that holds their names, such as a notebook's `globals()`, with `changes`."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name not in changes}, **changes)
-
-    def __post_init__(self):
-        known = {"objective": OBJECTIVES, "form": FORMS, "readout": READOUTS, "attention": ATTENTION}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise InputError(f"{name}: {getattr(self, name)!r} is none of {', '.join(values)}")
-        for name in ("alpha", "max_steps", "batch_size", "learning_rate", "lora_rank", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}: {getattr(self, name)} must be above 0")
-        for name in ("beta", "gamma", "lam"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name}: {getattr(self, name)} must be a finite number at least 0")
 
 
 class TokenReward(NamedTuple):
@@ -244,7 +199,7 @@ class TokenRewardFunction:
         resumed run compares."""
         self.model, self.k, self.readout, self.__name__ = model, k, readout, "token_reward"
         weights = hashlib.sha256(b"".join(part.detach().cpu().numpy().tobytes() for part in model.parameters()))
-        self.fingerprint = f"token_reward {name} {k} {readout} {model.settings} {weights.hexdigest()}"
+        self.fingerprint = f"token_reward {name} {k} {readout} {model.settings.model_dump()} {weights.hexdigest()}"
 
     def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
         answers = self.model.reader.answers(prompts, completions, allow_empty=True)  # a policy may say nothing

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
@@ -45,6 +46,11 @@ class Reader:
         self.invocation = invocation_tokens(trunk.tokenizer)
         self.opening, self.spare, self.cached = len(self.invocation), keep_gb * 1e9, {}
         self.lock = Lock()
+
+    @classmethod
+    def load(cls, base_model: str | Path, device: str, question: str, max_length: int) -> "Reader":
+        """A reader with a base model of its own."""
+        return cls(Trunk.load(base_model, device), question, max_length)
 
     def answers(self, prompts: Sequence, completions: Sequence, allow_empty: bool = False) -> Answers:
         """Texts or conversations -> `Answers`. Empty ones (if not allowed) and too long ones are an `InputError`."""

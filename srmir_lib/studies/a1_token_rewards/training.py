@@ -4,7 +4,6 @@ A fit is a folder: PEFT's adapter, `heads.safetensors`, `config.json` (how it re
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from srmir_lib.papers.ava import TokenBeliefs, answer_reward, ava_demonstration_
 from srmir_lib.papers.srmir import bradley_terry_loss
 from srmir_lib.reward_models.config import base_of, find_trunk, kept_fit
 from srmir_lib.reward_models.pairs import pair_batches
-from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel, TokenSettings
+from srmir_lib.settings.appendices import TokenSettings
+from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel
 from srmir_lib.studies.a1_token_rewards.reader import Answers, Reader
 
 READING = ("question", "draft_tokens", "max_length")
@@ -44,7 +44,7 @@ def fit_token_rewards(
     pairs, settings, seed and base model is kept.
     """
     output_dir = Path(output_dir)
-    key = {"settings": asdict(settings), "seed": seed}
+    key = {"settings": settings.model_dump(), "seed": seed}
     key |= {"pairs_sha256": pairs.sha256(), "base_sha256": reader.trunk.sha256, "dtype": reader.trunk.dtype}
     if not (fit := kept_fit(output_dir, key)):
         model = TokenRewardModel(reader, settings, seed)
@@ -98,7 +98,8 @@ def load_token_rewards(
     config, fit = read_json(folder / "config.json"), read_json(folder / "fit.json")
     trunk = find_trunk(folder, config, reader.trunk if reader is not None else trunk, base_model)
     reader = reader or Reader(trunk, **{name: config[name] for name in READING})
-    return TokenRewardModel(reader, TokenSettings(**fit["key"]["settings"]), fit["key"]["seed"]).load(folder)
+    settings = TokenSettings.checked(fit["key"]["settings"], f"{folder}/fit.json")
+    return TokenRewardModel(reader, settings, fit["key"]["seed"]).load(folder)
 
 
 def fit_side_by_side(

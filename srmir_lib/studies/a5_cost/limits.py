@@ -20,24 +20,7 @@ import psutil
 import torch
 
 from srmir_lib.errors import InputError
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder with gated feed-forward layers (Llama, Qwen), by its numbers."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocab: int
-
-    @property
-    def linear(self) -> list[tuple[int, int]]:
-        """(in, out) of one layer's matrices: q, k, v, o, gate, up, down."""
-        kv, d, i = self.hidden // self.heads * self.kv_heads, self.hidden, self.intermediate
-        return [(d, d), (d, kv), (d, kv), (d, d), (d, i), (d, i), (i, d)]
+from srmir_lib.settings.cost import Shape
 
 
 @dataclass(frozen=True)

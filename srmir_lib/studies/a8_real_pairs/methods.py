@@ -19,16 +19,12 @@ from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.models.loading import fingerprint, load_trunk, pick_device, resolve_encoder
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.fit import SetRun, fit_sets
-from srmir_lib.reward_models.pooled import (
-    PairTokenizer,
-    PooledScorer,
-    from_parameters,
-    pooled_settings,
-)
+from srmir_lib.reward_models.pooled import PairTokenizer, PooledScorer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.shadow import ShadowRewardModels
-from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, override
-from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel, TokenSettings
+from srmir_lib.settings.appendices import TokenSettings
+from srmir_lib.settings.reward_training import EncoderSettings, RewardSettings
+from srmir_lib.studies.a1_token_rewards.model import TokenRewardModel
 from srmir_lib.studies.a1_token_rewards.reader import Reader
 from srmir_lib.studies.a1_token_rewards.training import train_token_rewards
 from srmir_lib.studies.a8_real_pairs.pairs import PairData
@@ -88,7 +84,7 @@ def token_method(reader: Reader, settings: TokenSettings, prompt_tokens: int, an
         return lambda prompts, answers: model.rewards(reader.answers(*shortened(prompts, answers))).numpy()
 
     shortened = _Shortened(reader.trunk.tokenizer, prompt_tokens, answer_tokens)
-    about = {"trunk": reader.trunk.sha256, "settings": asdict(settings)}
+    about = {"trunk": reader.trunk.sha256, "settings": settings.model_dump()}
     about |= {"device": reader.trunk.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
     return Method(about, fit)
 
@@ -117,53 +113,21 @@ def reward_model_method(
     return Method(about, fit)
 
 
-def check_methods(design: str, objectives: Mapping[str, Mapping], reward_models: Mapping[str, Mapping]) -> None:
-    """Refuse a design, or names of methods, with which nothing could be compared."""
-    if design not in ("encoder", "tokens") or (reward_models and design == "encoder"):
-        raise InputError(f"design {design!r}: must be encoder or tokens; with reward_models tokens")
-    wanted = [WORDS, *objectives, *reward_models]
-    if len(wanted) < 2 or len({*wanted}) < len(wanted):
-        raise InputError(f"objectives, reward_models: give at least one, under different names; there are {wanted}")
-
-
-def encoder_methods(
-    encoder: str, objectives: Mapping[str, Mapping], reading: Mapping, fine_tuning: Mapping, device: str = "auto"
-) -> dict[str, Method]:
-    """An `encoder_method` for each of `objectives`: name -> what differs from the settings `fine_tuning`."""
-    how, plain = pooled_settings(reading, fine_tuning)
-    settings = {name: override(plain, own) for name, own in objectives.items()}
-    return {name: encoder_method(encoder, how, own, device) for name, own in settings.items()}
-
-
 def trunk_methods(
     base_model: str,
-    objectives: Mapping[str, Mapping],
-    token_settings: Mapping,
-    reward_models: Mapping[str, Mapping],
-    reward_model_settings: Mapping,
-    reward_model_probe: Mapping,
+    objectives: Mapping[str, TokenSettings],
+    reward_models: Mapping[str, tuple[str, RewardSettings]],
     prompt_tokens: int,
     answer_tokens: int,
     device: str = "auto",
 ) -> dict[str, Method]:
-    """On one causal trunk a `reward_model_method` for each of `reward_models`, a `token_method` for each of
-    `objectives`: name -> what differs from `reward_model_settings` (and its `design`), from `token_settings`.
-
-    The settings are checked before the trunk is loaded.
-    """
-    probe = from_parameters(ProbeSettings, reward_model_probe, "reward_model_probe")
-    common, rivals = reward_model_settings | {"probe": probe}, {}
-    for name, own in reward_models.items():
-        given = common | {key: value for key, value in own.items() if key != "design"}
-        rivals[name] = own.get("design", ""), from_parameters(RewardSettings, given, "reward_model_settings")
-    tokens = {
-        name: from_parameters(TokenSettings, token_settings | own, "token_settings") for name, own in objectives.items()
-    }
+    """On one causal trunk a `reward_model_method` for each of `reward_models` (name -> design, settings), a
+    `token_method` for each of `objectives`."""
     trunk, cut = Trunk.load(base_model, device), (prompt_tokens, answer_tokens)
-    methods = {name: reward_model_method(trunk, *own, *cut) for name, own in rivals.items()}
-    if tokens:
+    methods = {name: reward_model_method(trunk, *own, *cut) for name, own in reward_models.items()}
+    if objectives:
         reader = Reader(trunk, "", max_length=sum(cut) + TEMPLATE_TOKENS)
-        methods |= {name: token_method(reader, own, *cut) for name, own in tokens.items()}
+        methods |= {name: token_method(reader, own, *cut) for name, own in objectives.items()}
     return methods
 
 

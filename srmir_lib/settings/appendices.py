@@ -1,0 +1,240 @@
+"""What the studies of methods are told: token rewards (A1), and real pairs (A8)."""
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from srmir_lib.errors import InputError
+from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
+from srmir_lib.settings.data import Question
+from srmir_lib.settings.policies import FROM_01, SHOW, GRPOSettings, GRPOTraining
+from srmir_lib.settings.reward_models import FineTuning, Probe, Reading
+from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, check_folders
+from srmir_lib.taxonomy import CATEGORIES
+
+Objective = Literal["bradley_terry", "ava_d", "ava_p"]
+Form = Literal["printed", "stable"]
+Readout = Literal["last", "mean", "sum"]
+Attention = Literal["none", "printed", "scaled"]
+PairSet = Literal["hh-rlhf", "gptfuzz", "diasafety"]
+
+
+class TokenObjective(Settings):
+    """AVA (Cai et al. 2024), as `papers.ava` has it."""
+
+    form: Form = told("printed as in the paper, or stable: logits, means over tokens, log-sigmoids", "stable")
+    alpha: float = told("sharpness of the policy that Q is read from", 1.0, gt=0)
+    gamma: float = told("discount; with 1 an answer's rewards add up to Q of its first token", 0.9, ge=0)
+    beta: float = told("weight of the likelihoods", 0.1, ge=0)
+    lam: float = told("weight of the temporal-difference term (lambda)", 0.01, ge=0)
+    attention: Attention = told(
+        "weights of the tokens: none, printed (they sum to 1) or scaled (their mean is 1)", "none"
+    )
+
+
+class TokenTraining(Settings):
+    """How a token reward is trained, whatever its objective."""
+
+    batch_size: int = told("pairs an update", 8, gt=0)
+    learning_rate: float = told("at the first update; falls linearly to zero", 4.0e-3, gt=0)
+    lora_rank: int = told("rank of the adapter, the same for every objective", 8, gt=0)
+    lora_alpha: int = told("the adapter is scaled by lora_alpha / lora_rank", 16, gt=0)
+
+
+class TokenSettings(TokenObjective, TokenTraining):
+    """All that a token reward is told."""
+
+    objective: Objective = told("ava_d learns from demonstrations, the others from pairs")
+    readout: Readout = told("an answer's reward: that of its last token, the mean or the sum over its tokens")
+    max_steps: int = told("updates", gt=0)
+
+
+class BothObjectives(TokenObjective):
+    """AVA-p, and where AVA-d differs from it."""
+
+    beta_d: float = told("AVA-d: weight of the likelihood; 1 as in AVRIL's code", 1.0, ge=0)
+    lam_d: float = told("AVA-d: weight of the temporal-difference term; 1 as in AVRIL's code", 1.0, ge=0)
+
+
+class Variant(Settings):
+    """Another AVA-p."""
+
+    form: Form = told("of the objective")
+    readout: Readout = told("of an answer's reward")
+    attention: Attention = told("weights of the tokens")
+
+
+class TokenReading(Settings):
+    """What token rewards read."""
+
+    question: Question = told(
+        "what the base model is asked to draft before it judges; empty: nothing",
+        'draft , then #### : why would you refuse to answer " {prompt} " ?',
+    )
+    max_length: int = told("longest conversation in tokens; a longer one is an error", 192, gt=0)
+
+
+class TokenPolicyTraining(GRPOTraining):
+    """How a policy is trained with token rewards."""
+
+    max_steps: int = told("updates of each policy", 9, gt=0)
+    readout: Readout = told("an answer's reward for the policies; a sum would pay, or fine, for length", "mean")
+
+
+class TokenRewardSettings(NotebookSettings):
+    """Notebook A1."""
+
+    base_model: str = told(FROM_01)
+    facts: str = told("file of 01_data with the truth about the town, for evaluation only", min_length=1)
+    device: Device = told("auto, cpu, cuda, cuda:1, …")
+    show_text: bool = told(SHOW)
+    seeds: int = told("fits per objective: seed, seed + 1, …; an interval needs two", ge=2)
+    max_steps: int = told("updates of each fit", gt=0)
+    readout: Readout = told("an answer's reward: of its last token as in the paper, or over all of them")
+    variants: list[Variant] = told("AVA-p otherwise, with the first seed")
+    held_out: Literal[*CATEGORIES] = told("category that no fit ever sees")
+    guard: float = told("k of the guarded policy's reward, mean - k sd", ge=0)
+    max_prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", ge=0)
+    reading: TokenReading = told("what is read", TokenReading())
+    training: TokenTraining = told("how a fit is trained", TokenTraining())
+    objective: BothObjectives = told("what AVA maximises", BothObjectives())
+    grpo: TokenPolicyTraining = told(
+        "how the two policies are trained",
+        TokenPolicyTraining(learning_rate=4.0e-3, beta=0.05, monitor_every=0, checkpoint_every=0),
+    )
+
+    def fits(self) -> dict[str, TokenSettings]:
+        """All that each objective is told, by its name."""
+        own = {"readout": self.readout, "max_steps": self.max_steps}
+        pairs = TokenSettings.of(dict(self.training) | dict(self.objective), objective="ava_p", **own)
+        likelihood = {"beta": self.objective.beta_d, "lam": self.objective.lam_d}
+        return {
+            "bradley_terry": pairs.changed(objective="bradley_terry"),
+            "ava_p": pairs,
+            "ava_d": pairs.changed(objective="ava_d", **likelihood),
+        }
+
+    def tried(self) -> dict[str, TokenSettings]:
+        """The same for every variant."""
+        pairs = self.fits()["ava_p"]
+        return {f"ava_p_{v.form}_{v.readout}_{v.attention}": pairs.changed(**dict(v)) for v in self.variants}
+
+    def policies(self) -> GRPOSettings:
+        """All that `train_grpo` is told."""
+        return GRPOSettings.of(dict(self.grpo), seed=self.seed, device=self.device)
+
+
+class RealEncoder(Settings):
+    """How an encoder learns from real pairs."""
+
+    reading: Reading = told("how a pair becomes tokens", Reading(max_tokens=128, prompt_tokens=48))
+    fine_tuning: FineTuning = told(
+        "how it is trained",
+        FineTuning(
+            epochs=2.0,
+            batch_size=16,
+            learning_rate=2.0e-4,
+            head_learning_rate=1.0e-3,
+            mean_weight=0.0,
+            averaging=0.9,
+            bf16=True,
+        ),
+    )
+
+
+class RealTokens(TokenSettings):
+    """How token rewards learn from real pairs."""
+
+    objective: Objective = told("ava_d learns from the better answers, the others from pairs", "bradley_terry")
+    readout: Readout = told("an answer's reward: that of its last token, the mean or the sum over its tokens", "mean")
+    max_steps: int = told("updates", 150, gt=0)
+
+
+class RealRewardModel(Settings):
+    """How a reward model of either design learns from real pairs."""
+
+    max_steps: int = told("updates", 150, gt=0)
+    batch_size: int = told("pairs an update", 8, gt=0)
+    learning_rate: float = told("at the first update; falls linearly to zero", 3.0e-3, gt=0)
+    lora_rank: int = told("rank of the adapter", 8, gt=0)
+    lora_alpha: int = told("the adapter is scaled by lora_alpha / lora_rank", 16, gt=0)
+    max_length: int = told("longest conversation in tokens; a longer one is an error", 320, gt=0)
+    center_rewards_coefficient: float = told("pulls the two scores of a pair towards a sum of zero", 0.0, ge=0)
+    averaged_fits: int = told("fits in different orders of the pairs whose weights are averaged (WARM)", 1, gt=0)
+    question: Question = told("answered with a draft before judging; empty: none", "")
+    draft_tokens: int = told("tokens of that draft, at most", 24, gt=0)
+    keep_gb: float = told("memory for what the trunk has read, gigabytes; the rest is read again", 4.0, ge=0)
+
+
+class RealTrunk(Settings):
+    """How a causal trunk is read, and what learns on it."""
+
+    prompt_tokens: int = told("the last so many tokens of a prompt are read", 128, gt=0)
+    answer_tokens: int = told("the first so many tokens of an answer are read", 128, gt=0)
+    token_rewards: RealTokens = told("a reward for every token", RealTokens())
+    reward_model: RealRewardModel = told("one score an answer", RealRewardModel())
+    probe: Probe = told(
+        "design shared: what is asked", Probe(text="is this harmful : {category} ?", names={}, tokens=0)
+    )
+
+
+class RealPairSettings(NotebookSettings):
+    """Notebook A8."""
+
+    data_dir: str = told("folder of the public files; empty: the environment variable SRMIR_DATA")
+    base_model: str = told("an encoder (design encoder) or a causal model (design tokens); empty: the one 01 made")
+    device: Device = told("auto, cpu, cuda, cuda:1, …")
+    trunk_from: Literal["01_data", ""] = told("whose base_model_texts/ the causal model has read; empty: nobody's")
+    design: Literal["encoder", "tokens"] = told("one score an answer, or a reward for every token, on a causal trunk")
+    sets: list[PairSet] = told("which data", min_length=1)
+    seeds: list[int] = told("each draws another split, another start and another order", min_length=2)
+    most: dict[PairSet, int] = told("training pairs at most, by data set; not named: all")
+    records: str = told("folder of the fits that are done; empty: this notebook's own")
+    objectives: dict[str, dict[str, Any]] = told("name -> what differs from encoder.fine_tuning or trunk.token_rewards")
+    reward_models: dict[str, dict[str, Any]] = told("design tokens: name -> its design, and what differs")
+    show_text: bool = told("print an example of every data set in full; it may offend")
+    encoder: RealEncoder = told("design encoder", RealEncoder())
+    trunk: RealTrunk = told("design tokens", RealTrunk())
+
+    @model_validator(mode="after")
+    def _can_be_compared(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds}; give at least two different whole numbers")
+        if wrong := [name for name, pairs in self.most.items() if pairs < 0]:
+            raise ValueError(f"most: {self.most[wrong[0]]} pairs of {wrong[0]}; give a number above 0, or 0 for all")
+        if self.reward_models and self.design == "encoder":
+            raise ValueError("reward_models: they need a causal trunk; write design: tokens, or leave them out")
+        if not (self.objectives or self.reward_models):
+            raise ValueError("objectives: none, and no reward_models; name at least one")
+        check_folders("objectives", self.objectives, ("words",))
+        check_folders("reward_models", self.reward_models, ("words", *self.objectives))
+        if self.design == "encoder":
+            self.encoders()
+        else:
+            self.tokens()
+            self.rivals()
+        return self
+
+    def encoders(self) -> dict[str, EncoderSettings]:
+        """All that `encoder_method` is told of each objective."""
+        return {name: own.encoder() for name, own in self._each(self.encoder.fine_tuning).items()}
+
+    def tokens(self) -> dict[str, TokenSettings]:
+        """All that `token_method` is told of each objective."""
+        return {name: TokenSettings.of(dict(own)) for name, own in self._each(self.trunk.token_rewards).items()}
+
+    def rivals(self) -> dict[str, tuple[str, RewardSettings]]:
+        """The design of each of the reward models, and all that its training is told."""
+        found, probe = {}, ProbeSettings(**dict(self.trunk.probe))
+        for name, own in self.reward_models.items():
+            changes = dict(own)
+            if (design := changes.pop("design", "")) not in ("shared", "separate"):
+                raise InputError(f"reward_models.{name}: design {design!r} is neither shared nor separate; write one")
+            rules = RealRewardModel.checked(dict(self.trunk.reward_model) | changes, f"reward_models.{name}")
+            found[name] = design, RewardSettings(**dict(rules), probe=probe)
+        return found
+
+    def _each(self, plain: Settings) -> dict[str, Any]:
+        """`plain` with the changes of each objective."""
+        changed = {name: dict(plain) | own for name, own in self.objectives.items()}
+        return {name: type(plain).checked(values, f"objectives.{name}") for name, values in changed.items()}
