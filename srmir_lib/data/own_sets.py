@@ -63,7 +63,7 @@ def fitting(pairs: OwnPairs, limit: int | None, counts: Mapping[tuple[str, int],
     return pairs.only(lambda row: limit is None or counts[row["file"], row["row"]] <= limit, TOO_LONG)
 
 
-def shares_a_prompt(folders: Mapping[str, Sequence]) -> bool:
-    """Whether a prompt stands in two splits."""
+def share_a_prompt(folders: Mapping[str, Sequence]) -> bool:
+    """Whether two splits of a folder have a prompt in common."""
     told = [{str(prompt) for prompt in rows["prompt"]} for rows in folders.values()]
     return len(set().union(*told)) < sum(map(len, told))

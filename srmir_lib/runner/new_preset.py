@@ -14,8 +14,8 @@ from srmir_lib.runner.manifest import cores
 from srmir_lib.runner.notebook import Notebook
 
 LEFT_OUT = (
-    "left out: 00, the tour of a toy; 06, whose referee knows the lab's town only (A0, 04 and 05 show answers before and "
-    "after); A1 to A8, studies of the lab and of public data"
+    "left out: 00, the tour of a toy; 06, whose referee knows the lab's town only (A0, 04 and 05 show answers before "
+    "and after); A1 to A8, studies of the lab and of public data"
 )
 SEQUENCES = 16
 """Sequences in an update of a policy: 4 prompts with 4 answers each."""
