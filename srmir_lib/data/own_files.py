@@ -16,7 +16,7 @@ from srmir_lib.artifacts import is_dataset, load_dataset, restored
 from srmir_lib.conversations import as_chat, assistant_message, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.rows import rows_in
-from srmir_lib.taxonomy import CATEGORIES, UNKNOWN, ordered
+from srmir_lib.taxonomy import ALL, CATEGORIES, UNKNOWN, ordered
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 """Splits, and their shares of the prompts of every category where a folder has none."""
@@ -27,10 +27,7 @@ ALIASES = {"training": "train", "valid": "validation", "val": "validation", "dev
 FORM = re.compile(r"\.(jsonl|json|jsonl\.gz|json\.gz|parquet)$")
 """How a split's own file is called, behind its name."""
 
-ONE = "all"
-"""The category of pairs that have no column for it."""
-
-RESERVED = {"benign": "prompts that belong to no category", ONE: "the single model for everything"}
+RESERVED = {"benign": "prompts that belong to no category", ALL: "the single model for everything"}
 """What these names mean elsewhere in the series."""
 
 EQUAL = "chosen and rejected are equal; a pair needs two answers, leave the row out"
@@ -198,7 +195,7 @@ def _pairs(path: Path, left_out: Counter, names: _Names) -> Iterator[dict]:
         labelled = "category" in row if labelled is None else labelled
         try:
             pair = as_pair(row)
-            category = names.key(row.get("category")) if labelled else ONE
+            category = names.key(row.get("category")) if labelled else ALL
             if not labelled and "category" in row:
                 raise InputError("has a category, which the first row lacks; give every row one, null for none")
         except InputError as error:
@@ -255,8 +252,8 @@ def _names_problem(rows: Sequence[Mapping]) -> str:
     if not rows:
         return "no pairs"
     if not found:
-        return f"no pair has a category; name some, or leave the column out for a single one, {ONE!r}"
-    taken = [name for name in RESERVED if name in found and (name != ONE or len(found) > 1)]
+        return f"no pair has a category; name some, or leave the column out for a single one, {ALL!r}"
+    taken = [name for name in RESERVED if name in found and (name != ALL or len(found) > 1)]
     return f"category {taken[0]!r} means {RESERVED[taken[0]]} here; call it another name" if taken else ""
 
 

@@ -15,6 +15,9 @@ from srmir_lib.models.loading import config_of, precision, read_tokenizer, resol
 
 TOO_LONG = "longer than the model reads"
 
+ROOM = 32
+"""Tokens that a pair leaves free in what the model reads, for a question behind it."""
+
 
 def own_data(
     source: str | Path, base_model: str | Path, seed: int, device: str
@@ -59,8 +62,8 @@ def token_counts(tokenizer, pairs: OwnPairs, chunk: int = 512) -> dict[tuple[str
 
 
 def fitting(pairs: OwnPairs, limit: int | None, counts: Mapping[tuple[str, int], int]) -> OwnPairs:
-    """The pairs of at most `limit` tokens; the others are counted among those left out."""
-    return pairs.only(lambda row: limit is None or counts[row["file"], row["row"]] <= limit, TOO_LONG)
+    """The pairs that leave `ROOM` in `limit` tokens; the others are counted among those left out."""
+    return pairs.only(lambda row: limit is None or counts[row["file"], row["row"]] + ROOM <= limit, TOO_LONG)
 
 
 def share_a_prompt(folders: Mapping[str, Sequence]) -> bool:

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from srmir_lib.conversations import render, user_message
 from srmir_lib.data.check import Check
-from srmir_lib.data.own_sets import longest
+from srmir_lib.data.own_sets import ROOM
 from srmir_lib.errors import InputError
+from srmir_lib.models.kinds import window_of
 from srmir_lib.models.loading import config_of, load_tokenizer, pick_device
 from srmir_lib.reward_models.probes import probe_questions
 from srmir_lib.settings.reward_training import ProbeSettings
@@ -23,11 +24,15 @@ def preset_facts(found: Check, design: str = "") -> dict:
 
     `design`: shared or separate; empty: shared, if the model serves. One that it does not serve is an `InputError`.
     """
-    design = design or ("shared" if found.works["shared"].works else "separate")
-    if not found.works[design].works:
-        raise InputError(f"design {design}: {found.works[design].why}")
     tokenizer, config = load_tokenizer(found.model), config_of(found.model)
     rows = [row for part in found.pairs.splits.values() for row in part]
+    tokens, window = [found.tokens[row["file"], row["row"]] for row in rows], window_of(config)
+    problems = {name: found.works[name].why * (not found.works[name].works) for name in ("shared", "separate")}
+    if window is not None and max(tokens) + ROOM > window:
+        problems["shared"] = f"a pair has {max(tokens)} tokens, more than its window of {window}; use design separate"
+    design = design or ("separate" if problems["shared"] else "shared")
+    if problems[design]:
+        raise InputError(f"design {design}: {problems[design]}")
     train = found.pairs.splits["train"]
     counts = Counter(row["category"] for row in train)
     chosen = [row["chosen"][0]["content"] for row in train[:1000]]
@@ -39,9 +44,8 @@ def preset_facts(found: Check, design: str = "") -> dict:
         "preferences": found.pairs.source,
         "design": design,
         "counts": {name: counts[name] for name in found.pairs.categories},
-        "tokens": [found.tokens[row["file"], row["row"]] for row in rows],
+        "tokens": tokens,
         "answer": answers[int(0.95 * (len(answers) - 1))],
-        "window": longest(config),
         "probe": probe_texts(tokenizer, found.pairs.categories),
         "size": size,
         "cuda": pick_device().type == "cuda",

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from srmir_lib.artifacts import atomic_path
 from srmir_lib.errors import InputError
 from srmir_lib.runner.manifest import cores
 from srmir_lib.runner.notebook import Notebook
+from srmir_lib.taxonomy import ALL
 
 LEFT_OUT = (
     "left out: 00, the tour of a toy; 06, whose referee knows the lab's town only (A0, 04 and 05 show answers before "
@@ -24,8 +25,8 @@ SEQUENCES = 16
 @dataclass(frozen=True)
 class Facts:
     """What a preset is made of. `counts`: training pairs by category; `tokens`: of each pair; `answer`: of a long
-    chosen answer; `window`: what the model reads at most; `probe`: what is asked with a category and without; `size`:
-    weights of the model; `cuda`: whether it runs on a GPU."""
+    chosen answer; `probe`: what is asked with a category and without; `size`: weights of the model; `cuda`:
+    whether it runs on a GPU."""
 
     base_model: str
     preferences: str
@@ -33,7 +34,6 @@ class Facts:
     counts: Mapping[str, int]
     tokens: Sequence[int]
     answer: int
-    window: int | None
     probe: tuple[str, str]
     size: int
     cuda: bool
@@ -63,7 +63,7 @@ def write_preset(root: Path, name: str, facts: Facts) -> str:
             (fresh / f"{notebook}.yaml").write_text(text, encoding="utf8")
     seconds = rough_seconds(facts)
     each = ", ".join(f"{notebook.split('_')[0]} {_time(value)}" for notebook, value in seconds.items())
-    what = f"{len(facts.tokens)} pairs of {', '.join(facts.counts)}"
+    what = f"{len(facts.tokens)} pairs of {_listed(facts.counts)}"
     return (
         f"params/{name}: 01 to 05 and A0, for {facts.base_model} (design {facts.design}) on {what}\n{LEFT_OUT}\n"
         f"rough time on this machine: {_time(sum(seconds.values()))} ({each})\n"
@@ -82,6 +82,7 @@ def check_name(root: Path, name: str) -> None:
 def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
     """Notebook -> its purpose, and its parameters: name -> (value, comment)."""
     names, few = list(facts.counts), min(facts.counts.values())
+    called = {ALL: "everything"} if names == [ALL] else {}
     base = {"base_model": (facts.base_model, "")}
     hidden = {"show_text": (False, "true: show texts whole; false: their beginnings, masked")}
     update = {"learning_rate": 1e-4, "micro_batch": 4, "max_length": facts.longest}
@@ -105,7 +106,7 @@ def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
             },
         ),
         "02_shadow_reward_models": (
-            f"A reward model for each of {', '.join(names)}, and one for all; the smallest has {few} training pairs.",
+            f"A reward model for each of {_listed(names)}, and one for all; the smallest has {few} training pairs.",
             base
             | {
                 "design": (facts.design, "shared: one trunk, probes; separate: a LoRA model each"),
@@ -117,7 +118,7 @@ def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
             | {
                 "training": (rates, "max_length: the longest pair of the data"),
                 "probe": (
-                    {"text": facts.probe[0], "single_text": facts.probe[1], "names": {}, "tokens": 0},
+                    {"text": facts.probe[0], "single_text": facts.probe[1], "names": called, "tokens": 0},
                     "design shared: what is asked behind an answer; names: what to call a category in it",
                 ),
                 "comparison": ({"probe_study": {}}, "no other probes to compare with"),
@@ -166,17 +167,25 @@ def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
     }
 
 
+def _listed(names: Iterable[str], most: int = 12) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
+
+
 def _text(name: str, purpose: str, values: Mapping[str, tuple]) -> str:
-    lines = [f"# {purpose}", f"preset: {_yaml(name)}"]
+    """A parameter file: a group's entries below its name, a line each."""
+    lines = [f"# {purpose}", f"preset: {name}"]
     for key, (value, comment) in values.items():
-        lines.append(f"{key}: {_yaml(value)}" + f"  # {comment}" * bool(comment))
+        inner = value if isinstance(value, Mapping) else {}
+        lines.append(f"{key}:{'' if inner else ' ' + _yaml(value)}" + f"  # {comment}" * bool(comment))
+        lines += [f"  {own}: {_yaml(entry)}" for own, entry in inner.items()]
     return "\n".join(lines) + "\n"
 
 
 def _yaml(value: object) -> str:
     """A value as YAML 1.1 in one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_yaml(own)}" for key, own in value.items()) + "}"
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return "[" + ", ".join(map(_yaml, value)) + "]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_/][\w/.-]*", value):
