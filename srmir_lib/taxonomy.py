@@ -21,7 +21,7 @@ UNKNOWN = "unknown"
 """What a router says when no category claims a prompt, and the label of a pair of none: it is no category itself."""
 
 ALL = "all"
-"""The category of a single reward model for everything."""
+"""The category of a single reward model for everything, and of pairs that have no column for it."""
 
 
 # Okabe-Ito hues, told apart by colour-blind readers; the order also falls in lightness, so grey print works.
