@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from srmir_lib.data.own_files import ALL, own_pairs, read_pairs
 from srmir_lib.data.own_sets import own_data, share_a_prompt
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.plots import colours
+from srmir_lib.evaluation.plots import OTHERS, colours
 from srmir_lib.evaluation.training_report import running_examples
 from srmir_lib.reward_models.calibration import calibration_set
 from srmir_lib.reward_models.pairs import categories_of, select_pairs
@@ -69,9 +70,9 @@ def test_own_categories_have_colours_of_their_own_that_differ_in_grey():
     shades = colours(names)
     assert [shades[0], shades[1], shades[4]] == [COLOURS["insult"], COLOURS["privacy"], COLOURS[UNKNOWN]]
     assert len(set(shades)) == 5
-    light = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, colours(list("abcdefg"))))
-    assert min(b - a for a, b in zip(light, light[1:], strict=False)) > 0.02
     assert len(set(colours([f"c{n:02}" for n in range(14)]))) == 14
+    light = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, OTHERS)]
+    assert min(abs(a - b) for a, b in pairwise(light)) > 0.1
 
 
 def test_one_category_called_all_has_all_pairs():
@@ -118,9 +119,8 @@ def test_forms_of_rows_become_messages(tmp_path, form):
     pairs = own_pairs(write_rows(tmp_path / "pairs.jsonl", own_rows(form)))
     assert {pairs.names[name] for name in pairs.categories} == set(NAMES[form])
     tables = pairs.tables()
-    row = next(
-        row for row in tables["preferences"]["train"] if row["prompt"][-1]["content"] == "tell me about insult 1"
-    )
+    found = [row for part in tables["preferences"].values() for row in part]
+    (row,) = (row for row in found if row["prompt"][-1]["content"] == "tell me about insult 1")
     assert [turn["role"] for turn in row["prompt"]] == (["system", "user"] if form == FORMS[0] else ["user"])
     assert row["chosen"] == assistant_message("I can not, 1")
     assert row["rejected"] == assistant_message("first get ready, then check 1")

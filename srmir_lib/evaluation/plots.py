@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from srmir_lib.taxonomy import CATEGORIES, COLOURS, ordered
+from srmir_lib.taxonomy import COLOURS, ordered
 from srmir_lib.taxonomy import full_name as label
 
 INK, PALE, GRID = "#222222", "#9A9A9A", "#DDDDDD"
@@ -31,8 +31,11 @@ SHADES = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours of runs and methods; the categories have their own."""
 
 
-FURTHER = ("#F0E442", "#882255", "#A6CEE3", "#117733", "#FB9A99", "#332288", "#44AA99")
-"""Colours of categories beyond seven that the taxonomy does not have; neighbours differ in lightness."""
+OTHERS = (
+    *("#E69F00", "#5D4A8A", "#56B4E9", "#0072B2", "#CC79A7", "#D55E00", "#F0E442", "#009E73", "#A6CEE3", "#882255"),
+    *("#FB9A99", "#117733", "#44AA99", "#332288"),
+)
+"""Colours of categories that the taxonomy does not have, in turn; neighbours differ in lightness."""
 
 
 STYLE = {
@@ -267,7 +270,7 @@ def subplots(*layout, **options):
 def colours(names: Sequence[str]) -> list[str]:
     """A colour for each of the categories: its own in the taxonomy; else, in turn, one that none of them has."""
     taken = {COLOURS[name] for name in names if name in COLOURS}
-    free = [shade for name, shade in COLOURS.items() if name in CATEGORIES and shade not in taken] + list(FURTHER)
+    free = [shade for shade in OTHERS if shade not in taken]
     others = [name for name in names if name not in COLOURS]
     return [COLOURS[name] if name in COLOURS else free[others.index(name) % len(free)] for name in names]
 
