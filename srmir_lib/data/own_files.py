@@ -14,6 +14,7 @@ from pathlib import Path
 
 from srmir_lib.artifacts import is_dataset, load_dataset, restored
 from srmir_lib.conversations import as_chat, assistant_message, text_of
+from srmir_lib.data.jsonl import messages_problem
 from srmir_lib.errors import InputError
 from srmir_lib.rows import rows_in
 from srmir_lib.taxonomy import ALL, CATEGORIES, UNKNOWN, ordered
@@ -120,6 +121,9 @@ def as_pair(row: Mapping) -> dict[str, list[dict]]:
     """Prompt, chosen and rejected of a row, as messages."""
     if missing := [name for name in ("chosen", "rejected") if not row.get(name)]:
         raise InputError(f"lacks {', '.join(missing)}")
+    for name in ("prompt", "chosen", "rejected"):
+        if row.get(name) and (wrong := messages_problem(row[name], name, "" if name == "prompt" else "assistant")):
+            raise InputError(wrong)
     sides = [row["chosen"], row["rejected"]]
     prompt = as_chat(row["prompt"]) if row.get("prompt") else None
     if prompt is None:
