@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a notebook failed or the disk did; 2 the request is wrong;
 """
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -194,7 +195,7 @@ def _new_preset(options: argparse.Namespace) -> None:
 
 def _lasting(path: str, root: Path) -> str:
     """A path as notebooks find it: from the repository's root if it lies there, else in full; a hub id as it is."""
-    place = Path(path).expanduser().resolve()
+    place = Path(os.path.expanduser(path)).resolve()
     if not place.exists():
         return path
     return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)

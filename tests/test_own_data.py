@@ -7,8 +7,10 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import papermill
 import pytest
 import torch
+import yaml
 from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -341,6 +343,19 @@ def test_02_to_05_run_on_every_model_and_form(models, root, capsys, kind, form):
 @pytest.mark.matrix
 def test_02_to_05_run_on_one_category(models, root, capsys):
     run_series(root, models["llama"], [{"prompt": f"q {n}", **PAIR} for n in range(20)], capsys)
+
+
+@pytest.mark.matrix
+def test_the_series_runs_by_plain_papermill(models, root, capsys):
+    write_rows(root / "pairs.jsonl", own_rows(FORMS[2]))
+    asked = ["new-preset", "mine", "--base-model", models["gpt_neox"], "--preferences", "pairs.jsonl"]
+    assert told(capsys, *asked)[0] == 0
+    for name in Runner("mine", root).select():
+        values = yaml.safe_load((root / "params" / "mine" / f"{name}.yaml").read_text(encoding="utf8"))
+        values |= {"max_steps": 2} if "max_steps" in values else {}
+        book = root / "notebooks" / f"{name}.ipynb"
+        papermill.execute_notebook(book, root / f"{name}.ipynb", values, progress_bar=False, cwd=root.parent)
+    assert (root / "outputs" / "mine" / "05_grpo_categorized" / "policy" / "adapter_model.safetensors").is_file()
 
 
 def test_the_walk_through_does_what_it_says(models, root, capsys):
