@@ -41,17 +41,17 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         except OSError as error:
             raise InputError(f"{target}: cannot write here ({error.strerror}); choose another output folder") from error
         yield scratch / target.name
-        _open_up(scratch)
+        open_up(scratch)
         put_in_place(scratch / target.name, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _open_up(scratch: Path) -> None:
-    """Give all below `scratch` the permissions that the umask says, as a folder made just now has them: safetensors and
-    tempfile write for the owner's eyes alone."""
-    mode = stat.S_IMODE(scratch.stat().st_mode)
-    for path in scratch.rglob("*"):
+def open_up(folder: Path) -> None:
+    """Give all below `folder`, which a plain mkdir made, the permissions that the umask says, as the folder has them:
+    safetensors and tempfile write for the owner's eyes alone."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
         if not path.is_symlink():
             path.chmod(mode if path.is_dir() else mode & 0o666)
 
@@ -175,7 +175,8 @@ def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; run the stage that writes it")
     if not is_dataset(folder):
-        found = sorted(path for end in ("jsonl*", "json", "parquet") for path in folder.rglob(f"*.{end}"))
+        ends = ("jsonl*", "json", "parquet")
+        found = sorted(path for end in ends for place in ("", "*/") for path in folder.glob(f"{place}*.{end}"))
         fix = f"name a file of rows in it, such as {found[0].relative_to(folder)}" if found else "run its stage again"
         raise InputError(f"{folder}: not a folder that `datasets` saved (save_to_disk); {fix}")
     try:

@@ -21,6 +21,8 @@ from srmir_lib.runner.seeds import run_seeds
 from srmir_lib.runner.series import Result, Runner
 from srmir_lib.runner.stage import find_root
 
+LONG = "rows that are longer than the model reads: refuse (default), cut the middle of their longest messages, skip"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -73,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--design", default="", choices=("shared", "separate"), help=about)
 
     about = "score the responses of a file by a set of reward models"
-    score = _file_command(commands, "score", _score, about, f"prompt, response and, if known, category: {FORMS}")
+    rows = f"prompt, response and, if known, category: {FORMS} (one split: DIR/test)"
+    score = _file_command(commands, "score", _score, about, rows)
     score.add_argument("--models", required=True, metavar="DIR", help="the set: a folder shadow_rms")
     score.add_argument("--router", default="", metavar="DIR", help="routes the rows without a category")
     scale = score.add_mutually_exclusive_group()
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--base-model", default="", metavar="DIR", help="where the base model lies, if it was moved")
 
     about = "add Legend margins to preference pairs"
-    rows = f"prompt, chosen, rejected: {FORMS}, which becomes one with all its splits"
+    rows = f"prompt, chosen, rejected (or two dialogues): {FORMS}, which becomes one with all its splits"
     annotate = _file_command(commands, "annotate", _annotate, about, rows)
     annotate.add_argument("--model", required=True, metavar="ID", help="folder or id of the model that is read")
     where = annotate.add_mutually_exclusive_group()
@@ -118,6 +121,8 @@ def _file_command(commands, name: str, function, text: str, rows: str) -> argpar
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     command.add_argument("--input", required=True, metavar="F", help=rows)
     command.add_argument("--output", required=True, metavar="F", help="appears when it is finished, never in part")
+    command.add_argument("--too-long", default="refuse", choices=("refuse", "cut", "skip"), help=LONG)
+    command.add_argument("--prefix", default="", metavar="TEXT", help="begins the names of the new columns")
     command.add_argument("--device", default="auto", type=_device, help="auto (default), cpu, cuda, cuda:1, …")
     command.set_defaults(function=function, interrupted="the output is as it was before")
     return command
@@ -205,13 +210,14 @@ def _score(options: argparse.Namespace) -> None:
     from srmir_lib.reward_models.score_file import score_file
 
     o = options
-    print(score_file(o.models, o.input, o.output, o.router, o.device, o.raw, o.calibration, o.base_model))
+    own = o.router, o.device, o.raw, o.calibration, o.base_model, o.too_long, o.prefix
+    print(score_file(o.models, o.input, o.output, *own))
 
 
 def _annotate(options: argparse.Namespace) -> None:
     from srmir_lib.data.annotate_file import annotate_file
 
-    names = "harmful direction save_direction layer pooling scale negative direction_pairs device"
+    names = "harmful direction save_direction layer pooling scale negative direction_pairs device too_long prefix"
     chosen = {name: getattr(options, name) for name in names.split()}
     print(annotate_file(options.model, options.input, options.output, refusals=options.refusal, **chosen))
 

@@ -31,7 +31,7 @@ TEXTS = [
     ("danger", "you can not", "yes 1 2 3"),
 ]
 ROWS = [{"prompt": p, "chosen": c, "rejected": r, "id": at} for at, (p, c, r) in enumerate(TEXTS)]
-ROWS[1] |= {"prompt": user_message("open the red door"), "chosen": assistant_message("no"), "margin": "of another run"}
+ROWS[1] |= {"prompt": user_message("open the red door"), "chosen": assistant_message("no")}
 ROWS[3] |= {"chosen": user_message("you are quiet") + assistant_message("here is what to say")}
 
 
@@ -89,8 +89,7 @@ def test_margins_equal_a_naive_loop(tiny_model, tmp_path, layer, pooling, capsys
     expected = naive.margins(naive.direction([(prompt, rejected) for prompt, _, rejected in TEXTS]))
     out = read(target)
     assert [row["margin"] for row in out] == pytest.approx(expected, abs=1e-4)
-    for row, original in zip(out, ROWS, strict=True):
-        assert row | {"margin": 0} == original | {"margin": 0}, "the other columns must not change"
+    assert [{name: row[name] for name in row if name != "margin"} for row in out] == ROWS, "their columns stay"
     below = sum(margin < 0 for margin in expected) / 5
     assert f"margins of 5 pairs, {below:.1%} below zero (keep)" in capsys.readouterr().out
 
@@ -246,7 +245,7 @@ def test_an_encoder_annotates_too(tmp_path, capsys):
     [
         ({"prompt": "a", "chosen": "b"}, "row 2: lacks rejected"),
         ({"prompt": "a", "chosen": "b", "rejected": 3}, "row 2: rejected is a int"),
-        ({"prompt": None, "chosen": "b", "rejected": "c"}, "row 2: prompt is a NoneType"),
+        ({"prompt": None, "chosen": "b", "rejected": "c"}, "row 2: prompt is null"),
         ({"prompt": "a", "chosen": " ", "rejected": "c"}, "row 2: chosen is empty"),
         ({"prompt": "a", "chosen": "b", "rejected": user_message("c")}, "must be of 'assistant'"),
         (
@@ -332,7 +331,7 @@ def test_a_pair_that_is_too_long_is_found_before_any_is_read(tiny_model, tmp_pat
 
     monkeypatch.setattr(margins, "embed_sides", None)  # what would read
     source = write(tmp_path / "in.jsonl", [*ROWS, ROWS[0] | {"rejected": "zebra " * 300}])
-    with pytest.raises(InputError, match=r"in.jsonl: \d+ tokens of row 6: too many, the model reads 256"):
+    with pytest.raises(InputError, match=r"in.jsonl: row 6: \d+ tokens, the model reads at most 256"):
         annotate_file(str(tiny_model), str(source), str(tmp_path / "out.jsonl"), device="cpu", chunk=4)
 
 

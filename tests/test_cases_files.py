@@ -23,7 +23,7 @@ from srmir_lib import artifacts
 from srmir_lib.artifacts import atomic_path, save_dataset, write_json
 from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
-from srmir_lib.data import annotate_file, public_files
+from srmir_lib.data import annotate_file, jsonl, public_files
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models import score_file
 from srmir_lib.reward_models.config import RewardSettings
@@ -331,19 +331,19 @@ def test_margins_are_the_same_for_every_form(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
 
     def annotated(source: Path, *more: object) -> list[dict]:
+        """The rows, and their margins in seven digits; a folder is one again, with its splits."""
         target = tmp_path / f"{source.name}.out"
         assert run("annotate", "--model", tiny_model, "--input", source, "--output", target, *more) == 0
-        return list(load_from_disk(target)) if target.is_dir() else read(target)
+        if not source.is_dir():
+            return read(target)
+        made = load_from_disk(target)
+        rows = made["train"] if source.name == "single" else made
+        return [row | {"margin": jsonl.seven_digits(row["margin"])} for row in rows]
 
     expected = annotated(write(tmp_path / "plain.jsonl", PAIRS))
     assert all(row["margin"] for row in expected)
     for source in every_form(tmp_path / "in", PAIRS):
-        if source.name == "single":  # a folder with splits gives one with splits
-            target = tmp_path / "single.out"
-            assert run("annotate", "--model", tiny_model, "--input", source, "--output", target) == 0
-            assert list(load_from_disk(target)["train"])[0]["margin"] == pytest.approx(expected[0]["margin"])
-        else:
-            assert annotated(source) == expected, source
+        assert annotated(source) == expected, source
     harmful = write(tmp_path / "harmful.jsonl", [{"prompt": pair["prompt"], "response": "yes"} for pair in PAIRS])
     other = parquet(read(harmful), tmp_path / "harmful.parquet")
     plain = annotated(tmp_path / "plain.jsonl", "--harmful", harmful)
@@ -494,11 +494,9 @@ def test_a_dataset_folder_that_holds_other_files_is_not_replaced(tmp_path, capsy
 
 WINDOWS = """
 import ctypes, os, sys
-for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+for name in ("fcntl", "grp", "resource", "termios"):
     sys.modules[name] = None  # importing it is an ImportError
-for name in ("sched_getaffinity", "geteuid", "getuid", "fork", "killpg"):
-    if hasattr(os, name):
-        delattr(os, name)
+del os.sched_getaffinity
 library = ctypes.CDLL
 
 def CDLL(name, *arguments, **options):

@@ -1,5 +1,6 @@
 """Other people's models: what this library says of them before hours are spent is what comes of trying it."""
 
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,6 @@ from datasets import Dataset
 from fit_set import fit_set
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from srmir_lib.policies.settings import DPOSettings, GRPOSettings, SFTSettings
 from tiny_models import tiny_words, write_model
 from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification
 
@@ -31,6 +31,7 @@ from srmir_lib.reward_models.pooled import PairTokenizer, collate, load_classifi
 from srmir_lib.reward_models.probes import Probes
 from srmir_lib.reward_models.separate import SeparateScorer
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
 
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(
@@ -214,7 +215,7 @@ def test_a_window_is_no_hindrance_while_the_texts_fit(kind, tmp_path):
     assert torch.allclose(scores(other, ids), scores(trunk, ids), atol=1e-6)
     longer = [ids[1], list(range(20, 33))]
     with pytest.raises(
-        InputError, match=f"{13 + probes.width} tokens of row 1: more than the sliding window of"
+        InputError, match=f"row 1: {13 + probes.width} tokens, more than the sliding window of"
     ) as error:
         other.check_reach(longer, probes.width)
     assert "use design separate" in one_line(error)
@@ -228,7 +229,7 @@ def test_texts_longer_than_the_window_are_refused_in_training_and_in_a_file(tmp_
     fit_set(folder, pairs, tmp_path / "set", CATEGORIES, SETTINGS)
     long = pairs["train"].to_list()
     long[3]["chosen"] = assistant_message("no " * 50)
-    with pytest.raises(InputError, match="tokens of row 3: more than the sliding window of 60"):
+    with pytest.raises(InputError, match=r"row 3: \d+ tokens, more than the sliding window of 60"):
         fit_set(folder, {"train": Dataset.from_list(long)}, tmp_path / "long", CATEGORIES, SETTINGS)
     rows = [{"prompt": "insult 1", "response": answer} for answer in ("no", "no " * 50)]
     source = tmp_path / "rows.jsonl"
@@ -243,7 +244,7 @@ def test_texts_longer_than_the_window_are_refused_in_training_and_in_a_file(tmp_
         str(tmp_path / "o.jsonl"),
     ]
     assert main([*command, "--raw", "--device", "cpu"]) == 2
-    assert "row 2: more than the sliding window of 60" in capsys.readouterr().err
+    assert re.search(r"row 2: \d+ tokens, more than the sliding window of 60", capsys.readouterr().err)
     assert not (tmp_path / "o.jsonl").exists()
     fit_set(folder, {"train": Dataset.from_list(long)}, tmp_path / "separate", CATEGORIES, SETTINGS, design="separate")
 

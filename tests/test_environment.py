@@ -97,6 +97,7 @@ COMPUTES_NOTHING = {
     "pandas": "holds the tables that notebooks show; metrics are means and quotients of a few numbers",
     "papermill": "runs notebooks",
     "psutil": "looks at processes",
+    "pyarrow": "reads the rows of parquet files as they are",
     "pydantic": "checks settings",
     "safetensors": "reads and writes tensors as they are",
     "tqdm": "draws bars",

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -400,6 +401,29 @@ def test_what_a_person_put_into_a_stage_stays(finished):
     assert json.loads((folder / "manifest.json").read_text())["outputs"].keys() == {
         "metrics.json", "numbers/data.json", "other.txt"
     }  # fmt: skip
+
+
+def test_what_stands_where_results_belong_lies_aside(finished, capsys):
+    """A result that somebody changed, a folder that no run made; and nothing is for the owner's eyes alone."""
+    folder = finished / "outputs/lab/01_make"
+    (folder / "numbers/data.json").write_text("mine")
+    write_notebook(finished / "notebooks/01_make.ipynb", [*MAKE, "import tempfile\ntempfile.mkstemp(dir=stage.folder)"])
+    assert main(["run", "lab", "01"]) == 0 and states() == ["done", "done"]
+    assert (folder.with_name("01_make.yours") / "numbers/data.json").read_text() == "mine"
+    line = "01_make: files of yours stood where results belong; they lie in outputs/lab/01_make.yours"
+    assert f"{line} now\n" in capsys.readouterr().out
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o666 & ~umask()}
+    (folder / "manifest.json").unlink()
+    (folder / "notes.txt").write_text("mine")
+    assert main(["run", "lab", "01"]) == 0 and not (folder / "notes.txt").exists()
+    assert (folder.with_name("01_make.yours2") / "notes.txt").read_text() == "mine"
+    assert f"{line}2 now\n" in capsys.readouterr().out
+
+
+def umask() -> int:
+    before = os.umask(0)
+    os.umask(before)
+    return before
 
 
 def test_another_version_of_a_package_that_decides_results_makes_a_stage_stale(finished, monkeypatch):

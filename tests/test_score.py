@@ -43,7 +43,7 @@ ROWS = [
     {"prompt": user_message("crimes 4"), "response": assistant_message("no"), "category": "crimes"},
     {"id": None, "prompt": "open the door", "response": "first get ready, then open the red door", "category": UNKNOWN},
     {"prompt": user_message("a") + assistant_message("b") + user_message("insult 5"), "response": ""},
-    {"prompt": "insult 3", "response": "yes \u2028 é", "category": None, "scores": "of another run"},
+    {"prompt": "insult 3", "response": "yes \u2028 é", "category": None, "score": "of another run"},
 ]
 
 
@@ -112,7 +112,7 @@ def test_rows_come_back_in_order_with_calibrated_numbers(sets, design, tmp_path,
     rows, expected = read(target), by_hand(sets[design], ROWS)
     added = ("scores", "routed", "mean")
     kept = [{key: value for key, value in row.items() if key not in added} for row in rows]
-    assert kept == [{key: value for key, value in row.items() if key != "scores"} for row in ROWS]
+    assert kept == ROWS
     scores = torch.tensor([[row["scores"][name] for name in CATEGORIES] for row in rows])
     assert torch.allclose(scores, expected, atol=1e-4)
     mean = [row["mean"] for row in rows]
@@ -249,7 +249,7 @@ GOOD = {"prompt": "a", "response": "b"}
         ('{"prompt": 7, "response": "b"}', "row 2: prompt is a int; it must be a text or a list of messages"),
         ('{"prompt": [], "response": "b"}', "row 2: prompt is an empty conversation"),
         ('{"prompt": [{"role": "user"}], "response": "b"}', "row 2: prompt holds a message that is not"),
-        ('{"prompt": "a", "response": null}', "row 2: response is a NoneType"),
+        ('{"prompt": "a", "response": null}', "row 2: response is null"),
         ('{"prompt": "a", "response": [{"role": "user", "content": "x"}]}', "must be of 'assistant'"),
         ('{"prompt": "a", "response": "b", "category": "sports"}', "row 2: category is 'sports'; there are models for"),
         ('{"prompt": "a", "response": "b", "category": 3}', "row 2: category is 3"),
@@ -361,11 +361,14 @@ def test_a_text_that_is_too_long_is_named_by_its_line_before_any_is_scored(sets,
     source.write_text("\n".join(["", json.dumps(GOOD), json.dumps(GOOD), "", json.dumps(long)]))
     for design in ("shared", "separate"):
         models = str(sets[design])
-        with pytest.raises(InputError, match=r"in\.jsonl: \d+ tokens of row 5: too many, the model reads 256"):
+        with pytest.raises(InputError, match=r"in\.jsonl: row 5: \d+ tokens, the model reads at most 256"):
             score_file(models, str(source), str(tmp_path / "out.jsonl"), device="cpu", chunk=2)
     assert scored == [], "the first rows were scored before the last was found too long"
-    score_file(str(sets["pooled"]), str(source), str(tmp_path / "out.jsonl"), device="cpu", chunk=2)
-    assert scored == [2, 1], "an encoder cuts what is too long"
+    options = {"device": "cpu", "chunk": 2}
+    with pytest.raises(InputError, match=r"row 5: \d+ tokens of prompt and response, the model reads at most"):
+        score_file(str(sets["pooled"]), str(source), str(tmp_path / "out.jsonl"), **options)
+    score_file(str(sets["pooled"]), str(source), str(tmp_path / "out.jsonl"), too_long="cut", **options)
+    assert scored == [2, 1], "an encoder cuts what is too long, if it is told to"
 
 
 def test_a_draft_that_may_become_too_long_is_found_before_it_is_written(sets, tiny_model, tmp_path, monkeypatch):
@@ -387,13 +390,18 @@ def test_a_draft_that_may_become_too_long_is_found_before_it_is_written(sets, ti
 
 def test_a_conversation_that_the_template_refuses_is_one_line(sets, tmp_path, monkeypatch):
     from jinja2 import TemplateError
+    from transformers import PreTrainedTokenizerBase
 
-    def refuse(tokenizer, prompts, completions):
-        raise TemplateError("Conversation roles must alternate")
+    apply = PreTrainedTokenizerBase.apply_chat_template
 
-    monkeypatch.setattr(score, "conversation_ids", refuse)
+    def refuse(tokenizer, chat, **options):
+        if len(chat) > 2:
+            raise TemplateError("Conversation roles must alternate")
+        return apply(tokenizer, chat, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "apply_chat_template", refuse)
     source = write(tmp_path / "in.jsonl", ROWS)
-    with pytest.raises(InputError, match="rows 1 to 5: the chat template refuses .* must alternate"):
+    with pytest.raises(InputError, match="row 4: the chat template refuses .* must alternate"):
         score_file(str(sets["shared"]), str(source), str(tmp_path / "out.jsonl"), device="cpu")
 
 

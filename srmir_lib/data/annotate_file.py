@@ -1,7 +1,7 @@
 """`srmir annotate`: a Legend margin on every pair of a file (JSON lines, a JSON list, parquet) or a `datasets` folder.
 
-All rows are checked before anything slow is imported, and that none is too long for the model before the first is
-read by it. The margins are N numbers in memory; the rows of a file are not.
+All rows are checked before anything slow is imported, and those that are too long for the model are found before the
+first is read by it. The margins are N numbers in memory; the rows of a file are not.
 """
 
 import time
@@ -9,15 +9,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from srmir_lib.artifacts import atomic_path, load_dataset, save_dataset
-from srmir_lib.conversations import check_lengths, conversation_ids, text_of, user_message
+from srmir_lib.conversations import (
+    as_answer,
+    as_chat,
+    conversation_ids,
+    shortened,
+    text_of,
+    too_long,
+)
 from srmir_lib.data import jsonl
+from srmir_lib.data.preferences import PAIR, as_pair, one_sided, two_sided
+from srmir_lib.data.safety_direction import read_direction, write_direction
 from srmir_lib.errors import InputError
-
-PAIR = ("prompt", "chosen", "rejected")
 
 
 def annotate_file(
@@ -34,15 +39,19 @@ def annotate_file(
     refusals: Sequence[str] = (),
     direction_pairs: int = 400,
     device: str = "auto",
+    too_long: str = "refuse",
+    prefix: str = "",
     chunk: int = 256,
 ) -> str:
-    """Write the pairs of `source` to `target` with a column `margin`; returns a line on what was done.
+    """Write the pairs of `source`, of any form that `preferences.as_pair` reads, to `target` with one more column:
+    `margin`, behind `prefix`; returns a line on what was done.
 
     The safety direction is read from the file `direction`, or estimated from up to `direction_pairs` rows, evenly
     spread over the file `harmful` (prompt, response) or over `source` itself (its rejected answers; of a folder, its
     split train), against `refusals` (none: `margins.REFUSALS`). `layer` and `pooling` (default -1 and last, or those of
     `direction`) as in `embeddings.embed`, `scale` and `negative` as in `margins.scale_margins`; each split of a folder
-    is scaled on its own. `chunk`: pairs in memory at a time.
+    is scaled on its own. `too_long`: a pair that is longer than the model reads is an `InputError` (refuse), is read
+    without the middle of its longest messages (cut), or is left out (skip). `chunk`: pairs in memory at a time.
     """
     started, vector, fitted_on = time.monotonic(), None, ""
     if direction:
@@ -51,7 +60,7 @@ def annotate_file(
         raise InputError(f"{model}: no such model folder; name one, or the id of a model on the hub")
     if not all(text.strip() for text in refusals):
         raise InputError("refusal: an empty text; give the words of a safe answer")
-    pairs = Pairs(source)
+    pairs = Pairs(source, prefix + "margin")
     counts = {split: jsonl.count_rows(pairs.rows(split), source) for split in pairs.splits}
     asked = [] if direction else _examples(harmful, pairs, counts, direction_pairs)
     inputs = [source, model, *filter(None, [harmful, direction])]
@@ -66,67 +75,97 @@ def annotate_file(
     if direction and fitted_on != reader.fingerprint():
         raise InputError(f"{direction}: a direction of another model than {model} (hash mismatch); estimate it again")
     for split in pairs.splits:
-        for numbers, rows in jsonl.chunked(pairs.rows(split), chunk):
-            with jsonl.rows_of(source, numbers):
-                reader.check_lengths(rows)
+        found = jsonl.long_rows(source, jsonl.chunked(pairs.rows(split), chunk), reader.problems, too_long)
+        pairs.long[split], pairs.skipped[split] = found, found if too_long == "skip" else set()
+        if len(pairs.skipped[split]) == counts[split]:
+            raise InputError(f"{source}: every pair (of a split) is too long, so that skip leaves none; cut them")
+    long, skipped = (sum(map(len, found.values())) for found in (pairs.long, pairs.skipped))
     if vector is None:
+        asked = reader.fitting(asked, list(refusals) or REFUSALS, harmful or source, too_long)
         vector = reader.direction(asked, list(refusals) or REFUSALS, harmful or source)
     margins, words = {}, []
-    with jsonl.progress(sum(counts.values()), "annotated") as bar:
+    with jsonl.progress(sum(counts.values()) - skipped, "annotated") as bar:
         for split in pairs.splits:
             margins[split], longer = reader.margins(pairs, split, vector, chunk, bar)
             words += longer
     if negative == "drop" and any((values < 0).all() for values in margins.values()):
         raise InputError(f"{source}: every margin (of a split) is below zero, so that drop leaves none; keep them")
-    pairs.write(target, margins, scale, negative)
+    left = pairs.write(target, margins, scale, negative)
     if save_direction:
-        write_direction(save_direction, vector, reader)
+        write_direction(save_direction, vector, reader.options, reader.fingerprint())
     everything = np.concatenate([values.numpy() for values in margins.values()])
+    warning = f"; {', '.join(left)} did not change sides: no column says the same of the other answer" if left else ""
     return (
-        f"{target}: margins of {len(everything)} pairs, {(everything < 0).mean():.1%} below zero ({negative}), "
+        f"{target}: margins of {len(everything)} pairs{jsonl.counted(long, too_long)}, "
+        f"{(everything < 0).mean():.1%} below zero ({negative}), "
         f"correlation with the difference in words {correlation(everything, words):.2f}, "
-        f"{time.monotonic() - started:.0f} s"
+        f"{time.monotonic() - started:.0f} s{warning}"
     )
 
 
 class Pairs:
     """The pairs of a file of rows (one split, without a name) or of a `datasets` folder, read anew by each pass."""
 
-    def __init__(self, source: str):
-        self.source, self.dataset = source, load_dataset(source, PAIR) if Path(source).is_dir() else None
+    def __init__(self, source: str, column: str = "margin"):
+        self.source, self.dataset = source, load_dataset(source, PAIR[1:]) if Path(source).is_dir() else None
+        self.column = column  # what is added
         self.splits = list(self.dataset) if isinstance(self.dataset, dict) else [""]
+        self.long: dict[str, set[int]] = {}  # by split, the rows that are too long, and those of them left out
+        self.skipped: dict[str, set[int]] = {}
 
     def rows(self, split: str) -> Iterator[tuple[int, dict]]:
         """Yield (row number from 1, row), checked; of a folder, only what is read."""
+
+        def problem(row: dict) -> str:
+            return jsonl.taken([self.column], row) or _problem(row)
+
         if self.dataset is None:
-            yield from jsonl.read_rows(self.source, _pair_problem)
-            return
-        for number, row in enumerate(self.part(split).select_columns(list(PAIR)), start=1):
-            if wrong := _pair_problem(row):
+            rows = jsonl.read_rows(self.source, problem)
+        else:
+            rows = enumerate(self.part(split).select_columns(self._read(split)), start=1)
+        for number, row in rows:
+            if self.dataset is not None and (wrong := problem(row)):
                 raise InputError(f"{self.source}: {f'split {split}, ' if split else ''}row {number}: {wrong}")
-            yield number, row
+            if number not in self.skipped.get(split, ()):
+                yield number, row
+
+    def _read(self, split: str) -> list[str]:
+        """The columns of a folder that are read, and ours if it is there."""
+        return [name for name in (*PAIR, self.column) if name in self.part(split).column_names]
 
     def part(self, split: str):
         """A split of the folder."""
         return self.dataset[split] if split else self.dataset
 
-    def write(self, target: str, margins: dict, scale: str, negative: str) -> None:
-        """Write all columns and `margin`, as JSON lines or, of a folder, as one; raw `margins` (N,) by split."""
+    def write(self, target: str, margins: dict, scale: str, negative: str) -> list[str]:
+        """Write all columns and the new one, as JSON lines or, of a folder, as one; raw `margins` (N,) by split.
+
+        What says something of an answer changes sides with it; returns the columns that could not."""
         from srmir_lib.data.margins import with_margins
         from srmir_lib.papers.legend import scale_margins
 
+        left, flips = set(), negative == "flip"
         if self.dataset is not None:
-            new = {split: with_margins(self.part(split), margins[split], scale, negative) for split in self.splits}
+            new = {}
+            for split in self.splits:
+                part, own = self.part(split), margins[split]
+                left.update(one_sided(part.column_names) if flips and (own < 0).any() else [])
+                if self.skipped[split]:
+                    part = part.select([row for row in range(len(part)) if row + 1 not in self.skipped[split]])
+                new[split] = with_margins(part, own, scale, negative, column=self.column)
             save_dataset(new[""] if "" in new else type(self.dataset)(new), Path(target).resolve())
-            return
+            return sorted(left)
         raw, scaled = margins[""].tolist(), scale_margins(margins[""], scale, negative).tolist()
         with atomic_path(Path(target).resolve()) as fresh, fresh.open("wb") as file:
             for (_, row), below, margin in zip(self.rows(""), raw, scaled, strict=True):
                 if negative == "drop" and below < 0:
                     continue
-                if negative == "flip" and below < 0:
-                    row |= {"chosen": row["rejected"], "rejected": row["chosen"]}
-                file.write(jsonl.json_line(row | {"margin": jsonl.seven_digits(margin)}))
+                if flips and below < 0:
+                    left.update(one_sided(row))
+                    for one, other in two_sided(row):
+                        row |= {one: row[other], other: row[one]}
+                file.write(jsonl.json_line(row | {self.column: jsonl.seven_digits(margin)}))
+        return sorted(left)
 
 
 class MarginModel:
@@ -144,14 +183,44 @@ class MarginModel:
 
         return fingerprint(self.model)
 
-    def check_lengths(self, rows: Sequence[dict]) -> None:
-        """Refuse a pair that is longer than the model reads; an encoder cuts what is too long."""
+    def problems(self, rows: Sequence[dict]) -> list[str]:
+        """Of each row what makes it longer than the model reads, or ""."""
+        return self._both([as_pair(row) for row in rows])
+
+    def _both(self, pairs: Sequence[dict]) -> list[str]:
+        chosen, rejected = (self._problems([(pair["prompt"], pair[side]) for pair in pairs]) for side in PAIR[1:])
+        return [one or other for one, other in zip(chosen, rejected, strict=True)]
+
+    def _problems(self, texts: Sequence[tuple]) -> list[str]:
+        """The same of prompts with an answer each."""
+        from srmir_lib.models.embeddings import encoder_ids, longest_text
         from srmir_lib.models.loading import is_causal
 
-        limit = getattr(self.trunk.config.get_text_config(), "max_position_embeddings", None)
-        for side in PAIR[1:] if is_causal(self.trunk) else ():
-            prompts, answers = [row["prompt"] for row in rows], [row[side] for row in rows]
-            check_lengths(conversation_ids(self.tokenizer, prompts, answers), limit)
+        prompts, answers = zip(*texts, strict=True)
+        if is_causal(self.trunk):
+            ids, limit = conversation_ids(self.tokenizer, prompts, answers), longest_text(self.trunk)
+        else:
+            ids, limit = encoder_ids(self.tokenizer, prompts, answers)[0], longest_text(self.trunk, self.tokenizer)
+        return [too_long(len(tokens), limit) for tokens in ids]
+
+    def cut(self, row: dict) -> dict:
+        """A prompt and its answers, of which one is too long behind it, so short that the model reads them."""
+
+        def fits(parts: Sequence) -> bool:
+            return not any(self._problems([(parts[0], answer) for answer in parts[1:]]))
+
+        return dict(zip(row, shortened(list(row.values()), fits), strict=True))
+
+    def fitting(self, asked: Sequence[tuple], refusals: Sequence[str], source: str, policy: str) -> list[tuple]:
+        """Examples of a direction, (row number, prompt, answer), of which the model reads the answer and the longest
+        refusal: by the `policy` for long rows."""
+        refusal = as_answer(max(refusals, key=len))
+        rows = [(n, {"prompt": as_chat(p), "chosen": refusal, "rejected": as_answer(a)}) for n, p, a in asked]
+        long = jsonl.long_rows(source, [tuple(zip(*rows, strict=True))], self._both, policy)
+        rows = [(n, self.cut(row) if n in long else row) for n, row in rows if policy == "cut" or n not in long]
+        if not rows:
+            raise InputError(f"{source}: every example of the direction is too long; pass --too-long cut")
+        return [(n, row["prompt"], row["rejected"]) for n, row in rows]
 
     def direction(self, asked: Sequence[tuple], refusals: Sequence[str], source: str) -> np.ndarray:
         """The safety direction (H,) from (row number, prompt, an unaligned model's answer)."""
@@ -169,7 +238,9 @@ class MarginModel:
 
         vector, parts, words = torch.from_numpy(direction), [], []
         for numbers, rows in jsonl.chunked(pairs.rows(split), chunk):
-            columns = {name: [row[name] for row in rows] for name in PAIR}
+            read = [as_pair(row) for row in rows]
+            read = [self.cut(row) if n in pairs.long[split] else row for n, row in zip(numbers, read, strict=True)]
+            columns = {name: [row[name] for row in read] for name in PAIR}
             with jsonl.rows_of(pairs.source, numbers, aligned=False):
                 parts.append(annotate(self.trunk, self.tokenizer, columns, vector, **self.options))
             words += length_differences(*(list(map(text_of, columns[side])) for side in PAIR[1:]))
@@ -182,7 +253,14 @@ def _examples(harmful: str, pairs: Pairs, counts: dict[str, int], wanted: int) -
     split = "train" if "train" in pairs.splits else pairs.splits[0]
 
     def example_problem(row: dict) -> str:
-        return _pair_problem(row, ["response"])
+        if missing := [name for name in ("prompt", "response") if name not in row]:
+            return f"lacks {', '.join(missing)}"
+        try:
+            as_chat(row["prompt"])
+            said = as_answer(row["response"])
+        except InputError as error:
+            return str(error)
+        return "" if text_of(said).strip() else "response is empty; an answer needs a word"
 
     def rows() -> Iterator[tuple[int, dict]]:
         return jsonl.read_rows(harmful, example_problem) if harmful else pairs.rows(split)
@@ -191,55 +269,14 @@ def _examples(harmful: str, pairs: Pairs, counts: dict[str, int], wanted: int) -
     if wanted < 1:
         raise InputError(f"direction pairs: {wanted}; at least 1 is needed, hundreds are better")
     places = {at * total // min(wanted, total) for at in range(min(wanted, total))}
-    return [(n, row["prompt"], row[answer]) for at, (n, row) in enumerate(rows()) if at in places]
+    chosen = [(n, row if harmful else as_pair(row)) for at, (n, row) in enumerate(rows()) if at in places]
+    return [(n, row["prompt"], row[answer]) for n, row in chosen]
 
 
-def read_direction(path: str, layer: int | None, pooling: str | None) -> tuple[np.ndarray, int, str, str]:
-    """A direction that `write_direction` wrote: (H,), its layer, its pooling, its model's fingerprint.
-
-    Another `layer` or `pooling` asked for is an `InputError`, and so is a damaged file.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; write one with --save-direction")
+def _problem(row: dict) -> str:
+    """What is wrong with a pair, or ""."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            vector, notes = file.get_tensor("direction"), file.metadata()
-        own = int(notes["layer"]), notes["pooling"]
-        fitted_on = notes["model"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a safety direction ({error}); write one with --save-direction") from error
-    if vector.ndim != 1 or not abs(np.linalg.norm(vector) - 1) < 1e-3:
-        raise InputError(f"{path}: the direction must be a vector of length 1; write it again with --save-direction")
-    for name, asked, made in (("layer", layer, own[0]), ("pooling", pooling, own[1])):
-        if asked is not None and asked != made:
-            raise InputError(f"{path}: was made with {name} {made}, not {asked}; leave --{name} out, or estimate anew")
-    return vector.astype(np.float32), *own, fitted_on
-
-
-def write_direction(path: str, direction: np.ndarray, reader: MarginModel) -> None:
-    """Safetensors with the tensor `direction` (H,), and in its notes which model's states it lives in, and where."""
-    notes = {name: str(value) for name, value in reader.options.items()} | {"model": reader.fingerprint()}
-    with atomic_path(Path(path).resolve()) as fresh:
-        save_file({"direction": direction}, fresh, notes)
-
-
-def _pair_problem(row: dict, answers: Sequence[str] = PAIR[1:]) -> str:
-    """What is wrong with a prompt and its `answers`, or ""."""
-    if missing := [name for name in ("prompt", *answers) if name not in row]:
-        return f"lacks {', '.join(missing)}"
-    wrong = jsonl.messages_problem(row["prompt"], "prompt")
-    for name in answers:
-        wrong = wrong or _answer_problem(row, name)
-    return wrong
-
-
-def _answer_problem(row: dict, name: str) -> str:
-    """An answer is a text that is not empty, an `[assistant]` message, or the prompt's messages and that message."""
-    answer, prompt = row[name], row["prompt"]
-    if wrong := jsonl.messages_problem(answer, name, "assistant"):
-        return wrong
-    before = [] if isinstance(answer, str) else [(turn["role"], turn["content"]) for turn in answer[:-1]]
-    asked = user_message(prompt) if isinstance(prompt, str) else prompt
-    if before and before != [(turn["role"], turn["content"]) for turn in asked]:
-        return f"{name} holds other messages than the prompt and its answer; put earlier turns into the prompt"
-    return "" if text_of(answer).strip() else f"{name} is empty; an answer needs a word"
+        as_pair(row)
+    except InputError as error:
+        return str(error)
+    return ""

@@ -8,43 +8,58 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from srmir_lib.conversations import as_chat, assistant_message, text_of
+from srmir_lib.conversations import (
+    as_chat,
+    ask_about,
+    assistant_message,
+    for_each,
+    question_place,
+    simplest,
+)
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.papers.srmir import SEPARATOR, Draft, cod_prompt, parse_draft
+from srmir_lib.papers.srmir import SEPARATOR, Draft, parse_draft
 
 REMEMBERED = 50_000
 """Drafts of one question that a trunk remembers, give or take those of one call."""
 
 
 class Introspector:
-    """`Introspector(trunk, question, 24)(prompts)` -> conversations that start with the base model's own draft.
+    """`Introspector(trunk, question, 24)(prompts)` -> conversations with the base model's own draft about each.
 
-    `question` holds {prompt}; with an empty one conversations come back as they are. Drafts are greedy, so they depend
-    on the prompt alone, and the trunk remembers them for everyone who asks the same.
+    `question` holds {prompt}; with an empty one conversations come back as they are. The question is about the last
+    user message, and is asked where that message would come: behind a system message and all earlier turns, which the
+    model has read by then. Drafts are greedy, so they depend on the prompt alone, and the trunk remembers them for
+    everyone who asks the same.
     """
 
     def __init__(self, trunk: Trunk, question: str, max_new_tokens: int):
         self.trunk, self.question, self.max_new_tokens = trunk, question, max_new_tokens
 
     def __call__(self, prompts: Sequence) -> list:
-        """Prompts are user texts or conversations; the draft is about the last user turn."""
+        """Prompts are user texts or conversations."""
         if not self.question:
             return list(prompts)
         drafts = self.trunk.drafts.setdefault((self.question, self.max_new_tokens), {})
         if len(drafts) > REMEMBERED:
             drafts.clear()
-        texts = [text_of(prompt) for prompt in prompts]
-        new = [text for text in dict.fromkeys(texts) if text not in drafts]
-        asked = [cod_prompt(text, self.question) for text in new]
+        asked = for_each(self.asked, prompts)
+        keys = [str(simplest(prompt)) for prompt in prompts]
+        new = {key: chat for key, chat in zip(keys, asked, strict=True) if key not in drafts}
         ask = {"temperature": 0, "until": SEPARATOR}
-        said = self.trunk.generate(asked, self.max_new_tokens, **ask)
+        said = self.trunk.generate(list(new.values()), self.max_new_tokens, **ask)
         drafts.update(zip(new, (text.partition(SEPARATOR)[0].strip() for text in said), strict=True))
-        return [self.behind(prompt, drafts[text]) for prompt, text in zip(prompts, texts, strict=True)]
+        return [self.behind(prompt, drafts[key]) for prompt, key in zip(prompts, keys, strict=True)]
+
+    def asked(self, prompt) -> list[dict]:
+        """The question about a prompt, with what came before it."""
+        return ask_about(prompt, self.question)
 
     def behind(self, prompt, draft: str) -> list[dict]:
-        """The conversation behind the question about it and the draft that answers the question."""
-        return cod_prompt(text_of(prompt), self.question) + assistant_message(draft) + as_chat(prompt)
+        """The conversation with the question about its last user message, and the draft that answers it, before that
+        message."""
+        chat = as_chat(prompt)
+        return self.asked(chat) + assistant_message(draft) + chat[question_place(chat) :]
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ def introspect(
     """
     if not 1 <= needed <= samples:
         raise InputError(f"needed: {needed} of {samples} samples cannot agree; choose 1 to {samples}")
-    questions = [cod_prompt(text_of(row["prompt"]), template) for row in prompts]
+    questions = for_each(lambda row: ask_about(row["prompt"], template), prompts)
     texts: list[list[str]] = [[] for _ in prompts]
     open_rows = list(range(len(prompts)))
     for more in (needed, samples - needed):

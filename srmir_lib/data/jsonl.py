@@ -69,8 +69,6 @@ def rows_of(source: str | Path, numbers: Sequence[int], aligned: bool = True) ->
 
     `aligned`: whether row i of a `RowError` is row i of the chunk; if not, the chunk is named.
     """
-    from jinja2 import TemplateError
-
     which = f"rows {numbers[0]} to {numbers[-1]}"
     try:
         yield
@@ -79,27 +77,33 @@ def rows_of(source: str | Path, numbers: Sequence[int], aligned: bool = True) ->
         raise InputError(f"{source}: {error.text.replace('{row}', named)}") from error
     except InputError as error:
         raise InputError(f"{source}: {which}: {error}") from error
-    except TemplateError as error:
-        raise InputError(f"{source}: {which}: the chat template refuses a conversation there ({error})") from error
 
 
-def messages_problem(value: object, name: str, last_role: str = "") -> str:
-    """What is wrong with a text or conversation (a list of `{"role", "content"}` texts) called `name`; "" if nothing.
+def long_rows(
+    source: str | Path, chunks: Iterable[tuple[Sequence[int], Sequence[dict]]], problems: Callable, policy: str
+) -> set[int]:
+    """The numbers of the rows that are too long, of which `problems` says of a chunk what is wrong ("" if nothing);
+    with the policy refuse the first is an `InputError`."""
+    found = set()
+    for numbers, rows in chunks:
+        with rows_of(source, numbers):
+            wrong = {number: said for number, said in zip(numbers, problems(rows), strict=True) if said}
+        if wrong and policy == "refuse":
+            number, said = next(iter(wrong.items()))
+            raise InputError(f"{source}: row {number}: {said}; shorten it, or pass --too-long cut or --too-long skip")
+        found |= wrong.keys()
+    return found
 
-    `last_role`: who must speak last in a conversation, where that matters.
-    """
-    if isinstance(value, str):
-        return ""
-    if not isinstance(value, list):
-        return f"{name} is a {type(value).__name__}; it must be a text or a list of messages"
-    if not value:
-        return f"{name} is an empty conversation; it needs a message"
-    for turn in value:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            return f"{name} holds a message that is not {{role: text, content: text}}"
-    if last_role and value[-1]["role"] != last_role:
-        return f"{name} ends with a message of {value[-1]['role']!r}; its last one must be of {last_role!r}"
-    return ""
+
+def counted(long: int, policy: str) -> str:
+    """What a closing line says of so many rows that were too long."""
+    return f" ({long} too long: {'left out' if policy == 'skip' else 'cut'})" if long else ""
+
+
+def taken(names: Iterable[str], row: Iterable[str]) -> str:
+    """What is wrong with a row that has a column which one of ours, `names`, would overwrite; "" if it has none."""
+    found = [name for name in names if name in row]
+    return f"has a column {found[0]} already; give ours another name with --prefix" if found else ""
 
 
 def check_output(path: str | Path, inputs: Iterable[str | Path], folder: bool = False) -> None:

@@ -11,8 +11,9 @@ import torch
 from datasets import DatasetDict
 from torch import Tensor
 
-from srmir_lib.conversations import check_answers, conversation_ids, text_of
+from srmir_lib.conversations import answer_starts, check_answers, conversation_ids, text_of
 from srmir_lib.data.pairs import SAID
+from srmir_lib.data.preferences import two_sided
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import check_layer, checked, embed
 from srmir_lib.models.kinds import window_of
@@ -130,7 +131,7 @@ def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer:
     """As `embed`, with the beginning that texts of one prompt have in common read once."""
     check_layer(model, layer, pooling)
     ids = conversation_ids(tokenizer, prompts, answers)
-    starts = [len(row) for row in conversation_ids(tokenizer, prompts)] if pooling == "mean" else None
+    starts = answer_starts(tokenizer, prompts, answers, ids) if pooling == "mean" else None
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
     read = Trunk(model, tokenizer).prefill(ids, [str(prompt) for prompt in prompts], starts, layer)
     for rows, states in read:
@@ -138,22 +139,24 @@ def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer:
     return checked(embeddings)
 
 
-def with_margins(pairs, margins: Tensor, scale: str = "unit", negative: str = "keep", size: float = 1.0):
-    """Preference `Dataset` with a `margin` column in units of score; raw `margins` (N,) in its row order.
+def with_margins(
+    pairs, margins: Tensor, scale: str = "unit", negative: str = "keep", size: float = 1.0, column: str = "margin"
+):
+    """Preference `Dataset` with a `column` of margins in units of score; raw `margins` (N,) in its row order.
 
-    "drop" leaves out the pairs of a negative margin; "flip" swaps their chosen and rejected answers.
+    "drop" leaves out the pairs of a negative margin; "flip" swaps their chosen and rejected answers, and all columns
+    that come in two for them (`two_sided`).
     """
     if len(margins) != len(pairs):
         raise InputError(f"margins: {len(margins)} for {len(pairs)} pairs; give one for each")
     scaled, swap = scale_margins(margins, scale, negative, size), (margins < 0).tolist()
-    if negative == "flip":
-        sides = zip(pairs["chosen"], pairs["rejected"], swap, strict=True)
-        chosen, rejected = zip(*((r, c) if swapped else (c, r) for c, r, swapped in sides), strict=True)
-        pairs = pairs.remove_columns(["chosen", "rejected"])
-        pairs = pairs.add_column("chosen", list(chosen)).add_column("rejected", list(rejected))
-    if "margin" in pairs.column_names:
-        pairs = pairs.remove_columns("margin")
-    return pairs.add_column("margin", scaled.tolist()).select((~scaled.isnan()).nonzero().flatten().tolist())
+    for one, other in two_sided(pairs.column_names) if negative == "flip" else ():
+        sides = zip(pairs[one], pairs[other], swap, strict=True)
+        left, right = zip(*((r, c) if swapped else (c, r) for c, r, swapped in sides), strict=True)
+        pairs = pairs.remove_columns([one, other]).add_column(one, list(left)).add_column(other, list(right))
+    if column in pairs.column_names:
+        pairs = pairs.remove_columns(column)
+    return pairs.add_column(column, scaled.tolist()).select((~scaled.isnan()).nonzero().flatten().tolist())
 
 
 def splits_with_margins(

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from srmir_lib.artifacts import is_dataset, load_dataset, restored
-from srmir_lib.conversations import as_chat, assistant_message, text_of
-from srmir_lib.data.jsonl import messages_problem
+from srmir_lib.data.preferences import EQUAL, as_pair
 from srmir_lib.errors import InputError
 from srmir_lib.rows import rows_in
 from srmir_lib.taxonomy import ALL, CATEGORIES, UNKNOWN, ordered
@@ -30,8 +29,6 @@ FORM = re.compile(r"\.(jsonl|json|jsonl\.gz|json\.gz|parquet)$")
 
 RESERVED = {"benign": "prompts that belong to no category", ALL: "the single model for everything"}
 """What these names mean elsewhere in the series."""
-
-EQUAL = "chosen and rejected are equal; a pair needs two answers, leave the row out"
 
 PAIR = ("prompt", "chosen", "rejected", "category")
 
@@ -115,25 +112,6 @@ def read_pairs(source: str | Path, seed: int = 0) -> OwnPairs:
         splits = {name: splits[name] for name in SPLITS}
         problem = _splits_problem(splits)
     return OwnPairs(str(source), splits, missing, left_out, names.read, problem)
-
-
-def as_pair(row: Mapping) -> dict[str, list[dict]]:
-    """Prompt, chosen and rejected of a row, as messages."""
-    if missing := [name for name in ("chosen", "rejected") if not row.get(name)]:
-        raise InputError(f"lacks {', '.join(missing)}")
-    for name in ("prompt", "chosen", "rejected"):
-        if row.get(name) and (wrong := messages_problem(row[name], name, "" if name == "prompt" else "assistant")):
-            raise InputError(wrong)
-    sides = [row["chosen"], row["rejected"]]
-    prompt = as_chat(row["prompt"]) if row.get("prompt") else None
-    if prompt is None:
-        if any(isinstance(side, str) for side in sides) or sides[0][:-1] != sides[1][:-1] or not sides[0][:-1]:
-            raise InputError("lacks prompt, and its answers do not begin with one in common")
-        prompt = list(sides[0][:-1])
-    chosen, rejected = map(text_of, sides)
-    if chosen.strip() == rejected.strip():
-        raise InputError(EQUAL)
-    return {"prompt": prompt, "chosen": assistant_message(chosen), "rejected": assistant_message(rejected)}
 
 
 def prompt_key(prompt: Sequence[Mapping]) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from srmir_lib.conversations import text_of
+from srmir_lib.data.preferences import from_hh
 from srmir_lib.errors import InputError
 from srmir_lib.rows import rows_in
 
@@ -34,9 +35,6 @@ OVERREFUSAL_MODELS = ("gemma-2b-it", "meta-llama-3-8b-instruct", "qwen-1_8b-chat
 
 
 DIASAFETY_LABELS = {"Safe": 0, "Unsafe": 1}
-
-
-TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def data_folder(data_dir: str | Path = "") -> Path:
@@ -105,7 +103,7 @@ def load_hh_pairs(data_dir: str | Path = "") -> tuple[list[dict], dict[str, int]
     left_out = Counter({"prompts differ": 0, "same answer": 0, "empty answer": 0})
     for number, pair in pairs:
         try:
-            chosen, rejected = _dialogue(pair["chosen"]), _dialogue(pair["rejected"])
+            chosen, rejected = from_hh(pair["chosen"]), from_hh(pair["rejected"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: row {number} is not a pair of dialogues ({error})") from error
         answers = chosen[-1]["content"], rejected[-1]["content"]
@@ -191,17 +189,6 @@ def answer_words(rows: Iterable[Mapping], columns: Sequence[str]) -> set[str]:
 def all_words(text: str) -> str:
     """The words of a text in small letters: equal for texts that differ in case and punctuation only."""
     return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _dialogue(text: str) -> list[dict]:
-    """hh-rlhf dialogue text as messages; it must start with a Human turn and end with an Assistant turn."""
-    head, *parts = TURN.split(text)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = zip(parts[::2], parts[1::2], strict=True)
-    messages = [{"role": roles[name], "content": said.strip()} for name, said in turns]
-    if head.strip() or len(messages) < 2 or messages[0]["role"] != "user" or messages[-1]["role"] != "assistant":
-        raise ValueError("a dialogue must run from a Human turn to an Assistant turn")
-    return messages
 
 
 def _csv_rows(path: Path) -> list[tuple[str, list[str]]]:

@@ -15,7 +15,7 @@ from datasets import DatasetDict
 from torch import Tensor
 
 from srmir_lib.artifacts import atomic_path, read_json, write_json
-from srmir_lib.conversations import text_of
+from srmir_lib.conversations import ask_about
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import MINILM, base_reference, find_base, load_trunk, resolve_encoder
@@ -49,10 +49,8 @@ class PromptEncoder:
 
     def embed(self, prompts: Sequence, trunk: Trunk | str = "auto", loaded: tuple | None = None) -> Tensor:
         """Embeddings (N, H) of user texts or conversations; `loaded`: what `load` gave."""
-        if PROMPT not in self.question:
-            raise InputError("question: must contain {prompt}")
-        texts = [self.question.replace(PROMPT, text_of(prompt)) for prompt in prompts]
-        return embed(*(loaded or self.load(trunk)), texts, layer=self.layer, pooling=self.pooling)
+        asked = [ask_about(prompt, self.question) for prompt in prompts]
+        return embed(*(loaded or self.load(trunk)), asked, layer=self.layer, pooling=self.pooling)
 
 
 class Router:

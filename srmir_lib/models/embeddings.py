@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from srmir_lib.conversations import check_answers, conversation_ids, text_of
+from srmir_lib.conversations import answer_starts, check_answers, check_lengths, conversation_ids, plain_text, text_of
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import by_length, padded, token_budget
 from srmir_lib.models.kv_cache import StopForward
@@ -40,9 +40,9 @@ def embed(
     """Embeddings (N, H), float32 on the CPU, of prompts or of prompts with their responses; one forward each.
 
     `layer` counts hidden states: 0 is the token embedding, -1 the last. `pooling` is "last" (Legend, Feng et al. 2024:
-    the last token of the chat) or "mean" (over the response's tokens when there are responses). A causal language model
-    reads the chat template; an encoder reads the plain text, or the pair of texts, cut at its longest input.
-    An empty response is an `InputError`.
+    the last token of the chat) or "mean" (over the response's tokens when there are responses, to the end of its turn).
+    A causal language model reads the chat template; an encoder reads the last user message, or the pair of all that is
+    said before and the response, cut at its longest input. An empty response is an `InputError`.
     """
     check_layer(model, layer, pooling)
     if responses is not None:
@@ -50,9 +50,12 @@ def embed(
     causal = is_causal(model)
     if causal:
         ids = conversation_ids(tokenizer, prompts, responses)
-        starts = [len(row) for row in conversation_ids(tokenizer, prompts)] if responses is not None else [0] * len(ids)
+        check_lengths(ids, longest_text(model))
+        starts = [0] * len(ids)
+        if responses is not None and pooling == "mean":
+            starts = answer_starts(tokenizer, prompts, responses, ids)
     else:
-        ids, starts = _encoder_ids(tokenizer, prompts, responses)
+        ids, starts = encoder_ids(tokenizer, prompts, responses, longest_text(model, tokenizer))
     trunk = model.base_model if causal else model
     layers = model.config.get_text_config().num_hidden_layers
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
@@ -119,12 +122,29 @@ def checked(embeddings: Tensor) -> Tensor:
     return embeddings
 
 
-def _encoder_ids(tokenizer, prompts: Sequence, responses: Sequence | None) -> tuple[list[list[int]], list[int]]:
-    """Token ids of texts or text pairs, and where in each the response starts (0 without responses). A special token
-    that a text spells out is read as the letters it is."""
-    texts = [text_of(prompt) for prompt in prompts]
+def longest_text(model, tokenizer=None) -> int | None:
+    """Tokens of the longest text that a model reads, None without a limit; with an encoder's `tokenizer`, also what
+    that allows."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    if tokenizer is not None:
+        tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
+        table = next((part for part in tables if isinstance(part, nn.Embedding)), None)
+        padding = getattr(table, "padding_idx", None)
+        before = 0 if padding is None else padding + 1  # RoBERTa counts from behind the padding's place
+        limits = [limit and limit - before for limit in limits] + [tokenizer.model_max_length]
+    return min((limit for limit in limits if limit and limit > 0), default=None)
+
+
+def encoder_ids(
+    tokenizer, prompts: Sequence, responses: Sequence | None, limit: int | None = None
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of texts or text pairs, cut at `limit`, and where in each the response starts (0 without responses). A
+    special token that a text spells out is read as the letters it is."""
+    texts = [text_of(prompt) if responses is None else plain_text(prompt) for prompt in prompts]
     pairs = [text_of(response) for response in responses] if responses is not None else None
-    encoded = tokenizer(texts, pairs, truncation=True, split_special_tokens=True) if texts else {"input_ids": []}
+    cut = {"truncation": limit is not None, "max_length": limit}
+    encoded = tokenizer(texts, pairs, split_special_tokens=True, **cut) if texts else {"input_ids": []}
     ids = encoded["input_ids"]
     if responses is None:
         return ids, [0] * len(ids)

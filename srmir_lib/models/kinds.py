@@ -58,8 +58,12 @@ def shared_problem(model) -> str:
     if problem := language_problem(model):
         return problem
     why = _unreadable(model)
-    instead = "use design separate" if _has_classifier(model) else NEITHER
-    return f"{_name(model)}: {why}, so probes cannot read on behind a text; {instead}" if why else ""
+    return f"{_name(model)}: {why}, so probes cannot read on behind a text; {instead_of_shared(model)}" if why else ""
+
+
+def instead_of_shared(model) -> str:
+    """What to use where design shared does not serve."""
+    return "use design separate" if _has_classifier(model) else NEITHER
 
 
 def separate_problem(model) -> str:

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from srmir_lib.conversations import check_lengths
+from srmir_lib.conversations import too_long
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
-from srmir_lib.models.embeddings import hidden_states, pool
+from srmir_lib.models.embeddings import hidden_states, longest_text, pool
 from srmir_lib.models.generation import generate
-from srmir_lib.models.kinds import language_problem, shared_problem, window_of
+from srmir_lib.models.kinds import instead_of_shared, language_problem, shared_problem, window_of
 from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV
 from srmir_lib.models.loading import (
     config_of,
@@ -90,20 +90,24 @@ class Trunk:
     @property
     def longest(self) -> int | None:
         """Tokens of the longest text that the model reads, if there is a limit."""
-        return getattr(self.config, "max_position_embeddings", None)
+        return longest_text(self.model)
+
+    def reach_problem(self, tokens: int) -> str:
+        """What is wrong with a text of so many tokens whose last one is to see all before it; "" if nothing."""
+        window = window_of(self.config)
+        if (problem := too_long(tokens, self.longest)) or window is None or tokens <= window:
+            return problem
+        unseen = (
+            f"{tokens} tokens, more than the sliding window of {window}, so that a probe behind it misses its start"
+        )
+        return f"{unseen}; shorten it, or {instead_of_shared(self.model)}"
 
     def check_reach(self, ids: Sequence[Sequence[int]], more: int = 0) -> None:
         """Refuse a text whose beginning a token would not see that comes `more` tokens behind its end, and one that is
         longer than the model reads."""
-        check_lengths(ids, self.longest, more)
-        window = window_of(self.config)
         for row, tokens in enumerate(ids):
-            if window is not None and len(tokens) + more > window:
-                raise RowError(
-                    f"{len(tokens) + more} tokens of {{row}}: more than the sliding window of {window}, behind which "
-                    "a probe would not see the beginning; shorten it, or use design separate",
-                    row,
-                )
+            if problem := self.reach_problem(len(tokens) + more):
+                raise RowError(f"{{row}}: {problem}", row)
 
     @property
     def linear(self) -> dict[str, nn.Linear]:

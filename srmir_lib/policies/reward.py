@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from srmir_lib.conversations import text_of
+from srmir_lib.conversations import for_each, simplest
 from srmir_lib.errors import InputError, numbered
 from srmir_lib.papers.srmir import categorized_reward, linear_reward
 from srmir_lib.taxonomy import UNKNOWN
@@ -26,8 +26,9 @@ BENIGN = "benign"
 class RewardFunction:
     """A reward function for `GRPOTrainer`: called with prompts and completions, it returns one float per completion.
 
-    Called as `reward(prompts, completions, **columns)`, where columns are the data set's other columns (one value a
-    row) and TRL's own `trainer_state` and `log_metric`. Through `log_metric` it reports
+    Called as `reward(prompts, completions, **columns)`: prompts are user texts or conversations, completions texts or
+    `[assistant]` messages; columns are the data set's other columns (one value a row) and TRL's own `trainer_state` and
+    `log_metric`. Through `log_metric` it reports
 
     * `reward/<category>`: mean reward of the prompts of that category (by route, or by the column `category`);
     * `unknown`: share of completions that no single model answers for (not for linear);
@@ -172,9 +173,10 @@ class RewardFunction:
 
 def _remembered(known: dict, prompts: Sequence, ask: Callable) -> list:
     """What `ask` says of each prompt. Distinct prompts are asked about once, for each comes G times a step."""
-    texts = [text_of(prompt) for prompt in prompts]
-    fresh = [text for text in dict.fromkeys(texts) if text not in known]
+    asked = for_each(simplest, prompts)
+    fresh = {str(prompt): prompt for prompt in asked if str(prompt) not in known}
     if fresh:
-        with numbered([texts.index(text) for text in fresh]):
-            known.update(zip(fresh, ask(fresh), strict=True))
-    return [known[text] for text in texts]
+        rows = {str(prompt): row for row, prompt in reversed(list(enumerate(asked)))}
+        with numbered([rows[text] for text in fresh]):
+            known.update(zip(fresh, ask(list(fresh.values())), strict=True))
+    return [known[str(prompt)] for prompt in asked]

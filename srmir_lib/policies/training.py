@@ -20,6 +20,7 @@ from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
+from srmir_lib.data.preferences import PAIR, as_pairs
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import end_tokens
 from srmir_lib.models.kinds import end_problem
@@ -55,13 +56,13 @@ def train_sft(
 def train_dpo(
     base_model, preferences: Dataset, output_dir, settings: DPOSettings, resume: bool = False, start=None
 ) -> list[dict]:
-    """Optimise preferences (columns prompt, chosen, rejected: conversations) directly (Rafailov et al. 2023, eq. 7).
+    """Optimise preferences (rows of any form that `as_pair` reads) directly (Rafailov et al. 2023, eq. 7).
 
     The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
     `rewards/accuracies`, the implicit reward's. With a column `limit`, the largest gap a pair should have, it is PCRM's
     direct form (`LimitedDPOTrainer`).
     """
-    columns, kind = ("prompt", "chosen", "rejected"), DPOTrainer
+    columns, kind, preferences = PAIR, DPOTrainer, as_pairs(preferences)
     if "limit" in preferences.column_names:
         columns, kind = (*columns, "limit"), LimitedDPOTrainer
     return _train(kind, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start)

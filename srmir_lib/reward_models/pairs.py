@@ -10,9 +10,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from srmir_lib.conversations import conversation_ids, text_of
+from srmir_lib.conversations import conversation_ids, render, text_of
 from srmir_lib.data.introspection import Introspector
-from srmir_lib.errors import InputError
+from srmir_lib.data.preferences import as_pairs
+from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import load_trunk, resolve_encoder
 from srmir_lib.models.trunk import Trunk
@@ -27,11 +28,13 @@ class TokenizedPairs:
     """Preference pairs behind the drafts of a trunk, tokenized once for any number of sets that read alike."""
 
     def __init__(self, trunk: Trunk, pairs, settings: RewardSettings):
-        """`pairs`: rows of prompt, chosen, rejected, category. `settings`: which question is asked first, and how long
-        a conversation may be; what else they say may differ from set to set."""
-        self.trunk, self.pairs, self.prefill_key = trunk, pairs, prefill_key(settings)
+        """`pairs`: rows of chosen, rejected, category and, if it is not in both answers, prompt (`as_pairs`).
+        `settings`: which question is asked first, and how long a conversation may be; what else they say may differ
+        from set to set."""
+        self.trunk, self.pairs, self.prefill_key = trunk, as_pairs(pairs), prefill_key(settings)
         think = Introspector(trunk, settings.question, settings.draft_tokens)
-        self.data = tokenize_pairs(trunk.tokenizer, pairs, settings.max_length, think)
+        longest = min(settings.max_length, trunk.longest or settings.max_length)
+        self.data = tokenize_pairs(trunk.tokenizer, self.pairs, longest, think)
         self.digests = [hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in self.data]
 
     def rows(
@@ -113,16 +116,22 @@ def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
     """Preference rows -> `Dataset` of `chosen_ids` and `rejected_ids`, as `RewardTrainer` takes them.
 
     `think` maps prompts to conversations (an `Introspector`; the default leaves them as they are).
-    TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them.
+    TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them and names the first.
     """
     check_round_trip(tokenizer, [text_of(answer) for answer in pairs["chosen"]])
+    try:
+        for side in ("chosen", "rejected"):
+            render(tokenizer, pairs["prompt"], pairs[side])  # what the template refuses, before anything is drafted
+    except RowError as error:
+        raise InputError(f"preferences: {error}; rows are counted from 0") from error
     prompts = think(pairs["prompt"])
     columns = {f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side]) for side in ("chosen", "rejected")}
     lengths = [max(map(len, both)) for both in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
-    too_long = sum(length > max_length for length in lengths)
-    if too_long:
+    longer = [row for row, length in enumerate(lengths) if length > max_length]
+    if longer:
         raise InputError(
-            f"preferences: {too_long} pairs exceed max_length {max_length}; the longest has {max(lengths)}"
+            f"preferences: {len(longer)} pairs exceed max_length {max_length} (or what the model reads): first row "
+            f"{longer[0]} (from 0) with {lengths[longer[0]]} tokens; the longest has {max(lengths)}; leave them out"
         )
     return Dataset.from_dict(columns)
 

@@ -14,14 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from srmir_lib.artifacts import read_json
-from srmir_lib.conversations import text_of
+from srmir_lib.conversations import GAP, for_each, plain_text, text_of, too_long
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import BATCH_TOKENS
 from srmir_lib.models.kinds import pooled_problem
 from srmir_lib.models.loading import config_of, expecting, pick_device, quiet, read_tokenizer
 from srmir_lib.settings.reward_training import EncoderSettings, check_reading
-
-GAP = " … "  # marks where the middle of a long text was left out
 
 
 def load_classifier(model: str | Path, num_labels: int | None = None, **options) -> tuple:
@@ -61,14 +59,26 @@ class PairTokenizer:
         """
         if self.max_tokens > tokenizer.model_max_length:
             raise InputError(f"max_tokens: {self.max_tokens}; this encoder reads at most {tokenizer.model_max_length}")
-        questions = _cut(tokenizer, [_conversation(p) for p in prompts], [self.prompt_tokens] * len(prompts))
-        # One token for the gap in the prompt, one for the gap in the response.
-        taken = tokenizer.num_special_tokens_to_add(pair=True) + 2
-        limits = [self.max_tokens - taken - len(spans) for spans in _offsets(tokenizer, questions)]
-        answers = _cut(tokenizer, [text_of(response) for response in responses], limits)
+        questions = _cut(tokenizer, for_each(plain_text, prompts), [self.prompt_tokens] * len(prompts))
+        limits = [self._left(tokenizer) - len(spans) for spans in _offsets(tokenizer, questions)]
+        answers = _cut(tokenizer, for_each(text_of, responses), limits)
         cut = {"truncation": "only_second", "max_length": self.max_tokens}
         encoded = tokenizer(questions, answers, split_special_tokens=True, **cut)
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+    def _left(self, tokenizer) -> int:
+        """Tokens that prompt and response may have together: all but special ones, and one for the gap in each."""
+        return self.max_tokens - tokenizer.num_special_tokens_to_add(pair=True) - 2
+
+    def too_long(self, tokenizer, prompts: Sequence, responses: Sequence) -> list[str]:
+        """Of each pair what `encode` would cut, or ""."""
+        texts = for_each(plain_text, prompts), for_each(text_of, responses)
+        sizes = [[len(spans) for spans in _offsets(tokenizer, part)] for part in texts]
+        return [
+            too_long(asked, self.prompt_tokens, "tokens of the prompt")
+            or too_long(asked + said, self._left(tokenizer), "tokens of prompt and response")
+            for asked, said in zip(*sizes, strict=True)
+        ]
 
 
 def from_parameters(kind: type, values: Mapping, name: str):
@@ -149,10 +159,6 @@ def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int
         group.append(row)
     if group:
         yield group
-
-
-def _conversation(prompt: str | list[dict]) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
 def _offsets(tokenizer, texts: Sequence[str]) -> list[list[tuple[int, int]]]:

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from srmir_lib.artifacts import atomic_path, read_json, write_json
 from srmir_lib.conversations import text_of
+from srmir_lib.data.preferences import as_pair
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import fingerprint, load_trunk, pick_device, quiet, resolve_encoder
 from srmir_lib.papers.legend import margin_loss
@@ -31,9 +32,6 @@ from srmir_lib.settings.reward_training import LIMITS, EncoderSettings
 from srmir_lib.taxonomy import UNKNOWN
 
 LABELLED_COLUMNS = ("prompt", "completion", "unsafe", "category")
-
-
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", "category")
 
 
 def fit_pooled(
@@ -50,7 +48,7 @@ def fit_pooled(
 ) -> list[dict]:
     """Fine-tune one encoder with K outputs, save the set in `output_dir`, return the history (loss per logged step).
 
-    `labelled`: rows or `Dataset` with prompt, completion, unsafe (0/1), category. `pairs`: prompt, chosen, rejected,
+    `labelled`: rows or `Dataset` with prompt, completion, unsafe (0/1), category. `pairs`: rows of `as_pair`, with
     category, and `margin` (target gap, score units) if the objective is "margin". Either may be empty. The category
     "unknown" trains the mean of the outputs. The set is read by `ShadowRewardModels.load(output_dir)`. A finished set
     that these very settings, data and encoder made is kept, so a stage that was killed later does not train again.
@@ -59,7 +57,8 @@ def fit_pooled(
     torch.manual_seed(seed)
     # Attention dropout off: with it the processor falls back to an attention three times slower on long texts.
     model, tokenizer = load_classifier(base, num_labels=len(categories), attention_probs_dropout_prob=0.0)
-    labelled, pairs = _rows(labelled, "labelled", LABELLED_COLUMNS), _rows(pairs, "pairs", PAIR_COLUMNS)
+    labelled = _rows(labelled, "labelled", LABELLED_COLUMNS)
+    pairs = [row | as_pair(row) for row in _rows(pairs, "pairs", ("category",), as_pair)]
     targets = _targets(settings, tokenizer, pairs, base, device)
     examples = _examples(tokenizer, labelled, pairs, categories, reading, targets)
     config = {
@@ -237,12 +236,16 @@ def _examples(
     return examples
 
 
-def _rows(data, name: str, columns: Sequence[str]) -> list[dict]:
+def _rows(data, name: str, columns: Sequence[str], check: Callable = dict) -> list[dict]:
     rows = list(data or [])
     for number, row in enumerate(rows, start=1):
         missing = [column for column in columns if column not in row]
         if missing:
             raise InputError(f"{name}: row {number} lacks {', '.join(missing)}")
+        try:
+            check(row)
+        except InputError as error:
+            raise InputError(f"{name}: row {number}: {error}") from error
     return rows
 
 

@@ -31,7 +31,7 @@ class PrefilledPairs(TokenizedPairs):
         self.groups: list[str] = []
         places: dict[tuple[int, ...], int] = {}
         self.at = torch.zeros(len(self.data), 2, dtype=torch.long)  # where a pair's chosen and rejected text lie
-        prompts = [str(prompt) for prompt in pairs["prompt"]]
+        prompts = [str(prompt) for prompt in self.pairs["prompt"]]
         for side, name in enumerate(("chosen_ids", "rejected_ids")):
             for pair, tokens in enumerate(self.data[name]):
                 at = places.setdefault(tuple(tokens), len(self.texts))

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import padded
+from srmir_lib.models.kinds import instead_of_shared
 from srmir_lib.models.kv_cache import PrefilledKV, as_cache
 from srmir_lib.models.loading import read_tensors
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.settings.reward_training import ProbeSettings
 from srmir_lib.taxonomy import ALL, full_name
-
-OTHERWISE = "use design separate, or another causal model (Llama, Mistral, Qwen, Gemma, …)"
 
 
 def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str]) -> list[list[int]]:
@@ -196,10 +195,10 @@ def check_probes(trunk: Trunk, settings: ProbeSettings) -> None:
         at_once = trunk.decoder(input_ids=whole, use_cache=False).last_hidden_state[:, -1].float()
     except Exception as error:  # whatever this architecture stumbles over
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{failed} ({type(error).__name__}: {reason}); {OTHERWISE}") from error
+        raise InputError(f"{failed} ({type(error).__name__}: {reason}); {instead_of_shared(trunk.model)}") from error
     far, size = (asked - at_once @ probes.heads.T).abs().item(), at_once.square().mean().sqrt().item()
     if far > size * (1e-3 if trunk.dtype == "float32" else 0.3):
-        raise InputError(f"{failed} without it ({far / size:.0%} apart); {OTHERWISE}")
+        raise InputError(f"{failed} without it ({far / size:.0%} apart); {instead_of_shared(trunk.model)}")
 
 
 def block_mask(mask: Tensor, real: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """`srmir score`: a set of reward models on any file of prompts and responses (JSON lines, a JSON list, parquet) or
 `datasets` folder.
 
-The file is read to check every row, before anything slow is imported; to check that none is too long, before the
+The file is read to check every row, before anything slow is imported; to find those that are too long, before the
 first is scored; and to score it, in chunks, so that memory does not grow with it. The output takes its place when it is
 finished, and not before.
 """
@@ -11,20 +11,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, read_json
-from srmir_lib.conversations import conversation_ids
+from srmir_lib.conversations import as_answer, as_chat, conversation_ids, shortened
 from srmir_lib.data.jsonl import (
     check_output,
     chunked,
     count_rows,
+    counted,
     json_line,
-    messages_problem,
+    long_rows,
     progress,
     read_rows,
     rows_of,
     seven_digits,
+    taken,
 )
 from srmir_lib.errors import InputError, numbered
 from srmir_lib.taxonomy import ALL, UNKNOWN
+
+COLUMNS = ("scores", "routed", "mean")
 
 
 def score_file(
@@ -36,17 +40,21 @@ def score_file(
     raw: bool = False,
     calibration: str = "",
     base_model: str = "",
+    too_long: str = "refuse",
+    prefix: str = "",
     chunk: int = 512,
 ) -> str:
-    """Write the rows of `source` to `target`, in their order, with three more columns; returns a line on what was done.
+    """Write the rows of `source` to `target`, in their order, with three more columns, whose names begin with `prefix`;
+    returns a line on what was done.
 
     `source`: as `rows.rows_in` reads it; `target`: JSON lines.
     `scores`: category -> number, higher is better, calibrated unless `raw`; `mean`: their mean; `routed`: the score of
     the row's own category, which is its column `category`, else what the folder `router` says, else null (the mean if
     that is "unknown"). `calibration`: another file than the set's own; `base_model`: where the base model lies now;
-    `chunk`: rows in memory at a time.
+    `too_long`: a row that is longer than the model reads is an `InputError` (refuse), is scored without the middle of
+    its longest messages (cut), or is left out (skip); `chunk`: rows in memory at a time.
     """
-    started, categories = time.monotonic(), _categories(models)
+    started, categories, names = time.monotonic(), _categories(models), [prefix + name for name in COLUMNS]
     scale = Path(calibration or Path(models) / "calibration.json")
     if not raw and not scale.is_file():
         raise InputError(
@@ -57,23 +65,26 @@ def score_file(
         raise InputError(f"{router}: no router.json there; name the folder router that 01_data wrote")
 
     def rows() -> Iterator[tuple[int, dict]]:
-        return read_rows(source, lambda row: _problem(row, categories))
+        return read_rows(source, lambda row: taken(names, row) or _problem(row, categories))
 
     total = count_rows(rows(), source)
     check_output(target, [source, models, *filter(None, [router, calibration])])
     scorer = _Scorer(models, router, device, raw, calibration, base_model)
-    for numbers, found in chunked(rows(), chunk):
-        with rows_of(source, numbers):
-            scorer.check_lengths(found)
+    long = long_rows(source, chunked(rows(), chunk), scorer.problems, too_long)
+    skipped = long if too_long == "skip" else set()
+    if len(skipped) == total:
+        raise InputError(f"{source}: every row is too long, so that skip leaves none; pass --too-long cut")
+    kept = ((number, row) for number, row in rows() if number not in skipped)
     with progress(total, "scored") as bar, atomic_path(Path(target).resolve()) as fresh, fresh.open("wb") as file:
-        for numbers, found in chunked(rows(), chunk):
+        for numbers, found in chunked(kept, chunk):
             with rows_of(source, numbers):
-                columns = scorer(found)
+                cut = [scorer.cut(row) if number in long else row for number, row in zip(numbers, found, strict=True)]
+                columns = scorer(cut)
             for row, added in zip(found, columns, strict=True):
-                file.write(json_line(row | added))
+                file.write(json_line(row | dict(zip(names, added, strict=True))))
             bar.update(len(found))
-    kind = "raw" if raw else "calibrated"
-    return f"{target}: {total} rows, {kind} scores for {', '.join(categories)}, {time.monotonic() - started:.0f} s"
+    kind, so_many = "raw" if raw else "calibrated", f"{total - len(skipped)} rows{counted(len(long), too_long)}"
+    return f"{target}: {so_many}, {kind} scores for {', '.join(categories)}, {time.monotonic() - started:.0f} s"
 
 
 class _Scorer:
@@ -95,19 +106,30 @@ class _Scorer:
         if strange and not self.single:
             raise InputError(f"{router}: routes to {', '.join(sorted(strange))}, for which {models} has no model")
 
-    def check_lengths(self, rows: Sequence[dict]) -> None:
-        """Refuse a row that is longer than the base model reads, with a draft as long as it may become; an encoder cuts
-        what is too long."""
-        if self.models.design == "pooled":
-            return
+    def problems(self, rows: Sequence[dict]) -> list[str]:
+        """Of each row what makes it longer than the model reads, with a draft as long as it may become, or ""."""
         scorer, chats, more = self.models.scorer, [row["prompt"] for row in rows], 0
+        answers = [row["response"] for row in rows]
+        if self.models.design == "pooled":
+            return scorer.pair_tokenizer.too_long(scorer.tokenizer, chats, answers)
         if scorer.introspect.question:
             chats, more = [scorer.introspect.behind(chat, "") for chat in chats], scorer.introspect.max_new_tokens
-        ids = conversation_ids(scorer.trunk.tokenizer, chats, [row["response"] for row in rows])
-        scorer.check_lengths(ids, more)
+        ids = conversation_ids(scorer.trunk.tokenizer, chats, answers)
+        return [scorer.too_long(len(tokens) + more) for tokens in ids]
 
-    def __call__(self, rows: Sequence[dict]) -> list[dict]:
-        """The new columns of each row."""
+    def cut(self, row: dict) -> dict:
+        """A row that is too long, as the models may read it; an encoder cuts by itself, as in its training."""
+        if self.models.design == "pooled":
+            return row
+
+        def as_row(parts: Sequence) -> dict:
+            return row | dict(zip(("prompt", "response"), parts, strict=True))
+
+        parts = as_chat(row["prompt"]), as_answer(row["response"])
+        return as_row(shortened(parts, lambda parts: not any(self.problems([as_row(parts)]))))
+
+    def __call__(self, rows: Sequence[dict]) -> list[tuple]:
+        """The new columns of each row, in the order of `COLUMNS`."""
         import torch
 
         from srmir_lib.papers.srmir import categorized_reward
@@ -127,11 +149,11 @@ class _Scorer:
         routed = categorized_reward(scores, torch.tensor([place.get(name, default) for name in names]))
         columns = zip(scores.tolist(), routed.tolist(), scores.mean(dim=1).tolist(), names, strict=True)
         return [
-            {
-                "scores": {name: seven_digits(score) for name, score in zip(place, own, strict=True)},
-                "routed": seven_digits(one) if name is not None else None,
-                "mean": seven_digits(mean),
-            }
+            (
+                {name: seven_digits(score) for name, score in zip(place, own, strict=True)},
+                seven_digits(one) if name is not None else None,
+                seven_digits(mean),
+            )
             for own, one, mean, name in columns
         ]
 
@@ -152,10 +174,10 @@ def _problem(row: dict, categories: Sequence[str]) -> str:
     missing = [name for name in ("prompt", "response") if name not in row]
     if missing:
         return f"lacks {', '.join(missing)}"
-    if wrong := messages_problem(row["prompt"], "prompt") or messages_problem(row["response"], "response", "assistant"):
-        return wrong
-    if not isinstance(row["response"], str) and len(row["response"]) > 1:
-        return "response holds several messages; earlier turns belong to the prompt"
+    try:
+        as_chat(row["prompt"]), as_answer(row["response"])
+    except InputError as error:
+        return str(error)
     category = row.get("category")
     if category is not None and category != UNKNOWN and category not in categories and categories != [ALL]:
         return f"category is {category!r}; there are models for {', '.join(categories)}, and {UNKNOWN}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from srmir_lib.conversations import check_lengths, conversation_ids
+from srmir_lib.conversations import check_lengths, conversation_ids, too_long
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length, padded
@@ -75,15 +75,15 @@ class SeparateScorer:
                 raise InputError(f"{adapter}: damaged adapter ({reason}); train it again (02)") from error
         self.model = model.eval()
 
-    def check_lengths(self, ids: Sequence[Sequence[int]], more: int = 0) -> None:
-        """Refuse a conversation that, with `more` tokens of a draft to come, is longer than the base model reads."""
-        check_lengths(ids, self.trunk.longest, more)
+    def too_long(self, tokens: int) -> str:
+        """What is wrong with a conversation of so many tokens; "" if nothing."""
+        return too_long(tokens, self.trunk.longest)
 
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only, (N,), which costs one
         forward a row, whatever K is; on the CPU."""
         ids = conversation_ids(self.trunk.tokenizer, self.introspect(prompts), completions)
-        self.check_lengths(ids)
+        check_lengths(ids, self.trunk.longest)
         if columns is None:
             return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)
         scores = torch.zeros(len(columns))

@@ -46,9 +46,9 @@ class SharedScorer:
         probes.load(folder, trunk.model.base_model_prefix)
         return cls(trunk, probes, config["question"], config["draft_tokens"])
 
-    def check_lengths(self, ids: Sequence[Sequence[int]], more: int = 0) -> None:
-        """Refuse a conversation that, with `more` tokens of a draft to come, is too long for a question behind it."""
-        self.trunk.check_reach(ids, more + self.probes.width)
+    def too_long(self, tokens: int) -> str:
+        """What is wrong with a conversation of so many tokens, with a question behind it; "" if nothing."""
+        return self.trunk.reach_problem(tokens + self.probes.width)
 
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only: (N,); on the CPU."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from srmir_lib.artifacts import put_in_place, read_json, sha256, write_json
+from srmir_lib.artifacts import open_up, put_in_place, read_json, sha256, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.runner import manifest as records
 from srmir_lib.runner.execute import Board, StageFailed, refresh_prose
@@ -205,6 +205,7 @@ class Runner:
         executed = work / f"{task.name}.ipynb"
         text = executed.read_text(encoding="utf8").replace(self.shown(work), self.shown(folder))
         executed.write_text(text, encoding="utf8")
+        open_up(work)
         kept = records.carry_over(folder, work)
         put_in_place(work, folder)
         (folder / "key.json").unlink()

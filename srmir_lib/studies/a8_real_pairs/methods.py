@@ -99,7 +99,8 @@ def reward_model_method(
     shortened = _Shortened(trunk.tokenizer, prompt_tokens, answer_tokens)
 
     def fit(data: PairData, seed: int) -> Score:
-        pairs = Dataset.from_dict(shortened.pairs(data.train) | {"category": ["pairs"] * len(data.train)})
+        cut = Dataset.from_dict(shortened.pairs(data.train) | {"category": ["pairs"] * len(data.train)})
+        pairs = cut.select([at for at, row in enumerate(cut) if row["chosen"] != row["rejected"]])  # cut too short
         with tempfile.TemporaryDirectory() as scratch:
             run = SetRun(Path(scratch, "set"), [ALL], settings, design, seed=seed)
             fit_sets({"set": run}, trunk, {"train": pairs}, ["pairs"])
