@@ -14,7 +14,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.abilities import Ability, abilities
 from srmir_lib.models.kinds import is_causal, tokenizer_problem
 from srmir_lib.models.loading import config_of, read_tokenizer
-from srmir_lib.taxonomy import ordered
+from srmir_lib.taxonomy import UNKNOWN, ordered
 
 SHOWN = 12
 """Categories that a table names, unless all are asked for."""
@@ -85,7 +85,7 @@ def _data_rows(pairs: OwnPairs, tokens: Sequence[int], every: bool) -> list[tupl
     rows.append(("  left out", ", ".join(left_out) or "none"))
     counts = {split: Counter(row["category"] for row in part) for split, part in pairs.splits.items()}
     names = ordered(set().union(*counts.values()))
-    rows.append(("  categories", f"{len(names)}, with pairs in {', '.join(counts)}"))
+    rows.append(("  categories", f"{len(set(names) - {UNKNOWN})}, with pairs in {', '.join(counts)}"))
     for name in names if every else names[:SHOWN]:
         rows.append((f"    {name}", ", ".join(str(count[name]) for count in counts.values())))
     if len(names) > SHOWN and not every:
