@@ -12,7 +12,7 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab smoke realdata everything claims report status test lint jupyter bless clean
+.PHONY: help setup lab smoke realdata everything claims report status test matrix lint jupyter bless clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ status: $(READY)  ## how each notebook of PRESET (lab) stands
 
 test: $(READY)  ## all tests, the smoke series among them
 	@$(BIN)/python -m pytest -q --durations=10
+
+matrix: $(READY)  ## own data: notebooks 01 to 05 on four architectures and four forms of pairs, half an hour
+	@$(BIN)/python -m pytest -q -m matrix --durations=20 tests/test_own_data.py
 
 lint: $(READY)  ## style of the code, and notebooks without outputs
 	$(BIN)/ruff check srmir_lib tests notebooks

@@ -4,10 +4,12 @@ Exit codes: 0 done; 1 a notebook failed or the disk did; 2 the request is wrong;
 """
 
 import argparse
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 
@@ -58,6 +60,20 @@ def _parser() -> argparse.ArgumentParser:
     about = "copy a finished preset, without weights, to outputs/reference, and write RESULTS.md from there"
     _command(commands, "bless", _bless, about, nargs="?", default="")
 
+    about = "what works with a model and with preference pairs, told before hours are spent"
+    look = _question(commands, "check", _check, about)
+    look.add_argument("--model", default="", metavar="ID", help="folder or id of a model; no weights are loaded")
+    look.add_argument("--data", default="", metavar="F", help=f"prompt, chosen, rejected, category: {FORMS}")
+    look.add_argument("--categories", action="store_true", help="name all categories, however many there are")
+
+    about = "write params/NAME for a model and pairs of your own: notebooks 01 to 05 and A0"
+    make = _question(commands, "new-preset", _new_preset, about)
+    make.add_argument("name", metavar="NAME", help="the new preset; one that exists is never overwritten")
+    make.add_argument("--base-model", required=True, metavar="ID", help="folder or id of a causal model")
+    make.add_argument("--preferences", required=True, metavar="F", help=f"prompt, chosen, rejected, category: {FORMS}")
+    about = "how reward models share the base model (default: shared, if the model serves)"
+    make.add_argument("--design", default="", choices=("shared", "separate"), help=about)
+
     about = "score the responses of a file by a set of reward models"
     rows = f"prompt, response and, if known, category: {FORMS} (one split: DIR/test)"
     score = _file_command(commands, "score", _score, about, rows)
@@ -90,6 +106,13 @@ def _command(commands, name: str, function, text: str, **optional) -> argparse.A
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     command.add_argument("preset", metavar="PRESET", help="a folder under params/, such as lab", **optional)
     command.set_defaults(function=function, interrupted="the same command goes on from here")
+    return command
+
+
+def _question(commands, name: str, function, text: str) -> argparse.ArgumentParser:
+    """A subcommand that looks at other people's files."""
+    command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.set_defaults(function=function, interrupted="nothing was written")
     return command
 
 
@@ -143,6 +166,44 @@ def _bless(options: argparse.Namespace) -> None:
     from srmir_lib.runner.bless import bless, write_results
 
     print(bless(runner) if runner else write_results(find_root()))
+
+
+def _check(options: argparse.Namespace) -> None:
+    found = _checked(options.model, options.data, options.categories)
+    print(found)
+    if found.problem:
+        raise InputError(found.problem)
+
+
+def _checked(model: str, data: str, every: bool = False):
+    """`data.check.check`; the pairs are read before anything slow is imported."""
+    from srmir_lib.data.own_files import read_pairs
+
+    pairs = read_pairs(data) if data else None
+    from srmir_lib.data.check import check
+
+    return check(model, pairs, every)
+
+
+def _new_preset(options: argparse.Namespace) -> None:
+    from srmir_lib.runner.new_preset import Facts, check_name, write_preset
+
+    root = find_root()
+    check_name(root, options.name)
+    found = _checked(*(_lasting(path, root) for path in (options.base_model, options.preferences)))
+    if found.problem:
+        raise InputError(f"{found.problem}; `srmir check --model {options.base_model} --data {options.preferences}`")
+    from srmir_lib.reward_models.preset_facts import preset_facts
+
+    print(write_preset(root, options.name, Facts(**preset_facts(found, options.design))))
+
+
+def _lasting(path: str, root: Path) -> str:
+    """A path as notebooks find it: from the repository's root if it lies there, else in full; a hub id as it is."""
+    place = Path(os.path.expanduser(path)).resolve()
+    if not place.exists():
+        return path
+    return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
 
 
 def _score(options: argparse.Namespace) -> None:

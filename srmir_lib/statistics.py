@@ -5,7 +5,7 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata, t
+from scipy.stats import rankdata, spearmanr, t
 
 from srmir_lib.errors import InputError
 
@@ -150,3 +150,9 @@ def correlation(first: Sequence, second: Sequence) -> float:
     """Pearson correlation of two sequences of N numbers; 0 when either is constant."""
     pair = [np.asarray(values, dtype=float) for values in (first, second)]
     return 0.0 if min(values.std() for values in pair) == 0 else float(np.corrcoef(*pair)[0, 1])
+
+
+def rank_correlation(first: Sequence, second: Sequence) -> float:
+    """Spearman's correlation of two sequences of N numbers; 0 when either is constant."""
+    constant = any(len(np.unique(values)) < 2 for values in (first, second))
+    return 0.0 if constant else float(spearmanr(first, second).statistic)

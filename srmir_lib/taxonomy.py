@@ -1,7 +1,10 @@
-"""The seven harm categories: names, keys, and one colour each, used everywhere.
+"""Categories of prompts: the seven of the default taxonomy, with a name and a colour each, and whatever data have.
 
-The seven are the typical safety scenarios of Safety-Prompts (Sun et al. 2023), which SRMIR takes over.
+The seven are the typical safety scenarios of Safety-Prompts (Sun et al. 2023), which SRMIR takes over. A category is a
+key, such as "mental_health", which also names folders and metrics.
 """
+
+from collections.abc import Iterable
 
 CATEGORIES: dict[str, str] = {
     "insult": "Insult",
@@ -15,10 +18,10 @@ CATEGORIES: dict[str, str] = {
 
 
 UNKNOWN = "unknown"
-"""What a router says when no category claims a prompt."""
+"""What a router says when no category claims a prompt, and the label of a pair of none: it is no category itself."""
 
 ALL = "all"
-"""The category of a single reward model for everything."""
+"""The category of a single reward model for everything, and of pairs that have no column for it."""
 
 
 # Okabe-Ito hues, told apart by colour-blind readers; the order also falls in lightness, so grey print works.
@@ -32,3 +35,14 @@ COLOURS: dict[str, str] = {
     "ethics": "#5D4A8A",
     UNKNOWN: "#8C8C8C",
 }
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Each once: those of the taxonomy in its order, then the others by name."""
+    names = set(names)
+    return [name for name in CATEGORIES if name in names] + sorted(names - CATEGORIES.keys())
+
+
+def full_name(key: str) -> str:
+    """What readers see of a category: its name in the taxonomy; else the key, with underscores as spaces."""
+    return CATEGORIES.get(key, key.replace("_", " "))

@@ -76,7 +76,7 @@ def test_commands_are_understood(document):
             runner = Runner(options.preset, ROOT)
             names = runner.select(getattr(options, "notebooks", []), everything=True)
             runner.plan(names, dict(map(_setting, getattr(options, "set", []))), check_inputs=False)
-    for command, rest in (match.groups() for span in spans if (match := re.match(r"srmir ([a-z]\w*)(.*)", span))):
+    for command, rest in (match.groups() for span in spans if (match := re.match(r"srmir ([a-z][\w-]*)(.*)", span))):
         assert command in COMMANDS, f"srmir {command}: no such command"
         if rest and (words := re.match(r" ([a-z][\w-]*)((?: [0-9A]\w*)*)$", rest)):
             Runner(words.group(1), ROOT).select(words.group(2).split(), everything=True)

@@ -113,7 +113,7 @@ def test_scores_do_not_depend_on_batch_or_padding(trained, tiny_model):
         assert torch.allclose(alone[0], together[row], atol=1e-5)
     scorer, tokenizer = models.scorer, load_tokenizer(tiny_model)
     ids, pad = conversation_ids(tokenizer, PROMPTS, ANSWERS), tokenizer.pad_token_id
-    scorer.model.set_adapter("insult")
+    scorer.model.set_adapter("of_insult")
     for left, right in ((0, 9), (9, 0), (5, 4)):
         for row, tokens in enumerate(ids):
             padded = torch.tensor([[pad] * left + tokens + [pad] * right])

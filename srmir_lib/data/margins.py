@@ -12,6 +12,7 @@ from datasets import DatasetDict
 from torch import Tensor
 
 from srmir_lib.conversations import answer_starts, check_answers, conversation_ids, text_of
+from srmir_lib.data.pairs import SAID
 from srmir_lib.data.preferences import two_sided
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import check_layer, checked, embed
@@ -37,18 +38,19 @@ def hidden_state_reader(trunk: Trunk | None, base_model: str, device: str = "aut
 
 
 def refused_prompts(demonstrations) -> set[str]:
-    """Texts of the prompts that a demonstration (rows with prompt, refuses) refuses."""
-    return {text_of(row["prompt"]) for row in demonstrations if row["refuses"]}
+    """Texts of the prompts that a demonstration (rows with prompt, refuses) refuses; of all, where nobody says which
+    (rows without `refuses`)."""
+    return {text_of(row["prompt"]) for row in demonstrations if row.get("refuses", True)}
 
 
 def harmful_answers(preferences, refused: Collection[str], count: int):
-    """Preference rows (`Dataset`) that a safety direction may be estimated from: the policy's own answer, rejected, to
+    """Preference rows (`Dataset`) that a safety direction may be estimated from: what was really answered, rejected, to
     a prompt whose text is among the `refused` (those that a demonstration refuses).
 
     At most `count` of them, chosen by `spread_evenly`; none is an `InputError`.
     """
     prompts = list(map(text_of, preferences["prompt"]))
-    own = [origin == "policy" and text in refused for origin, text in zip(preferences["origin"], prompts, strict=True)]
+    own = [origin in SAID and text in refused for origin, text in zip(preferences["origin"], prompts, strict=True)]
     rows = [row for row, fits in enumerate(own) if fits]
     if not rows:
         raise InputError("safety direction: no demonstration refuses a prompt that the policy answers; collect more")

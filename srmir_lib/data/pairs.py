@@ -17,6 +17,9 @@ from srmir_lib.taxonomy import CATEGORIES
 
 CORRUPTIONS = ("shuffled", "truncated", "repeated", "spliced", "slurred")
 
+SAID = ("policy", "own")
+"""Origins of rejected answers that somebody really gave: a policy, or whoever is read in a person's own data."""
+
 
 def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: float = 1.0) -> list:
     """Equal counts: of every category and verdict `per_group` rows, or as many as the smallest group has.

@@ -20,7 +20,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import MINILM, base_reference, find_base, load_trunk, resolve_encoder
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
+from srmir_lib.taxonomy import CATEGORIES, UNKNOWN, ordered
 
 PROMPT = "{prompt}"
 
@@ -89,7 +89,8 @@ class Router:
         """Fit on `embeddings` (N, H), choose the inverse penalty C with the highest validation likelihood.
 
         `classes` may hold "unknown": then prompts labelled so are a class of their own; without it they are left out of
-        the fit. The threshold is set so that `rejected_share` of the known validation prompts fall below it.
+        the fit. The threshold is set so that `rejected_share` of the known validation prompts fall below it. A single
+        class gets every prompt.
         """
         from sklearn.linear_model import LogisticRegression
 
@@ -97,6 +98,8 @@ class Router:
         absent = [name for name in classes if name not in labels]
         if absent or not held:
             raise InputError(f"router: no training prompts of {', '.join(absent) or 'any class for validation'}")
+        if len(classes) == 1:
+            return cls(classes, torch.zeros(1, embeddings.shape[1]), torch.zeros(1), 0.0, reader, trunk)
         mean, std = embeddings[rows].mean(dim=0), embeddings[rows].std(dim=0).clamp(min=1e-6)
         train, valid = ((part - mean) / std for part in (embeddings[rows], validation_embeddings[held]))
         target = [labels[row] for row in rows]
@@ -211,8 +214,8 @@ def fit_real_router(prompts: DatasetDict, encoder: str = MINILM, device: str = "
 def router_accuracy(router: Router, prompts) -> dict[str, float]:
     """Share of prompts that reach their own category, by category and `mean`; `unknown` is the share of no answer."""
     routed, gold = router.route(prompts["prompt"]), list(prompts["gold_category"])
-    hits = {name: [r == g for r, g in zip(routed, gold, strict=True) if g == name] for name in CATEGORIES}
-    shares = {name: sum(found) / len(found) for name, found in hits.items() if found}
+    hits = {name: [r == g for r, g in zip(routed, gold, strict=True) if g == name] for name in ordered(gold)}
+    shares = {name: sum(found) / len(found) for name, found in hits.items()}
     return shares | {
         "mean": sum(map(sum, hits.values())) / len(gold),
         UNKNOWN: routed.count(UNKNOWN) / len(routed),

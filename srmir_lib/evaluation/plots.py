@@ -1,7 +1,8 @@
 """One function per figure, each returning a matplotlib `Figure`; saving and showing is the notebook's business.
 
-The categories keep their colour (`taxonomy.COLOURS`) in every figure, and never colour alone: labels, markers or line
-styles carry the same information, so the figures can be read in grey and by colour-blind readers.
+The categories of the taxonomy keep their colour (`taxonomy.COLOURS`) in every figure, others take what is left; and
+never colour alone: labels, markers or line styles carry the same information, so the figures can be read in grey and by
+colour-blind readers.
 """
 
 import textwrap
@@ -11,7 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from srmir_lib.taxonomy import CATEGORIES, COLOURS, UNKNOWN
+from srmir_lib.taxonomy import COLOURS, ordered
+from srmir_lib.taxonomy import full_name as label
 
 INK, PALE, GRID = "#222222", "#9A9A9A", "#DDDDDD"
 
@@ -27,6 +29,13 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, 
 
 SHADES = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours of runs and methods; the categories have their own."""
+
+
+OTHERS = (
+    *("#E69F00", "#5D4A8A", "#56B4E9", "#0072B2", "#CC79A7", "#D55E00", "#F0E442", "#009E73", "#A6CEE3", "#882255"),
+    *("#FB9A99", "#117733", "#44AA99", "#332288"),
+)
+"""Colours of categories that the taxonomy does not have, in turn; neighbours differ in lightness."""
 
 
 STYLE = {
@@ -46,7 +55,7 @@ def category_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figu
     figure, axis = axes(7, 0.42 * len(names) + 1.2)
     rows = np.arange(len(names))
     axis.barh(rows - 0.2, [before.get(n, 0) for n in names], 0.38, color="white", edgecolor=PALE, hatch="////")
-    axis.barh(rows + 0.2, [after.get(n, 0) for n in names], 0.38, color=[colour(n) for n in names])
+    axis.barh(rows + 0.2, [after.get(n, 0) for n in names], 0.38, color=colours(names))
     for row, name in enumerate(names):
         for shift, counts in ((-0.2, before), (0.2, after)):
             axis.text(counts.get(name, 0), row + shift, f" {counts.get(name, 0):,}", va="center", fontsize=7)
@@ -79,9 +88,9 @@ def score_distributions(chosen: Mapping[str, Sequence[float]], rejected: Mapping
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure, panels = panels_for(len(names), columns, figsize=(2.3 * columns, 1.7 * lines + 0.5))
-    for axis, name in zip(panels, names, strict=True):
+    for axis, name, shade in zip(panels, names, colours(names), strict=True):
         bins = np.histogram_bin_edges(np.concatenate([chosen[name], rejected[name]]), 24)
-        axis.hist(chosen[name], bins, density=True, color=colour(name), alpha=0.75, label="chosen")
+        axis.hist(chosen[name], bins, density=True, color=shade, alpha=0.75, label="chosen")
         axis.hist(rejected[name], bins, density=True, histtype="step", color=INK, linestyle="--", label="rejected")
         axis.set_title(textwrap.fill(label(name), 22), fontsize=9)
         axis.set_yticks([])
@@ -97,7 +106,7 @@ def margin_histogram(margins, categories: Sequence[str]) -> Figure:
     names = ordered(set(categories))
     figure, axis = axes(7, 3.4)
     bins, parts = np.histogram_bin_edges(margins, 40), [margins[keys == name] for name in names]
-    axis.hist(parts, bins, stacked=True, color=[colour(n) for n in names], label=[label(n) for n in names])
+    axis.hist(parts, bins, stacked=True, color=colours(names), label=[label(n) for n in names])
     axis.legend(fontsize=7, reverse=True)
     axis.axvline(0, color=INK, linewidth=1)
     axis.set(xlabel="margin (hidden-state units)", ylabel="pairs (count)")
@@ -111,8 +120,8 @@ def reward_scales(before: Mapping[str, Sequence[float]], after: Mapping[str, Seq
     figure, panels = subplots(1, 2, figsize=(8, 0.36 * len(names) + 1.3), sharey=True)
     places = range(len(names))
     for axis, scores, scale in zip(panels, (before, after), ("raw", "calibrated"), strict=True):
-        for box, name in zip(boxes(axis, [scores[n] for n in names], places, widths=0.6), names, strict=True):
-            box.set_facecolor(colour(name))
+        for box, shade in zip(boxes(axis, [scores[n] for n in names], places, widths=0.6), colours(names), strict=True):
+            box.set_facecolor(shade)
         axis.axvline(0, color=PALE, linewidth=0.8)
         axis.set(xlabel=f"{scale} score (whiskers: 5-95 %)", title=scale)
     name_rows(panels[0], [label(n) for n in names])
@@ -258,17 +267,12 @@ def subplots(*layout, **options):
         plt.rcParams.update(before)
 
 
-def ordered(names) -> list[str]:
-    """The seven in their fixed order, then everything else by name."""
-    return [n for n in CATEGORIES if n in names] + sorted(n for n in names if n not in CATEGORIES)
-
-
-def label(name: str) -> str:
-    return CATEGORIES.get(name, name)
-
-
-def colour(name: str) -> str:
-    return COLOURS.get(name, COLOURS[UNKNOWN])
+def colours(names: Sequence[str]) -> list[str]:
+    """A colour for each of the categories: its own in the taxonomy; else, in turn, one that none of them has."""
+    taken = {COLOURS[name] for name in names if name in COLOURS}
+    free = [shade for shade in OTHERS if shade not in taken]
+    others = [name for name in names if name not in COLOURS]
+    return [COLOURS[name] if name in COLOURS else free[others.index(name) % len(free)] for name in names]
 
 
 def series(history: Sequence[Mapping], key: str) -> tuple[list, list]:

@@ -3,7 +3,7 @@
 The figures are in the style of `evaluation.plots`; each axis has a unit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -31,6 +31,15 @@ def training_curves(runs: Mapping[str, Sequence[Mapping]], curves: Mapping[str, 
     if len(runs) > 1:
         panels[0].legend(fontsize=7)
     return figure
+
+
+def running_examples(prompts: Iterable[Mapping], categories: Sequence[str]) -> dict[str, list]:
+    """The first test prompt of each category, of kind harmful where there is one: rows of prompt, gold_category and
+    kind; a category without any is left out."""
+    first = {}
+    for row in sorted(prompts, key=lambda row: row["kind"] != "harmful"):
+        first.setdefault(row["gold_category"], row["prompt"])
+    return {name: first[name] for name in categories if name in first}
 
 
 CURVES = {
@@ -111,8 +120,8 @@ def monitor_curves(history: Sequence[Mapping]) -> Figure:
     """
     names = plots.ordered({key[len(MONITOR) :] for row in history for key in row if key.startswith(MONITOR)})
     figure, axis = plots.axes(7, 3.2)
-    for index, name in enumerate(names):
-        style = style_of(index) | {"color": plots.colour(name), "label": plots.label(name)}
+    for index, (name, shade) in enumerate(zip(names, plots.colours(names), strict=True)):
+        style = style_of(index) | {"color": shade, "label": plots.label(name)}
         axis.plot(*series(history, MONITOR + name), **style)
     gridded(axis, xlabel="step (updates)", ylabel="calibrated score")
     if names:

@@ -30,6 +30,9 @@ SIGNALS = {
 """Signal -> its key (or keys' prefix) in a history, and the side on which it is suspect: below (-1), above (1) or
 either (0)."""
 
+OPTIONAL = ("KL", "idle reward models")
+"""Signals that a run may do without: it has no reference, or only one reward model, which is never idle."""
+
 
 @dataclass(frozen=True)
 class Alarm:
@@ -48,15 +51,16 @@ class Alarm:
         """Simulate `runs` healthy runs of `looks` batches of `batch` answers each; one in 1 / `rate` of them rings.
 
         `healthy`: one mapping per source of healthy answers, signal -> values (n,), one an answer, as `measure` gives
-        them; "KL" may be missing in all of them, and is not listened to then. Each simulated batch mixes the sources in
-        shares of its own, uniform over all mixtures. The threshold is the (1 - `rate`) quantile of the worst deviation
-        in a run, over all signals and looks, so that the rate is that of a whole run and needs no correction. A source
-        without answers, values that are not finite, no looks or a rate that is no share are an `InputError`.
+        them; what is `OPTIONAL` may be missing in all of them, and is not listened to then. Each simulated batch mixes
+        the sources in shares of its own, uniform over all mixtures. The threshold is the (1 - `rate`) quantile of the
+        worst deviation in a run, over all signals and looks, so that the rate is that of a whole run and needs no
+        correction. A source without answers, values that are not finite, no looks or a rate that is no share are an
+        `InputError`.
         """
         if min(batch, looks, runs) < 1 or not 0 < rate < 1:
             numbers = f"batch {batch}, looks {looks}, runs {runs}, rate {rate}"
             raise InputError(f"alarm: {numbers}; needs at least one of each and a rate between 0 and 1")
-        names = [name for name in SIGNALS if name != "KL" or any("KL" in source for source in healthy)]
+        names = [name for name in SIGNALS if name not in OPTIONAL or any(name in source for source in healthy)]
         for number, source in enumerate(healthy):
             for name in names:
                 values = np.asarray(source.get(name, ()), dtype=float)
@@ -109,8 +113,8 @@ def measure(
     with torch.no_grad():
         likelihood = log_likelihood(model, asked, said, micro_batch)
         far = {} if apart is None else {"KL": divergence(*apart, asked, said, micro_batch).numpy()}
-    values = {
-        "idle reward models": np.where(idle, scores, 0).sum(axis=1) / idle.sum(axis=1),
+    beside = np.where(idle, scores, 0).sum(axis=1) / idle.sum(axis=1) if idle.shape[1] > 1 else None
+    values = ({} if beside is None else {"idle reward models": beside}) | {
         "length": [len(ids) for ids in said],
         "log-likelihood": likelihood.numpy(),
         "distinct bigrams": [distinct_bigrams(text) for text in texts],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import text_of
+from srmir_lib.data.pairs import SAID
 from srmir_lib.errors import InputError
 
 LENGTH_KNOTS = 25
@@ -137,15 +138,15 @@ def _expected(lengths: np.ndarray, knots: Sequence[float], curves: Sequence[Sequ
 
 
 def calibration_set(pairs) -> tuple[list, list]:
-    """Prompts and responses to calibrate on, from preference rows whose rejected answer is the policy's own.
+    """Prompts and responses to calibrate on, from preference rows whose rejected answer somebody really gave.
 
     Each prompt comes twice: with what the policy says today and with its demonstration, the two ends of what a trained
     policy will say. Corrupted answers are left out.
     """
-    rows = [row for row, origin in enumerate(pairs["origin"]) if origin == "policy"]
+    rows = [row for row, origin in enumerate(pairs["origin"]) if origin in SAID]
     if len(rows) < 2:
         raise InputError(
-            f"calibration: {len(rows)} pairs have origin policy; at least 2 are needed, hundreds are better"
+            f"calibration: {len(rows)} pairs have origin {' or '.join(SAID)}; at least 2 are needed, better hundreds"
         )
     kept = pairs.select(rows)
     return [*kept["prompt"], *kept["prompt"]], [*kept["rejected"], *kept["chosen"]]

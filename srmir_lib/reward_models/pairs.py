@@ -21,7 +21,7 @@ from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.pcrm import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit, pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
 from srmir_lib.settings.reward_training import LIMITS, RewardSettings, check_objective
-from srmir_lib.taxonomy import ALL, CATEGORIES, UNKNOWN
+from srmir_lib.taxonomy import ALL, UNKNOWN, ordered
 
 
 class TokenizedPairs:
@@ -78,9 +78,8 @@ def prefill_key(settings: RewardSettings) -> tuple:
 
 
 def categories_of(*labels: Sequence[str]) -> list[str]:
-    """The categories that occur among any of these labels, in their fixed order; "unknown" is none."""
-    seen = set().union(*labels)
-    return [name for name in CATEGORIES if name in seen]
+    """The categories that occur among any of these labels, as `ordered`; "unknown" is none."""
+    return [name for name in ordered(set().union(*labels)) if name != UNKNOWN]
 
 
 def select_pairs(
@@ -93,10 +92,11 @@ def select_pairs(
     seed: int = 0,
 ) -> list[int]:
     """Rows that one model sees, sorted. "own": its category's pairs and a sample of the unknown ones; "cross": also a
-    sample of the other categories'. `ALL` sees whatever the models of `categories` see together, each row once."""
+    sample of the other categories'. `ALL`, unless pairs are labelled so, sees whatever the models of `categories` see
+    together, each row once."""
     if training not in ("own", "cross"):
         raise InputError(f"training: {training!r} is neither own nor cross")
-    if category == ALL:
+    if category == ALL and ALL not in categories:
         parts = (select_pairs(labels, c, categories, training, cross_ratio, unknown_ratio, seed) for c in categories)
         return sorted(set().union(*parts))
     own = [row for row, label in enumerate(labels) if label == category]

@@ -24,7 +24,7 @@ from srmir_lib.models.kv_cache import PrefilledKV, as_cache
 from srmir_lib.models.loading import read_tensors
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.settings.reward_training import ProbeSettings
-from srmir_lib.taxonomy import ALL, CATEGORIES
+from srmir_lib.taxonomy import ALL, full_name
 
 
 def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str]) -> list[list[int]]:
@@ -37,7 +37,7 @@ def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str
         raise InputError(f"probe text: {settings.text!r} must contain {{category}}")
     rows, count = [], settings.tokens
     for category in categories:
-        name = settings.names.get(category) or CATEGORIES.get(category, category.replace("_", " ")).lower()
+        name = settings.names.get(category) or full_name(category).lower()
         question = settings.text.replace("{category}", name)
         ids = tokenizer(question, add_special_tokens=False)["input_ids"]
         back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -67,9 +67,9 @@ class SeparateScorer:
                 )
             try:
                 if isinstance(model, PeftModel):
-                    model.load_adapter(adapter, category, **options)
+                    model.load_adapter(adapter, _name(category), **options)
                 else:
-                    model = PeftModel.from_pretrained(model, adapter, adapter_name=category, **options)
+                    model = PeftModel.from_pretrained(model, adapter, adapter_name=_name(category), **options)
             except Exception as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"{adapter}: damaged adapter ({reason}); train it again (02)") from error
@@ -95,9 +95,14 @@ class SeparateScorer:
     @torch.no_grad()
     def score_ids(self, ids: Sequence[list[int]], category: str) -> Tensor:
         """Scores (N,) of tokenized conversations by one category's model; an empty list gives an empty tensor."""
-        self.model.set_adapter(category)  # freezes the others: right for scoring, wrong for joint training
+        self.model.set_adapter(_name(category))  # freezes the others: right for scoring, wrong for joint training
         scores = torch.zeros(len(ids))
         for rows in by_length(range(len(ids)), [len(tokens) for tokens in ids], self.trunk.batch_tokens):
             inputs = padded([ids[row] for row in rows], self.trunk.device, self.trunk.tokenizer.pad_token_id)
             scores[rows] = self.model(**inputs, use_cache=False).logits.squeeze(-1).float().cpu()
         return scores
+
+
+def _name(category: str) -> str:
+    """What a category's adapter is called: torch keeps some names ("type", "values", "training") for itself."""
+    return f"of_{category}"

@@ -2,5 +2,5 @@
 
 Read `series` first: check everything, run what is not up to date, lose nothing. `notebook` is what a notebook says
 about itself, `stage` its place in the series, `execute`, `workers` and `kernel` run it, `manifest` is the record it
-leaves.
+leaves. `new_preset` writes the parameter files of `srmir new-preset`.
 """

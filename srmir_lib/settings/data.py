@@ -1,4 +1,5 @@
-"""What the making of data is told (01): the town or public files, and how a model is asked why it would refuse."""
+"""What the making of data is told (01): the town, public files or own pairs, and how a model is asked why it would
+refuse."""
 
 from typing import Annotated, Literal
 
@@ -53,7 +54,8 @@ class EvaluationData(Settings):
 class DataSettings(NotebookSettings):
     """Notebook 01."""
 
-    prompt_source: Literal["lab", "xsafety"] = told("the miniature town, or real public files")
+    prompt_source: Literal["lab", "xsafety", "own"] = told("the miniature town, real public files, or own pairs")
+    preferences: str = told("own: file or folder of prompt, chosen, rejected, category; else empty")
     data_dir: str = told("folder of the public files; empty: the environment variable SRMIR_DATA")
     encoder: str = told("reads real prompts for the router: folder or hub id", min_length=1)
     text_model_steps: int = told("real data: updates of a small causal model made from nothing on it; 0: none", ge=0)
@@ -67,3 +69,14 @@ class DataSettings(NotebookSettings):
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     introspection: Introspection = told("how the model is asked", Introspection())
     evaluation: EvaluationData = told("how much is collected to test with", EvaluationData())
+
+    @model_validator(mode="after")
+    def _has_a_source(self):
+        if (self.prompt_source == "own") != bool(self.preferences):
+            fix = (
+                "name a file of pairs" if self.prompt_source == "own" else "write prompt_source: own, or leave it empty"
+            )
+            raise ValueError(f"preferences: {self.preferences!r} with prompt_source {self.prompt_source}; {fix}")
+        if self.text_model_steps and self.prompt_source != "xsafety":
+            raise ValueError(f"text_model_steps: {self.text_model_steps} is for prompt_source xsafety alone; write 0")
+        return self
