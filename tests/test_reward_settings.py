@@ -20,6 +20,7 @@ from srmir_lib.settings.reward_training import (
 
 ROOT = Path(__file__).parents[1]
 SECOND, THIRD = (Notebook.load(ROOT / f"notebooks/{n}.ipynb") for n in ("02_shadow_reward_models", "03_margins"))
+OF_ENCODER = list(EncoderSettings.__dataclass_fields__)
 MIXED = {"one": {"epochs": 1.0}, "two": {"lora_rank": 2}}
 
 
@@ -69,7 +70,7 @@ def test_an_encoder_is_one_set():
         ({"comparison": {"probe_study": {"x": {"tokens": -1}}}}, "comparison: probe_study: x: tokens = -1"),
         ({"reading": {"max_tokens": 130}}, "reading: max_tokens: 130 leaves no room"),
         ({"fine_tuning": {"targets": "mean"}}, "fine_tuning: targets: bradley_terry has none"),
-        ({"fine_tuning": {"limit": [1.0]}}, r"fine_tuning: limit: \[1.0\]; give scale"),
+        ({"fine_tuning": {"limit": [1.0]}}, "fine_tuning: limit: [1.0]; give scale"),
         ({"fine_tuning": {"averaging": 1.0}}, "fine_tuning.averaging = 1.0: it must be less than 1"),
         ({"design": "pooled", "objective": "margin"}, "objective: 'margin' is not read with design pooled"),
         ({"design": "pooled", "training": {"averaged_fits": 3}}, "training.averaged_fits: 3 is not read with"),
@@ -82,9 +83,9 @@ def test_an_encoder_is_one_set():
     ],
 )
 def test_02_refuses_what_would_not_be_read(changes, message):
-    with pytest.raises(InputError, match=f"^here: {message}") as refused:
+    with pytest.raises(InputError) as refused:
         SECOND.parameters(changes, "here")
-    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"here: {message}") and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -92,17 +93,23 @@ def test_02_refuses_what_would_not_be_read(changes, message):
     [
         ({"objectives": {"x": {"objektive": "margin"}}}, "objectives: x: there is no setting 'objektive'; there are"),
         ({"objectives": {"x": {"objective": "hinge"}}}, "objectives: x: objective: 'hinge' is none of bradley_terry"),
-        ({"objectives": {"x": {"objective": "ava_p"}}}, "objectives: x: objective: .* A1_bayesian_rewards trains it"),
+        (
+            {"objectives": {"x": {"objective": "ava_p"}}},
+            "objectives: x: objective: ava_p needs a reward for every token",
+        ),
         ({"objectives": {"x": {"targets": "all"}}}, "objectives: x: targets: 'all' is none of own, shuffled, mean"),
-        ({"objectives": {"x": {"limit": [8.0]}}}, r"objectives: x: limit: \[8.0\]"),
+        ({"objectives": {"x": {"limit": [8.0]}}}, "objectives: x: limit: [8.0]; give scale"),
         ({"objectives": {"x": {"averaged_fits": "3"}}}, "objectives: x: averaged_fits: '3'"),
         ({"objectives": {"x": {"epochs": -1.0}}}, "objectives: x: epochs: -1.0"),
         ({"objectives": {"x": {"epochs": 1.0, "lora_rank": 2}}}, "objectives: x: there is no setting 'epochs'"),
-        ({"objectives": {"x": {"seed": 1.0}}}, "objectives: x: {'seed': 1.0}; .* a seed as a whole number"),
+        ({"objectives": {"x": {"seed": 1.0}}}, "objectives: x: {'seed': 1.0}; write settings by name"),
         ({"objectives": {"x": {"seed": True}}}, "objectives: x: {'seed': True}"),
         ({"objectives": {"oracle": {}}}, "objectives: 'oracle'"),
         ({"objectives": {"a/b": {}}}, "objectives: 'a/b'"),
-        ({"labelled": "l", "objectives": {"x": {"epoch": 1.0}}}, "objectives: x: .* 'epoch'; there are .* epochs,"),
+        (
+            {"labelled": "l", "objectives": {"x": {"epoch": 1.0}}},
+            f"objectives: x: there is no setting 'epoch'; there are {', '.join(OF_ENCODER)}",
+        ),
         ({"negative": "drop"}, "negative: drop changes every objective's pairs; write keep or clip"),
         ({"refusals": ["No.", " "]}, "refusals: one of them is empty"),
         ({"demonstrations": ""}, "demonstrations: empty, and so is labelled"),
@@ -110,9 +117,9 @@ def test_02_refuses_what_would_not_be_read(changes, message):
     ],
 )
 def test_03_refuses_what_could_not_be_trained_or_judged(changes, message):
-    with pytest.raises(InputError, match=f"^here: {message}") as refused:
+    with pytest.raises(InputError) as refused:
         THIRD.parameters(changes, "here")
-    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"here: {message}") and "\n" not in str(refused.value)
 
 
 def test_what_either_kind_of_set_could_be_trained_with_is_let_through():
@@ -127,7 +134,7 @@ def test_what_either_kind_of_set_could_be_trained_with_is_let_through():
 
 def test_an_encoder_is_told_all_that_a_notebook_tells_it():
     assert FineTuning(weight_decay=0.5).encoder().weight_decay == 0.5
-    assert FineTuning.model_fields.keys() == EncoderSettings.__dataclass_fields__.keys()
+    assert FineTuning.model_fields.keys() == {*OF_ENCODER}
 
 
 def test_the_command_line_refuses_without_torch():

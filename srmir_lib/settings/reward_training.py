@@ -154,8 +154,8 @@ def override(settings, changes: Mapping, where: str = "objectives"):
 
 
 def check_objectives(objectives: Mapping[str, Mapping], pooled: bool = False) -> None:
-    """Refuse what no reward model can be trained with: `objectives` is name -> what differs from another's settings,
-    which need not be known, and a "seed". Names that only an encoder has are understood; `pooled`: the others as well.
+    """Refuse what no set of reward models can be trained with. `objectives`: name -> what differs from the settings of
+    another set, which need not be known, and a "seed". In doubt they are a trunk's or, if `pooled`, an encoder's.
     """
     check_folders("objectives", objectives, RESERVED)
     plain = [
