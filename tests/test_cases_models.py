@@ -441,7 +441,7 @@ def test_demonstrations_may_end_with_the_templates_own_end_of_turn(train, kind, 
 
 
 EDITS = {
-    "chat template": ("chat_template.jinja", lambda text: text.replace("<|user|>", "<|user|> ")),
+    "chat template": ("chat_template.jinja", lambda text: text.replace("<|end|>", "<|end|> ")),
     "rope_theta": ("config.json", lambda text: text.replace("10000.0", "500.0")),
     "tokenizer": ("tokenizer.json", lambda text: text.replace('"add_prefix_space": false', '"add_prefix_space": true')),
     "end tokens, where the drafts that are read before a text end": (

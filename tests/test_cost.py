@@ -213,7 +213,7 @@ def test_more_names_than_words_and_too_small_a_vocabulary_are_refused(tokenizer)
     with pytest.raises(InputError, match="models: 99 asked for"):
         peers.category_names(tokenizer, 99)
     with pytest.raises(InputError, match="vocab: 8 is fewer"):
-        peers.random_policy(replace(SMALL, vocab=8), tokenizer)
+        peers.random_policy(SMALL.changed(vocab=8), tokenizer)
 
 
 def test_the_peer_scores_as_the_trainer_does(policy, classifiers, tokenizer, mixed):

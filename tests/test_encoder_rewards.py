@@ -297,7 +297,7 @@ def test_bad_input_is_one_clear_line(tiny_encoder, trained, tmp_path):
         fit_pooled(tiny_encoder, [], [], tmp_path / "x", *settings)
     with pytest.raises(InputError, match="'ethics' has no output"):
         fit_pooled(tiny_encoder, [labelled[0] | {"category": "ethics"}], [], tmp_path / "x", *settings)
-    with pytest.raises(InputError, match="pairs: row 1 lacks rejected"):
+    with pytest.raises(InputError, match="pairs: row 1: lacks rejected"):
         fit_pooled(
             tiny_encoder, [], [{k: v for k, v in pairs[0].items() if k != "rejected"}], tmp_path / "x", *settings
         )

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("errors", "taxonomy"),
-    ("artifacts", "conversations", "rows", "statistics", "settings"),
+    ("artifacts", "conversations", "statistics", "settings"),
+    ("rows",),
     ("papers",),
     ("models",),
     ("data",),

@@ -203,7 +203,7 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(tmp_path, capsys, rows,
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train_prefs", "test_prefs"], "train_prefs, test_prefs: none of the splits train, validation, test"),
+        (["test_prefs", "train_prefs"], "test_prefs, train_prefs: none of the splits train, validation, test"),
         (["test"], "has no split train"),
         (["validation", "val", "train"], "two are the same split"),
     ],
@@ -250,7 +250,7 @@ def test_check_counts_what_is_too_long_and_01_leaves_it_out(models, tmp_path, ca
     [
         ("bert", {}, "an encoder"),
         ("llama", {"tokenizer": tiny_words(chat_template=None)}, "no chat template"),
-        ("mamba", {}, "places or stores its tokens"),
+        ("mamba", {}, "keeps no key and value of every token"),
     ],
 )
 def test_a_model_that_does_not_serve_is_told_with_the_reason(tmp_path, capsys, kind, options, message):

@@ -8,7 +8,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 import pytest
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from srmir_lib.cli import main
 from srmir_lib.errors import InputError
@@ -105,17 +104,11 @@ def wrong_values(field) -> list:
     elif origin is dict:
         wrong += [3, "a", ["a"]]
     for limit in limits:
-        match limit:
-            case Gt(gt=bound):
-                wrong.append(type(bound)(bound))
-            case Ge(ge=bound):
-                wrong.append(bound - 1)
-            case Lt(lt=bound):
-                wrong.append(bound)
-            case Le(le=bound):
-                wrong.append(bound + 1)
-            case MinLen():
-                wrong.append("" if origin is str else origin())
+        bounds = {name: getattr(limit, name) for name in ("gt", "ge", "lt", "le") if hasattr(limit, name)}
+        outside = {"gt": 0, "ge": -1, "lt": 0, "le": 1}  # added to a bound: the nearest value that is refused
+        wrong += [bound + outside[name] for name, bound in bounds.items()]
+        if hasattr(limit, "min_length"):
+            wrong.append("" if origin is str else origin())
     return wrong
 
 

@@ -649,7 +649,7 @@ def test_a_calibration_beside_the_set_is_loaded(copied, tiny_model):
 def test_a_text_is_too_long_where_its_probe_would_not_fit(trunk, trained):
     models = ShadowRewardModels.load(trained[0], trunk)
     words = trunk.longest - len(conversation_ids(trunk.tokenizer, ["help me"], ["no"])[0])
-    with pytest.raises(InputError, match=f"row 1.*reads {trunk.longest}"):
+    with pytest.raises(InputError, match=f"row 1: .* reads at most {trunk.longest}"):
         models.score(["help me"] * 2, ["no", "no" + " no" * words])
 
 

@@ -3,15 +3,14 @@
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from annotated_types import Gt
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 from srmir_lib.settings.data import Question
 from srmir_lib.settings.reward_models import Probe
 from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
 
-Count = Annotated[int, Gt(0)]
+Count = Annotated[int, Field(gt=0)]
 
 
 class Shape(Settings):
