@@ -288,7 +288,7 @@ def trained(tiny_model, tmp_path_factory) -> Path:
     folder, say = tmp_path_factory.mktemp("sets") / "shadow_rms", assistant_message
     pairs = [{"prompt": user_message(f"{n}"), "chosen": say("no"), "rejected": say("yes")} for n in range(8)]
     data = Dataset.from_list([pair | {"category": ("privacy", "insult")[n % 2]} for n, pair in enumerate(pairs)])
-    fit_set(tiny_model, {"train": data}, folder, ["privacy", "insult"], RewardSettings(max_steps=1, batch_size=4))
+    fit_set(tiny_model, {"train": data}, folder, ["privacy", "insult"], RewardSettings(1, 4, 1e-3, 2, 4, 128))
     return folder
 
 
@@ -322,7 +322,8 @@ def test_scores_are_the_same_for_every_form(trained, tmp_path, monkeypatch):
         found = [{name: value for name, value in row.items() if value is not None} for row in scored(CASES / name)]
         assert found == kept, name
     first, second = scored(CASES / "s_unicode.jsonl")
-    assert (first["prompt"], first["response"]) == (SAID, SAID) and second == expected[0]
+    assert (first["prompt"], first["response"]) == (SAID, SAID) and second["prompt"] == expected[0]["prompt"]
+    assert second["scores"] == pytest.approx(expected[0]["scores"], abs=1e-5), "in other company, up to rounding"
 
 
 def test_margins_are_the_same_for_every_form(tiny_model, tmp_path, monkeypatch):
@@ -494,7 +495,7 @@ def test_a_dataset_folder_that_holds_other_files_is_not_replaced(tmp_path, capsy
 
 WINDOWS = """
 import ctypes, os, sys
-for name in ("fcntl", "grp", "termios"):  # not resource: on Linux psutil needs it
+for name in ("fcntl", "grp"):  # termios and resource are what libraries import, by system
     sys.modules[name] = None  # importing it is an ImportError
 del os.sched_getaffinity
 library = ctypes.CDLL
