@@ -250,7 +250,7 @@ def test_check_counts_what_is_too_long_and_01_leaves_it_out(models, tmp_path, ca
     [
         ("bert", {}, "an encoder"),
         ("llama", {"tokenizer": tiny_words(chat_template=None)}, "no chat template"),
-        ("mamba", {}, "places or stores its tokens"),
+        ("mamba", {}, "keeps no key and value of every token"),
     ],
 )
 def test_a_model_that_does_not_serve_is_told_with_the_reason(tmp_path, capsys, kind, options, message):
