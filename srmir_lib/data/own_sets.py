@@ -15,7 +15,7 @@ from srmir_lib.models.loading import config_of, precision, read_tokenizer, resol
 
 TOO_LONG = "longer than the model reads"
 
-ROOM = 32
+ROOM = 64
 """Tokens that a pair leaves free in what the model reads, for a question behind it."""
 
 
