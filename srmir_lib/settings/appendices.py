@@ -137,7 +137,6 @@ class RealEncoder(Settings):
             head_learning_rate=1.0e-3,
             mean_weight=0.0,
             averaging=0.9,
-            bf16=True,
         ),
     )
 
