@@ -24,10 +24,8 @@ from srmir_lib.reward_models.pooled import (
     EncoderSettings,
     PairTokenizer,
     PooledScorer,
-    from_parameters,
     load_classifier,
     load_pooled_settings,
-    pooled_settings,
 )
 from srmir_lib.reward_models.pooled_training import fit_pooled, length_batches, mixed_loss
 from srmir_lib.reward_models.shadow import ShadowRewardModels, trunk_for
@@ -176,9 +174,9 @@ def test_the_objective_of_an_encoder_is_checked(tiny_encoder, tmp_path):
         wanted = replace(SETTINGS, objective="margin")
         fit_pooled(tiny_encoder, [], examples()[1], tmp_path / "x", CATEGORIES, READING, wanted)
     values = asdict(SETTINGS) | {"limit": [1, 2.0, 3.0]}
-    assert from_parameters(EncoderSettings, values, "fine_tuning").limit == [1, 2.0, 3.0]
-    with pytest.raises(InputError, match="fine_tuning.limit: input should be a valid list"):
-        from_parameters(EncoderSettings, values | {"limit": 3}, "fine_tuning")
+    assert EncoderSettings(**values).limit == [1, 2.0, 3.0]
+    with pytest.raises(InputError, match="limit: 3: Input should be a valid list"):
+        EncoderSettings(**values | {"limit": 3})
 
 
 def test_training_learns_and_moves_every_head(tiny_encoder, trained):
@@ -224,11 +222,10 @@ def test_the_same_seed_gives_the_same_weights_and_a_finished_set_is_kept(tiny_en
 
 
 def test_a_pooled_set_is_trained_like_any_other(tiny_encoder, trained, tmp_path):
-    """From the mappings of a parameter file: what `fit_pooled` made of the same settings is found finished and kept."""
+    """What `fit_pooled` made of the same settings is found finished and kept."""
     folder, history = trained
     labelled, pairs = examples()
-    reading, settings = pooled_settings(asdict(READING), asdict(SETTINGS))
-    runs = {"set": SetRun(folder, CATEGORIES, settings, "pooled", seed=1, reading=reading)}
+    runs = {"set": SetRun(folder, CATEGORIES, SETTINGS, "pooled", seed=1, reading=READING)}
     written = (folder / "config.json").stat().st_mtime_ns
     found = fit_sets(runs, tiny_encoder, {"train": pairs}, labelled=labelled, device="cpu")
     assert found == {"set": history} and (folder / "config.json").stat().st_mtime_ns == written
@@ -240,22 +237,9 @@ def test_a_pooled_set_is_trained_like_any_other(tiny_encoder, trained, tmp_path)
     assert other_differences(tmp_path, folder, {}) == ["reading"]
 
 
-def test_settings_come_from_a_parameter_file_and_back_from_the_folder(trained):
-    values = {"max_tokens": 40, "prompt_tokens": 8}
-    assert from_parameters(PairTokenizer, values, "reading") == READING
+def test_settings_come_back_from_the_folder(trained):
     assert load_pooled_settings(trained[0]) == (READING, SETTINGS)
-    for bad, says in (
-        ({"max_tokens": 40}, "reading.prompt_tokens: field required; there are max_tokens, prompt_tokens"),
-        (values | {"tokens": 3}, "reading.tokens: extra inputs are not permitted; there are"),
-        (values | {"max_tokens": 40.5}, "reading.max_tokens: input should be a valid integer"),
-        (values | {"max_tokens": True}, "reading.max_tokens: input should be a valid integer"),
-    ):
-        with pytest.raises(InputError, match=says):
-            from_parameters(PairTokenizer, bad, "reading")
-    with pytest.raises(
-        InputError, match=r"fine_tuning.learning_rate: input should be a valid number; in YAML write 5.0e-5, not 5e-5"
-    ):
-        from_parameters(EncoderSettings, SETTINGS.__dict__ | {"learning_rate": "5e-5"}, "fine_tuning")
+    assert EncoderSettings(**asdict(SETTINGS)) == SETTINGS and PairTokenizer(**asdict(READING)) == READING
 
 
 def test_the_kept_weights_are_the_running_average_of_all_steps(tiny_encoder, tmp_path, monkeypatch):

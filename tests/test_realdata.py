@@ -22,9 +22,10 @@ from srmir_lib.data.public_sets import (
 )
 from srmir_lib.data.router import Router, fit_real_router, router_accuracy
 from srmir_lib.evaluation.reward_accuracy import compare_with_words
-from srmir_lib.reward_models.pooled import pooled_settings
+from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.reward_training import EncoderSettings
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
 READING = {"max_tokens": 32, "prompt_tokens": 8}
@@ -176,7 +177,8 @@ def test_an_answer_of_an_earlier_split_is_left_out_and_counted(made, tmp_path):
 def test_the_chain_from_files_to_reward_models(made, tmp_path):
     pack, encoder, _, router = made
     (labelled, _), (preferences, _) = labelled_responses(router, pack), human_preferences(router, pack)
-    folder, settings = tmp_path / "shadow_rms", pooled_settings(READING, FINE_TUNING | {"epochs": 10})
+    folder = tmp_path / "shadow_rms"
+    settings = PairTokenizer(**READING), EncoderSettings(**FINE_TUNING | {"epochs": 10})
     train = labelled["train"], preferences["train"]
     fit_pooled(encoder, *train, folder, list(CATEGORIES), *settings, device="cpu", progress=False)
     models = ShadowRewardModels.load(folder, "cpu")

@@ -4,12 +4,11 @@ The encoder is a plain `AutoModelForSequenceClassification(num_labels=K)` folder
 beside it says which output is which category and how a pair becomes tokens. Higher scores are safer responses.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -79,28 +78,6 @@ class PairTokenizer:
             or too_long(asked + said, self._left(tokenizer), "tokens of prompt and response")
             for asked, said in zip(*sizes, strict=True)
         ]
-
-
-def from_parameters(kind: type, values: Mapping, name: str):
-    """A settings class from the mapping that a parameter file holds, checked like any parameter.
-
-    A missing, unknown or wrongly typed entry is an `InputError` that names it.
-    """
-    entries = {one.name: (one.type, ... if one.default is one.default_factory else None) for one in fields(kind)}
-    try:
-        create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **entries)(**values)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        hint = "; in YAML write 5.0e-5, not 5e-5" if wrong["type"] == "float_type" else ""
-        place, said = ".".join(map(str, (name, *wrong["loc"]))), wrong["msg"][0].lower() + wrong["msg"][1:]
-        raise InputError(f"{place}: {said}{hint}; there are {', '.join(entries)}") from error
-    return kind(**values)
-
-
-def pooled_settings(reading: Mapping, fine_tuning: Mapping) -> tuple[PairTokenizer, EncoderSettings]:
-    """Both halves of `fit_pooled`'s settings from the mappings of a parameter file."""
-    settings = from_parameters(EncoderSettings, fine_tuning, "fine_tuning")
-    return from_parameters(PairTokenizer, reading, "reading"), settings
 
 
 def load_pooled_settings(folder: str | Path) -> tuple[PairTokenizer, EncoderSettings]:
