@@ -211,7 +211,7 @@ def test_a_window_is_no_hindrance_while_the_texts_fit(kind, tmp_path):
 
     fits, longer = (list(range(20, 20 + length)) for length in (12, 13))
     ((_, states),) = other.prefill([fits])
-    assert float(probes(other, states)[0, 0]) == pytest.approx(at_once(other, fits), abs=1e-5)
+    assert float(probes(other, states)[0, 0].detach()) == pytest.approx(at_once(other, fits), abs=1e-5)
     assert at_once(other, fits) == pytest.approx(at_once(trunk, fits), abs=1e-5)
     assert at_once(other, longer) != pytest.approx(at_once(trunk, longer), abs=1e-5), "the window hides the first token"
     other.check_reach([fits], len(question))
