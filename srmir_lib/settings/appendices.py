@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from srmir_lib.errors import InputError
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
-from srmir_lib.settings.data import Question
+from srmir_lib.settings.data import WHY_REFUSE, Question
 from srmir_lib.settings.policies import FROM_01, SHOW, GRPOSettings, GRPOTraining
 from srmir_lib.settings.reward_models import FineTuning, Probe, Reading
 from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, check_folders
@@ -69,7 +69,7 @@ class TokenReading(Settings):
 
     question: Question = told(
         "what the base model is asked to draft before it judges; empty: nothing",
-        'draft , then #### : why would you refuse to answer " {prompt} " ?',
+        WHY_REFUSE,
     )
     max_length: int = told("longest conversation in tokens; a longer one is an error", 192, gt=0)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
-from srmir_lib.settings.data import Question
+from srmir_lib.settings.data import WHY_REFUSE, Question
 from srmir_lib.settings.reward_models import Probe
 from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
 
@@ -100,9 +100,7 @@ class CostTraining(Settings):
     batch_size: int = told("preference pairs of an update, as in 02", 8, gt=0)
     learning_rate: float = told("of a shared set", 6.0e-3, gt=0)
     separate_learning_rate: float = told("of seven LoRA models", 4.0e-3, gt=0)
-    question: Question = told(
-        "drafted before judging; empty: nothing", 'draft , then #### : why would you refuse to answer " {prompt} " ?'
-    )
+    question: Question = told("drafted before judging; empty: nothing", WHY_REFUSE)
     max_length: int = told("tokens of the longest training text", 192, gt=0)
     unknown_ratio: float = told("pairs of no category, per pair of a model's own", 0.5, ge=0)
 
