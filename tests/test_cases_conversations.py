@@ -172,6 +172,10 @@ GOOD = {"prompt": "hi", "response": "no ."}
         ("s_promptends.jsonl", ("row 1: prompt ends with a message of 'assistant'",)),
         ([GOOD, GOOD | {"prompt": [SYSTEM]}], ("row 2: prompt ends with a message of 'system'",)),
         ("s_catcase.jsonl", ("row 1: category is 'Privacy'; there are models for insult, privacy",)),
+        (
+            [GOOD, GOOD | {"category": "Privacy and Property"}],
+            ("row 2: category is 'Privacy and Property'; there are models for insult, privacy, and unknown",),
+        ),
         ("s_null.jsonl", ("row 2: response is null",)),
         ([GOOD | {"prompt": None}], ("row 1: prompt is null",)),
         ([GOOD | {"prompt": [{"role": "user", "content": None}]}], ("row 1: ", "its content is null")),
