@@ -132,8 +132,8 @@ def read_json(path: str | Path) -> object:
 
 @contextmanager
 def as_written(path: str | Path, what: str = "damaged", fix: str = "run its stage again") -> Iterator[None]:
-    """While this lasts, whatever goes wrong is an `InputError` that names `path`: a file or folder that is not as it was
-    written fails in as many ways as there are libraries that read it."""
+    """While this lasts, whatever goes wrong is an `InputError` that names `path`: a file or folder that is not as it
+    was written fails in as many ways as there are libraries that read it."""
     try:
         yield
     except InputError:

@@ -11,7 +11,7 @@ import yaml
 from srmir_lib.cli import main
 
 TEXTS = {".json": json, ".ipynb": json, ".yaml": yaml}
-OTHERS = [None, True, 3, -1, 0.5, float("nan"), "x", "", [], ["x"], {}, {"x": 1}, 10**12]
+OTHERS = [None, True, 3, -1, 0.5, float("nan"), "x", "", [], ["x"], {}, {"x": 1}]
 
 
 def damage(folder: Path, rng: Random) -> str:
@@ -180,7 +180,7 @@ def tried(asked: list[str], what: str, capsys) -> tuple[int, str]:
         raise AssertionError(what) from error
     said = capsys.readouterr().err
     lines = [line for line in said.splitlines() if line.strip()]
-    assert code in (0, 2) and len(lines) == (code == 2) and (not lines or said.startswith("srmir: ")), (what, code, said)
+    assert code in (0, 2) and len(lines) == (code == 2) and said[:7] in ("", "srmir: "), (what, code, said)
     return code, f"{what}: {said}"
 
 

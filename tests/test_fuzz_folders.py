@@ -3,12 +3,10 @@
 What is damaged, and how, is drawn from the number of the draw: a failure names it, and `-k "set-7"` makes it again.
 """
 
-import json
 import shutil
 from pathlib import Path
 from random import Random
 
-import nbformat
 import pytest
 from conftest import write_tiny_model
 from damage import contents, damage, tried
@@ -18,18 +16,18 @@ from own_data import FORMS, own_rows, write_rows
 from test_cases_conversations import preferences
 from tiny_bert import ENCODER, write_tiny_bert
 
-from srmir_lib.artifacts import save_dataset, write_json, write_jsonl
-from srmir_lib.cli import main
+from srmir_lib.artifacts import save_dataset
 from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.reward_models.pooled_training import fit_pooled
-from srmir_lib.runner import workers
 
 CATEGORIES = ["insult", "privacy"]
 SETTINGS = RewardSettings(max_steps=1, batch_size=2, learning_rate=5e-3, lora_rank=2, lora_alpha=4, max_length=128)
 ROWS = [{"prompt": "hi", "response": "no .", "category": "insult"}, {"prompt": "open it", "response": "yes ."}]
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
     """What is damaged, and what is read beside it; a draw works on a copy of `good/NAME` at `bad/NAME`."""
@@ -84,6 +82,8 @@ COMMANDS = {
         ANNOTATE + " {base} --input {bad} --negative flip",
     ),
 }
+
+
 def draws(count: int):
     return [pytest.param(kind, n, id=f"{kind}-{n}") for kind in COMMANDS for n in range(count)]
 
@@ -108,5 +108,3 @@ def test_a_damaged_model_set_router_or_data_set_is_one_line(kind, draw, good, ro
             assert str(bad) in said or "reward model" in said or str(good / "base") in said, said
     finally:
         shutil.rmtree(good / "bad")
-
-

@@ -7,25 +7,34 @@ enough, or when a class of that name was trained. The fitted router is two small
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from datasets import DatasetDict
 from torch import Tensor
 
-from srmir_lib.artifacts import atomic_path, read_json, write_json
+from srmir_lib.artifacts import as_written, atomic_path, read_json, write_json
 from srmir_lib.conversations import ask_about
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
-from srmir_lib.models.loading import MINILM, base_reference, find_base, load_trunk, resolve_encoder
+from srmir_lib.models.loading import (
+    MINILM,
+    base_reference,
+    config_of,
+    find_base,
+    load_trunk,
+    read_tensors,
+    resolve_encoder,
+)
 from srmir_lib.models.trunk import Trunk
+from srmir_lib.settings.reward_training import checked
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN, ordered
 
 PROMPT = "{prompt}"
 
 
-@dataclass(frozen=True)
+@checked
 class PromptEncoder:
     """How a prompt becomes an embedding: which frozen model reads which question about it, and where it is read off.
 
@@ -174,20 +183,19 @@ class Router:
 
         `trunk`: the base model in memory, which a router that reads with it shares, or the device to load one on.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
+        folder, fix = Path(folder), "run the stage that writes it"
         value = read_json(folder / "router.json")
-        try:
-            reader, weights = dict(value["reader"]), load_file(folder / "router.safetensors")
+        with as_written(folder, "damaged router", fix):
+            reader, classes = dict(value["reader"]), value["classes"]
             reference = {name: reader.pop(name) for name in ("base_model", "base_is_folder", "base_sha256")}
-            parts = value["classes"], weights["weight"], weights["bias"], value["threshold"]
-            router = cls(*parts, PromptEncoder("", **reader), trunk, value["fitted"])
-        except Exception as error:
-            raise InputError(f"{folder}: damaged router ({error!r}); run the stage that writes it") from error
-        shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
-        base = trunk.base_model if shared else find_base(folder, reference)
-        router.reader = replace(router.reader, base_model=base)
+            shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
+            base = trunk.base_model if shared else find_base(folder, reference)
+            hidden = config_of(base).get_text_config().hidden_size
+            like = {"weight": torch.empty(len(classes), hidden), "bias": torch.empty(len(classes))}
+            weights = read_tensors(folder / "router.safetensors", like, fix)
+            parts = weights["weight"], weights["bias"], value["threshold"]
+            router = cls(classes, *parts, PromptEncoder(base, **reader), trunk, value["fitted"])
+            ask_about("", router.reader.question), ", ".join(classes)
         return router
 
 

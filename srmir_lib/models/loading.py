@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from srmir_lib.artifacts import read_json, sha256
+from srmir_lib.artifacts import as_written, read_json, sha256
 from srmir_lib.errors import InputError
 from srmir_lib.models.kinds import is_causal, margins_problem, tokenizer_problem
 
@@ -31,8 +31,9 @@ ADAPTER = "PEFT adapter"
 def refuse_adapter(folder: str | Path) -> None:
     """Refuse the folder of an adapter where a model is expected: transformers would put it on whatever it names."""
     adapter = Path(folder, "adapter_config.json")
-    if adapter.is_file():
-        base = read_json(adapter).get("base_model_name_or_path") or "which it does not say"
+    if os.path.lexists(adapter):
+        with as_written(adapter, "no adapter's configuration", "fetch or train the adapter again"):
+            base = read_json(adapter).get("base_model_name_or_path") or "which it does not say"
         raise InputError(f"{folder}: an adapter: name its base model ({base}), or merge the two (merge_and_unload)")
 
 
@@ -41,12 +42,11 @@ def expecting(what: str, where: str | Path):
     """While this lasts, a file that is missing, damaged or unfit is an `InputError` that says what should be there."""
     if what != ADAPTER:
         refuse_adapter(where)
-    try:
-        yield
-    except SafetensorError as error:
-        raise InputError(f"{where}: damaged weights ({error}); fetch or train the model again") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: no {what} there ({str(error).strip().splitlines()[0]})") from error
+    with as_written(where, f"no {what} there", "name another folder or id, or fetch it again"):
+        try:
+            yield
+        except SafetensorError as error:
+            raise InputError(f"{where}: damaged weights ({error}); fetch or train the model again") from error
 
 
 def read_tensors(file: Path, like: Mapping[str, Tensor], fix: str) -> dict[str, Tensor]:
@@ -62,6 +62,8 @@ def read_tensors(file: Path, like: Mapping[str, Tensor], fix: str) -> dict[str, 
         found = tuple(tensors[name].shape) if name in tensors else "nothing"
         if found != tuple(value.shape):
             raise InputError(f"{file}: {found} for {name}, not {tuple(value.shape)}; {fix}")
+        if not tensors[name].is_floating_point():
+            raise InputError(f"{file}: {name} holds {tensors[name].dtype}, no fractions; {fix}")
     return tensors
 
 
@@ -112,7 +114,14 @@ def load_trunk(model: str | Path, device: str = "auto", dtype: str = "float32") 
         raise InputError(f"{model}: {problem}")
     with expecting("model", model), quiet():
         trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
+        try_out(trunk)
     return trunk.requires_grad_(False), tokenizer
+
+
+@torch.no_grad()
+def try_out(model) -> None:
+    """Have a model read one token: some of what its configuration says wrong shows no sooner."""
+    model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
 LOADING = RLock()
@@ -192,8 +201,9 @@ def read_tokenizer(model: str | Path, **options):
     """Tokenizer of a model id or folder as it is; the end token pads if it has no token for that."""
     with expecting("tokenizer", model):
         tokenizer = AutoTokenizer.from_pretrained(str(model), **options)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer("a"), tokenizer.model_max_length + 1  # some of what is wrong shows no sooner
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -210,9 +220,10 @@ def load_policy(model: str | Path, device: str = "auto", dtype: str = "", adapte
     its weights are held in; empty: what suits the device (`precision`)."""
     with expecting("causal language model", model):
         policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype or precision(device)))
+        try_out(policy.to(pick_device(device)).eval())
     if adapter is not None:
         policy = with_adapter(policy, adapter)
-    return policy.to(pick_device(device)).eval()
+    return policy.eval()
 
 
 def precision(device: str = "auto") -> str:

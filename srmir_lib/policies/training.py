@@ -79,8 +79,8 @@ def train_grpo(
     model=None,
     start=None,
 ) -> list[dict]:
-    """Train on `prompts` (column prompt: a conversation, or a user's text, which becomes one; every other column goes to
-    the reward function).
+    """Train on `prompts` (column prompt: a conversation, or a user's text, which becomes one; every other column goes
+    to the reward function).
 
     Saves the adapter in `output_dir` and returns its history, one dict an update, in TRL's words: step, reward, kl and
     entropy (nats a token), completions/mean_length (tokens), num_tokens (so far); beside them seconds, coherence/…

@@ -17,7 +17,6 @@ from itertools import chain, count
 from pathlib import Path
 
 from srmir_lib.artifacts import as_written, read_json, restored, sha256
-from srmir_lib.errors import InputError
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER
 
 DECISIVE = {
