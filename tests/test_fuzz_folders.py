@@ -4,6 +4,7 @@ What is damaged, and how, is drawn from the number of the draw: a failure names 
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,11 +13,12 @@ from conftest import write_tiny_model
 from damage import contents, damage, tried
 from datasets import Dataset, DatasetDict
 from fit_set import fit_set
-from own_data import FORMS, own_rows, write_rows
+from own_data import FORMS, own_root, own_rows, write_rows
 from test_cases_conversations import preferences
 from tiny_bert import ENCODER, write_tiny_bert
 
 from srmir_lib.artifacts import save_dataset
+from srmir_lib.cli import main
 from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import RewardSettings
@@ -36,8 +38,9 @@ def good(tmp_path_factory) -> Path:
     shutil.copytree(model, place / "good" / "model")
     write_rows(place / "rows.jsonl", ROWS)
     write_rows(place / "pairs.jsonl", own_rows(FORMS[1], 4))
-    for design in ("shared", "separate"):
-        fit_set(model, {"train": pairs}, place / "good" / design, CATEGORIES, SETTINGS, design=design)
+    fit_set(model, {"train": pairs}, place / "good" / "shared", CATEGORIES, SETTINGS)
+    drafting = replace(SETTINGS, question="why refuse {prompt} ?", draft_tokens=2)
+    fit_set(model, {"train": pairs}, place / "good" / "separate", CATEGORIES, drafting, design="separate")
     bert, reading = write_tiny_bert(place / "bert"), PairTokenizer(max_tokens=60, prompt_tokens=20)
     fit_pooled(bert, [], pairs, place / "good/pooled", CATEGORIES, reading, ENCODER, 0, "cpu", progress=False)
     for name in ("shared", "pooled"):
@@ -48,9 +51,13 @@ def good(tmp_path_factory) -> Path:
     reader, labels = PromptEncoder(str(model)), CATEGORIES * 4
     embeddings = reader.embed([f"{name} {n}" for n, name in enumerate(labels)], "cpu")
     Router.fit(embeddings, labels, embeddings, labels, CATEGORIES, reader=reader).save(place / "good" / "router")
-    splits = {split: Dataset.from_list(own_rows(FORMS[n], 4)) for n, split in enumerate(("train", "test"))}
-    save_dataset(splits["train"], place / "good" / "plain")
-    save_dataset(DatasetDict({name: splits["train"] for name in splits}), place / "good" / "splits")
+    rows = Dataset.from_list([row | {"response": row["chosen"]} for row in own_rows(FORMS[1], 4)])
+    save_dataset(rows, place / "good" / "plain")
+    save_dataset(DatasetDict(train=rows, test=rows.select([0, 4])), place / "good" / "splits")
+    direction = place / "good" / "direction" / "d.safetensors"
+    direction.parent.mkdir()
+    asked = ["annotate", "--model", model, "--input", place / "pairs.jsonl", "--device", "cpu"]
+    assert main([*map(str, asked), "--output", str(place / "out.jsonl"), "--save-direction", str(direction)]) == 0
     return place
 
 
@@ -81,6 +88,7 @@ COMMANDS = {
         "new-preset mine --base-model {base} --preferences {bad}",
         ANNOTATE + " {base} --input {bad} --negative flip",
     ),
+    "direction": (ANNOTATE + " {base} --input {pairs} --direction {bad}/d.safetensors",),
 }
 
 
@@ -89,7 +97,7 @@ def draws(count: int):
 
 
 @pytest.mark.parametrize(("kind", "draw"), draws(8))
-def test_a_damaged_model_set_router_or_data_set_is_one_line(kind, draw, good, root, tmp_path, monkeypatch, capsys):
+def test_a_damaged_model_set_router_or_data_set_is_one_line(kind, draw, good, tmp_path, monkeypatch, capsys):
     rng = Random(f"{kind} {draw}")
     bad = Path(shutil.copytree(good / "good" / kind, good / "bad" / kind))
     try:
@@ -98,7 +106,7 @@ def test_a_damaged_model_set_router_or_data_set_is_one_line(kind, draw, good, ro
         names = {"rows": good / "rows.jsonl", "pairs": good / "pairs.jsonl", "base": good / "base"}
         names |= {"good": good / "good", "bad": bad, "new": tmp_path / "new" / "out"}
         asked = [word.format(**names) for word in command.split()]
-        repository = shutil.copytree(root, tmp_path / "root", ignore=shutil.ignore_patterns("outputs"))
+        repository = own_root(tmp_path / "root")
         monkeypatch.setenv("SRMIR_ROOT", str(repository))
         before = contents(good), contents(repository)
         code, said = tried(asked, f"draw {draw} of {kind}: {done}; srmir {command}", capsys)
