@@ -136,8 +136,10 @@ def as_written(path: str | Path, what: str = "damaged", fix: str = "run its stag
     was written fails in as many ways as there are libraries that read it."""
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:
         said = str(error).strip().partition("\n")[0]
         said = f"lacks {said}" if isinstance(error, KeyError) else getattr(error, "strerror", "") or said

@@ -112,8 +112,9 @@ def load_trunk(model: str | Path, device: str = "auto", dtype: str = "float32") 
     tokenizer = load_tokenizer(model) if is_causal(config) else read_tokenizer(model)
     if problem := margins_problem(config, tokenizer):
         raise InputError(f"{model}: {problem}")
+    device = pick_device(device)
     with expecting("model", model), quiet():
-        trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
+        trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(device).eval()
         try_out(trunk)
     return trunk.requires_grad_(False), tokenizer
 
@@ -201,7 +202,8 @@ def read_tokenizer(model: str | Path, **options):
     """Tokenizer of a model id or folder as it is; the end token pads if it has no token for that."""
     with expecting("tokenizer", model):
         tokenizer = AutoTokenizer.from_pretrained(str(model), **options)
-        tokenizer("a"), tokenizer.model_max_length + 1  # some of what is wrong shows no sooner
+        if not tokenizer("a", add_special_tokens=False)["input_ids"] or tokenizer.model_max_length < 1:
+            raise InputError(f"{model}: its tokenizer makes nothing of a text; fetch its files (tokenizer.json) again")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -218,9 +220,10 @@ def load_tokenizer(model: str | Path):
 def load_policy(model: str | Path, device: str = "auto", dtype: str = "", adapter: str | Path | None = None):
     """Causal language model by id or folder, optionally with a PEFT adapter on top, in evaluation mode. `dtype`: what
     its weights are held in; empty: what suits the device (`precision`)."""
+    place, dtype = pick_device(device), getattr(torch, dtype or precision(device))
     with expecting("causal language model", model):
-        policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype or precision(device)))
-        try_out(policy.to(pick_device(device)).eval())
+        policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype).to(place).eval()
+        try_out(policy)
     if adapter is not None:
         policy = with_adapter(policy, adapter)
     return policy.eval()

@@ -107,6 +107,7 @@ class PooledScorer:
         if model.config.num_labels != len(self.categories):
             found = f"{model.config.num_labels} outputs for {len(self.categories)} categories"
             raise InputError(f"{folder}/encoder: {found}; train the set again")
+        self.pair_tokenizer.encode(self.tokenizer, ["a"], ["b"])  # refuses what the two cannot read together
         self.model, self.tokens_per_batch = model.to(self.device).eval(), BATCH_TOKENS
 
     @torch.no_grad()
