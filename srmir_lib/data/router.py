@@ -24,7 +24,6 @@ from srmir_lib.models.loading import (
     config_of,
     find_base,
     load_trunk,
-    read_tensors,
     resolve_encoder,
 )
 from srmir_lib.models.trunk import Trunk
@@ -183,18 +182,19 @@ class Router:
 
         `trunk`: the base model in memory, which a router that reads with it shares, or the device to load one on.
         """
-        folder, fix = Path(folder), "run the stage that writes it"
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
         value = read_json(folder / "router.json")
-        with as_written(folder, "damaged router", fix):
+        with as_written(folder, "damaged router", "run the stage that writes it"):
             reader, classes = dict(value["reader"]), value["classes"]
             reference = {name: reader.pop(name) for name in ("base_model", "base_is_folder", "base_sha256")}
+            weights = load_file(folder / "router.safetensors")
+            parts = weights["weight"], weights["bias"], value["threshold"]
             shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
             base = trunk.base_model if shared else find_base(folder, reference)
-            hidden = config_of(base).get_text_config().hidden_size
-            like = {"weight": torch.empty(len(classes), hidden), "bias": torch.empty(len(classes))}
-            weights = read_tensors(folder / "router.safetensors", like, fix)
-            parts = weights["weight"], weights["bias"], value["threshold"]
             router = cls(classes, *parts, PromptEncoder(base, **reader), trunk, value["fitted"])
+            router.log_probabilities(torch.zeros(1, config_of(base).get_text_config().hidden_size))[:, len(classes) - 1]
             ask_about("", router.reader.question), ", ".join(classes)
         return router
 
