@@ -434,6 +434,8 @@ def test_tools_as_the_template_takes_them(command, models):
     text = render(load_tokenizer(models["calls tools"]), [case["prompt"]], [case["response"]])[0]
     assert '<|assistant|><call>[{"id": "1"}]<|end|><|tool|>42<|end|>' in text, "a call without a content is no None"
     command.refused(command.score("s_tool.jsonl"), "row 1: the chat template leaves out its tool calls")
+    said = [turn | {"content": turn["content"] or "wait"} for turn in case["prompt"]]
+    command.refused(command.score([case | {"prompt": said}]), "row 1: the chat template leaves out its tool calls")
     refusing = (
         "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('only user') }}{% endif %}{% endfor %}"
     )
