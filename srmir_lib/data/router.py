@@ -194,8 +194,11 @@ class Router:
             shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
             base = trunk.base_model if shared else find_base(folder, reference)
             router = cls(classes, *parts, PromptEncoder(base, **reader), trunk, value["fitted"])
-            router.log_probabilities(torch.zeros(1, config_of(base).get_text_config().hidden_size))[:, len(classes) - 1]
             ask_about("", router.reader.question), ", ".join(classes)
+            size = len(classes), config_of(base).get_text_config().hidden_size
+            found = tuple(router.weight.shape), tuple(router.bias.shape), router.weight.is_floating_point()
+            if found != (size, size[:1], True):
+                raise InputError(f"{folder}: damaged router (weights of another shape); run the stage that writes it")
         return router
 
 

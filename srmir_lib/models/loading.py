@@ -7,6 +7,7 @@ silent fallback.
 import hashlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -47,6 +48,19 @@ def expecting(what: str, where: str | Path):
             yield
         except SafetensorError as error:
             raise InputError(f"{where}: damaged weights ({error}); fetch or train the model again") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" in str(error):
+                why = "its weights have other shapes than its config.json says"
+                raise InputError(f"{where}: {why}; fetch or train the model again") from error
+            raise
+
+
+@contextmanager
+def whole_adapter():
+    """While this lasts, an adapter that lacks weights is an error: PEFT would make them up, with a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        yield
 
 
 def read_tensors(file: Path, like: Mapping[str, Tensor], fix: str) -> dict[str, Tensor]:
@@ -91,7 +105,7 @@ def find_base(folder: Path, reference: Mapping, base_model: str | None = None, s
 
 def with_adapter(policy, adapter: str | Path):
     """`policy` with the LoRA adapter of a folder on top; `unload()` of the result gives `policy` back unchanged."""
-    with expecting(ADAPTER, adapter):
+    with expecting(ADAPTER, adapter), whole_adapter():
         return PeftModel.from_pretrained(policy, str(adapter))
 
 

@@ -18,7 +18,7 @@ from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length, padded
 from srmir_lib.models.kinds import separate_problem
-from srmir_lib.models.loading import config_of, load_tokenizer, quiet, share_weights
+from srmir_lib.models.loading import config_of, load_tokenizer, quiet, share_weights, whole_adapter
 from srmir_lib.models.trunk import Trunk
 
 
@@ -66,7 +66,7 @@ class SeparateScorer:
                 raise InputError(
                     f"{adapter}: no adapter_model.safetensors for category {category}; train it again (02)"
                 )
-            with as_written(adapter, "damaged adapter", "train it again (02)"):
+            with as_written(adapter, "damaged adapter", "train it again (02)"), whole_adapter():
                 if isinstance(model, PeftModel):
                     model.load_adapter(adapter, _name(category), **options)
                 else:
