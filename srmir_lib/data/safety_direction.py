@@ -23,7 +23,7 @@ def read_direction(path: str, layer: int | None, pooling: str | None) -> tuple[n
             vector, notes = file.get_tensor("direction"), file.metadata()
         own = int(notes["layer"]), notes["pooling"]
         fitted_on = notes["model"]
-    if vector.ndim != 1 or not abs(np.linalg.norm(vector) - 1) < 1e-3:
+    if vector.ndim != 1 or not abs(np.linalg.norm(vector.astype(float)) - 1) < 1e-3:
         raise InputError(f"{path}: the direction must be a vector of length 1; write it again with --save-direction")
     for name, asked, made in (("layer", layer, own[0]), ("pooling", pooling, own[1])):
         if asked is not None and asked != made:
