@@ -124,7 +124,7 @@ def load_values(path: Path) -> dict:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: {error.strerror.lower()}; it must be a parameter file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
