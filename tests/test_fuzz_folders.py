@@ -92,11 +92,14 @@ COMMANDS = {
 }
 
 
-def draws(count: int):
-    return [pytest.param(kind, n, id=f"{kind}-{n}") for kind in COMMANDS for n in range(count)]
+FOUND = {"model": [8, 11, 18, 31, 33, 106, 134, 223], "pooled": [21, 35, 43], "router": [12, 35, 475]}
+FOUND |= {"separate": [37, 324], "splits": [56], "direction": [161]}
+"""Draws that a run of many hundreds found."""
+
+DRAWS = [pytest.param(kind, n, id=f"{kind}-{n}") for kind in COMMANDS for n in (*range(7), *FOUND.get(kind, ()))]
 
 
-@pytest.mark.parametrize(("kind", "draw"), draws(8))
+@pytest.mark.parametrize(("kind", "draw"), DRAWS)
 def test_a_damaged_model_set_router_or_data_set_is_one_line(kind, draw, good, tmp_path, monkeypatch, capsys):
     rng = Random(f"{kind} {draw}")
     bad = Path(shutil.copytree(good / "good" / kind, good / "bad" / kind))
