@@ -93,7 +93,7 @@ COMMANDS = {
 
 
 FOUND = {"model": [8, 11, 18, 31, 33, 106, 134, 223], "pooled": [21, 35, 43], "router": [12, 35, 475]}
-FOUND |= {"separate": [37, 324], "splits": [56], "direction": [161]}
+FOUND |= {"separate": [37], "splits": [56]}
 """Draws that a run of many hundreds found."""
 
 DRAWS = [pytest.param(kind, n, id=f"{kind}-{n}") for kind in COMMANDS for n in (*range(7), *FOUND.get(kind, ()))]
