@@ -124,12 +124,27 @@ def write_json(path: str | Path, value: object) -> Path:
 
 def read_json(path: str | Path) -> object:
     """Read a JSON file; a missing or damaged file is an `InputError` that names it."""
+    if not os.path.lexists(restored(path)):
+        raise InputError(f"{path}: no such file; run the stage that writes it")
+    with as_written(path, "not valid JSON", "delete it and run its stage again"):
+        return json.loads(Path(path).read_text(encoding="utf8"))
+
+
+@contextmanager
+def as_written(path: str | Path, what: str = "damaged", fix: str = "run its stage again") -> Iterator[None]:
+    """While this lasts, whatever goes wrong is an `InputError` that names `path`: a file or folder that is not as it
+    was written fails in as many ways as there are libraries that read it."""
     try:
-        return json.loads(restored(path).read_text(encoding="utf8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run the stage that writes it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from error
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        said = f"lacks {said}" if isinstance(error, KeyError) else getattr(error, "strerror", "") or said
+        reason = said or type(error).__name__
+        raise InputError(f"{path}: {what} ({reason}); {fix}") from error
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
@@ -180,7 +195,7 @@ def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
         found = sorted(path for end in ends for place in ("", "*/") for path in folder.glob(f"{place}*.{end}"))
         fix = f"name a file of rows in it, such as {found[0].relative_to(folder)}" if found else "run its stage again"
         raise InputError(f"{folder}: not a folder that `datasets` saved (save_to_disk); {fix}")
-    try:
+    with as_written(folder, "damaged dataset folder"):
         dataset = load_from_disk(str(folder))
         splits = dataset if isinstance(dataset, DatasetDict) else {"all": dataset}
         for name, split in splits.items():
@@ -189,12 +204,8 @@ def load_dataset(folder: str | Path, columns: Iterable[str] = ()):
                 raise InputError(f"{folder}: split {name} lacks the columns {', '.join(missing)}")
             if len(split) == 0:
                 raise InputError(f"{folder}: split {name} has no rows")
+            split.data.validate(full=True)
             split[0], split[-1]
-    except InputError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder}: damaged dataset folder ({reason}); run its stage again") from error
     return dataset
 
 

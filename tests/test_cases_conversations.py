@@ -172,6 +172,10 @@ GOOD = {"prompt": "hi", "response": "no ."}
         ("s_promptends.jsonl", ("row 1: prompt ends with a message of 'assistant'",)),
         ([GOOD, GOOD | {"prompt": [SYSTEM]}], ("row 2: prompt ends with a message of 'system'",)),
         ("s_catcase.jsonl", ("row 1: category is 'Privacy'; there are models for insult, privacy",)),
+        (
+            [GOOD, GOOD | {"category": "Privacy and Property"}],
+            ("row 2: category is 'Privacy and Property'; there are models for insult, privacy, and unknown",),
+        ),
         ("s_null.jsonl", ("row 2: response is null",)),
         ([GOOD | {"prompt": None}], ("row 1: prompt is null",)),
         ([GOOD | {"prompt": [{"role": "user", "content": None}]}], ("row 1: ", "its content is null")),
@@ -430,6 +434,8 @@ def test_tools_as_the_template_takes_them(command, models):
     text = render(load_tokenizer(models["calls tools"]), [case["prompt"]], [case["response"]])[0]
     assert '<|assistant|><call>[{"id": "1"}]<|end|><|tool|>42<|end|>' in text, "a call without a content is no None"
     command.refused(command.score("s_tool.jsonl"), "row 1: the chat template leaves out its tool calls")
+    said = [turn | {"content": turn["content"] or "wait"} for turn in case["prompt"]]
+    command.refused(command.score([case | {"prompt": said}]), "row 1: the chat template leaves out its tool calls")
     refusing = (
         "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('only user') }}{% endif %}{% endfor %}"
     )

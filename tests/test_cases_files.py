@@ -427,6 +427,17 @@ def test_what_a_reader_caches_in_a_dataset_makes_nothing_stale(tmp_path):
     assert manifest.outside_inputs({"preferences": str(data)}, [], tmp_path) != named
 
 
+def test_a_model_that_a_group_names_is_an_input(tmp_path):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "config.json").write_text("{}")
+    group = {"similarity_model": "encoder", "deeper": {"base": str(tmp_path / "encoder")}, "question": "why ? " * 999}
+    told = {"training": group, "question": "~nobody " + "why ? " * 999}
+    before = manifest.outside_inputs(told, [], tmp_path)
+    assert set(before) == {"parameter training.similarity_model", "parameter training.deeper.base"}
+    (tmp_path / "encoder" / "config.json").write_text('{"more": 1}')
+    assert manifest.outside_inputs(told, [], tmp_path) != before
+
+
 def stage_folder(path: Path, results: dict[str, str]) -> Path:
     """A finished stage with these files."""
     for name, text in results.items():

@@ -117,6 +117,17 @@ def test_with_margins_adds_drops_and_swaps():
         with_margins(_pairs(), torch.ones(3))
 
 
+def test_a_column_of_margins_that_is_there_already_is_not_replaced():
+    own = _pairs().add_column("margin", [7.0, 8.0])
+    for call in (
+        lambda: with_margins(own, torch.ones(2)),
+        lambda: margins.splits_with_margins({"train": own}, {"train": torch.ones(2)}, "unit", "clip", 1.0),
+    ):
+        with pytest.raises(InputError, match="there is a column margin already"):
+            call()
+    assert with_margins(own, torch.ones(2), column="legend")["margin"][:] == [7.0, 8.0]
+
+
 def test_only_margins_of_training_pairs_are_clipped():
     own, scores = {"train": _pairs(), "test": _pairs()}, torch.tensor([2.0, -1.0])
     found = margins.splits_with_margins(own, dict.fromkeys(own, scores), "unit", "clip", 3.0)

@@ -317,6 +317,10 @@ def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):
         ShadowRewardModels.load(copied, "cpu", base_model=str(other))
     broken = copied / "insult" / "adapter_model.safetensors"
     whole = broken.read_bytes()
+    tensors = load_file(broken)
+    save_file({name: value for name, value in tensors.items() if "1.mlp.up_proj.lora_B" not in name}, broken)
+    with pytest.raises(InputError, match="insult: damaged adapter .Found missing adapter keys"):
+        ShadowRewardModels.load(copied, "cpu", base_model=str(tiny_model))
     broken.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="insult: damaged adapter"):
         ShadowRewardModels.load(copied, "cpu", base_model=base)

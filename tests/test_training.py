@@ -110,6 +110,14 @@ def test_grpo_saves_an_adapter_and_its_history_and_nothing_else(undisturbed, tin
     assert policy.peft_config["default"].r == 8
 
 
+def test_grpo_on_texts_is_grpo_on_messages(undisturbed, tiny_model, tmp_path):
+    _, history = undisturbed
+    texts = PROMPTS.remove_columns("prompt").add_column("prompt", [row[0]["content"] for row in PROMPTS["prompt"]])
+    assert numbers(train_grpo(tiny_model, texts, count_e, tmp_path / "texts", grpo())) == numbers(history)
+    with pytest.raises(InputError, match="row 1: prompt is null"):
+        train_grpo(tiny_model, Dataset.from_dict({"prompt": ["a", None]}), count_e, tmp_path / "none", grpo())
+
+
 def test_grpo_raises_the_reward(tiny_model, tmp_path):
     history = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "p", grpo(max_steps=25, prompts_per_step=4, beta=0.0))
     rewards = [row["reward"] for row in history]

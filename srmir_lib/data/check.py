@@ -45,7 +45,8 @@ def check(model: str = "", pairs: OwnPairs | None = None, every: bool = False) -
     if not (model or pairs):
         raise InputError("check: name a model, preference pairs, or both (--model, --data)")
     works = {ability.name: ability for ability in abilities(model)} if model else {}
-    rows, tokens, problem = [], {}, _model_problem(works)
+    rows, tokens, why = [], {}, _model_problem(works)
+    problem = f"{model}: {why}" if why else ""
     if model:
         config = config_of(model)
         limit, kind = longest(config), ", ".join(config.architectures or [type(config).__name__])

@@ -142,20 +142,21 @@ def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer:
 def with_margins(
     pairs, margins: Tensor, scale: str = "unit", negative: str = "keep", size: float = 1.0, column: str = "margin"
 ):
-    """Preference `Dataset` with a `column` of margins in units of score; raw `margins` (N,) in its row order.
+    """Preference `Dataset` with a `column` of margins in units of score; raw `margins` (N,) in its row order. A column
+    of that name that is there already is an `InputError`.
 
     "drop" leaves out the pairs of a negative margin; "flip" swaps their chosen and rejected answers, and all columns
     that come in two for them (`two_sided`).
     """
     if len(margins) != len(pairs):
         raise InputError(f"margins: {len(margins)} for {len(pairs)} pairs; give one for each")
+    if column in pairs.column_names:
+        raise InputError(f"preferences: there is a column {column} already, which ours would replace; rename it")
     scaled, swap = scale_margins(margins, scale, negative, size), (margins < 0).tolist()
     for one, other in two_sided(pairs.column_names) if negative == "flip" else ():
         sides = zip(pairs[one], pairs[other], swap, strict=True)
         left, right = zip(*((r, c) if swapped else (c, r) for c, r, swapped in sides), strict=True)
         pairs = pairs.remove_columns([one, other]).add_column(one, list(left)).add_column(other, list(right))
-    if column in pairs.column_names:
-        pairs = pairs.remove_columns(column)
     return pairs.add_column(column, scaled.tolist()).select((~scaled.isnan()).nonzero().flatten().tolist())
 
 

@@ -7,25 +7,33 @@ enough, or when a class of that name was trained. The fitted router is two small
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from datasets import DatasetDict
 from torch import Tensor
 
-from srmir_lib.artifacts import atomic_path, read_json, write_json
+from srmir_lib.artifacts import as_written, atomic_path, read_json, write_json
 from srmir_lib.conversations import ask_about
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
-from srmir_lib.models.loading import MINILM, base_reference, find_base, load_trunk, resolve_encoder
+from srmir_lib.models.loading import (
+    MINILM,
+    base_reference,
+    config_of,
+    find_base,
+    load_trunk,
+    resolve_encoder,
+)
 from srmir_lib.models.trunk import Trunk
+from srmir_lib.settings.reward_training import checked
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN, ordered
 
 PROMPT = "{prompt}"
 
 
-@dataclass(frozen=True)
+@checked
 class PromptEncoder:
     """How a prompt becomes an embedding: which frozen model reads which question about it, and where it is read off.
 
@@ -178,16 +186,19 @@ class Router:
 
         folder = Path(folder)
         value = read_json(folder / "router.json")
-        try:
-            reader, weights = dict(value["reader"]), load_file(folder / "router.safetensors")
+        with as_written(folder, "damaged router", "run the stage that writes it"):
+            reader, classes = dict(value["reader"]), value["classes"]
             reference = {name: reader.pop(name) for name in ("base_model", "base_is_folder", "base_sha256")}
-            parts = value["classes"], weights["weight"], weights["bias"], value["threshold"]
-            router = cls(*parts, PromptEncoder("", **reader), trunk, value["fitted"])
-        except Exception as error:
-            raise InputError(f"{folder}: damaged router ({error!r}); run the stage that writes it") from error
-        shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
-        base = trunk.base_model if shared else find_base(folder, reference)
-        router.reader = replace(router.reader, base_model=base)
+            weights = load_file(folder / "router.safetensors")
+            parts = weights["weight"], weights["bias"], value["threshold"]
+            shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
+            base = trunk.base_model if shared else find_base(folder, reference)
+            router = cls(classes, *parts, PromptEncoder(base, **reader), trunk, value["fitted"])
+            ask_about("", router.reader.question), ", ".join(classes)
+            size = len(classes), config_of(base).get_text_config().hidden_size
+            found = tuple(router.weight.shape), tuple(router.bias.shape), router.weight.is_floating_point()
+            if found != (size, size[:1], True):
+                raise InputError(f"{folder}: damaged router (weights of another shape); run the stage that writes it")
         return router
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from srmir_lib.artifacts import atomic_path
+from srmir_lib.artifacts import as_written, atomic_path
 from srmir_lib.errors import InputError
 
 
@@ -18,14 +18,12 @@ def read_direction(path: str, layer: int | None, pooling: str | None) -> tuple[n
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; write one with --save-direction")
-    try:
+    with as_written(path, "not a safety direction", "write one with --save-direction"):
         with safe_open(path, framework="numpy") as file:
             vector, notes = file.get_tensor("direction"), file.metadata()
         own = int(notes["layer"]), notes["pooling"]
         fitted_on = notes["model"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a safety direction ({error}); write one with --save-direction") from error
-    if vector.ndim != 1 or not abs(np.linalg.norm(vector) - 1) < 1e-3:
+    if vector.ndim != 1 or not abs(np.linalg.norm(vector.astype(float)) - 1) < 1e-3:
         raise InputError(f"{path}: the direction must be a vector of length 1; write it again with --save-direction")
     for name, asked, made in (("layer", layer, own[0]), ("pooling", pooling, own[1])):
         if asked is not None and asked != made:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
+from srmir_lib.artifacts import as_written
 from srmir_lib.models.generation import end_tokens
 from srmir_lib.models.kinds import (
     end_problem,
@@ -36,18 +37,19 @@ def abilities(model: str | Path) -> list[Ability]:
     config, tokenizer = config_of(model), read_tokenizer(model)
     if Path(model).is_dir():
         model_files(Path(model))
-    words = tokenizer_problem(tokenizer)
-    language = language_problem(config) or words
-    window, limit = window_of(config), ""
-    if window is not None:
-        limit = f"conversations of at most {window} tokens, its sliding window, with the question behind them"
-    problems = {
-        "generation": language or end_problem(end_tokens(tokenizer, _generation_config(model, config))),
-        "shared": shared_problem(config) or words,
-        "separate": separate_problem(config) or words,
-        "pooled": pooled_problem(config, tokenizer),
-        "margins": margins_problem(config, tokenizer),
-    }
+    with as_written(model, "not as a model is saved", "fetch it again"):
+        words = tokenizer_problem(tokenizer)
+        language = language_problem(config) or words
+        window, limit = window_of(config), ""
+        if window is not None:
+            limit = f"conversations of at most {window} tokens, its sliding window, with the question behind them"
+        problems = {
+            "generation": language or end_problem(end_tokens(tokenizer, _generation_config(model, config))),
+            "shared": shared_problem(config) or words,
+            "separate": separate_problem(config) or words,
+            "pooled": pooled_problem(config, tokenizer),
+            "margins": margins_problem(config, tokenizer),
+        }
     minded = {"shared": limit}
     return [Ability(name, not why, why or minded.get(name, "")) for name, why in problems.items()]
 

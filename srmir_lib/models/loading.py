@@ -7,6 +7,7 @@ silent fallback.
 import hashlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from srmir_lib.artifacts import read_json, sha256
+from srmir_lib.artifacts import as_written, read_json, sha256
 from srmir_lib.errors import InputError
 from srmir_lib.models.kinds import is_causal, margins_problem, tokenizer_problem
 
@@ -31,8 +32,9 @@ ADAPTER = "PEFT adapter"
 def refuse_adapter(folder: str | Path) -> None:
     """Refuse the folder of an adapter where a model is expected: transformers would put it on whatever it names."""
     adapter = Path(folder, "adapter_config.json")
-    if adapter.is_file():
-        base = read_json(adapter).get("base_model_name_or_path") or "which it does not say"
+    if os.path.lexists(adapter):
+        with as_written(adapter, "no adapter's configuration", "fetch or train the adapter again"):
+            base = read_json(adapter).get("base_model_name_or_path") or "which it does not say"
         raise InputError(f"{folder}: an adapter: name its base model ({base}), or merge the two (merge_and_unload)")
 
 
@@ -41,12 +43,24 @@ def expecting(what: str, where: str | Path):
     """While this lasts, a file that is missing, damaged or unfit is an `InputError` that says what should be there."""
     if what != ADAPTER:
         refuse_adapter(where)
-    try:
+    with as_written(where, f"no {what} there", "name another folder or id, or fetch it again"):
+        try:
+            yield
+        except SafetensorError as error:
+            raise InputError(f"{where}: damaged weights ({error}); fetch or train the model again") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" in str(error):
+                why = "its weights have other shapes than its config.json says"
+                raise InputError(f"{where}: {why}; fetch or train the model again") from error
+            raise
+
+
+@contextmanager
+def whole_adapter():
+    """While this lasts, an adapter that lacks weights is an error: PEFT would make them up, with a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
         yield
-    except SafetensorError as error:
-        raise InputError(f"{where}: damaged weights ({error}); fetch or train the model again") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: no {what} there ({str(error).strip().splitlines()[0]})") from error
 
 
 def read_tensors(file: Path, like: Mapping[str, Tensor], fix: str) -> dict[str, Tensor]:
@@ -62,6 +76,8 @@ def read_tensors(file: Path, like: Mapping[str, Tensor], fix: str) -> dict[str, 
         found = tuple(tensors[name].shape) if name in tensors else "nothing"
         if found != tuple(value.shape):
             raise InputError(f"{file}: {found} for {name}, not {tuple(value.shape)}; {fix}")
+        if not tensors[name].is_floating_point():
+            raise InputError(f"{file}: {name} holds {tensors[name].dtype}, no fractions; {fix}")
     return tensors
 
 
@@ -89,7 +105,7 @@ def find_base(folder: Path, reference: Mapping, base_model: str | None = None, s
 
 def with_adapter(policy, adapter: str | Path):
     """`policy` with the LoRA adapter of a folder on top; `unload()` of the result gives `policy` back unchanged."""
-    with expecting(ADAPTER, adapter):
+    with expecting(ADAPTER, adapter), whole_adapter():
         return PeftModel.from_pretrained(policy, str(adapter))
 
 
@@ -110,9 +126,17 @@ def load_trunk(model: str | Path, device: str = "auto", dtype: str = "float32") 
     tokenizer = load_tokenizer(model) if is_causal(config) else read_tokenizer(model)
     if problem := margins_problem(config, tokenizer):
         raise InputError(f"{model}: {problem}")
+    device = pick_device(device)
     with expecting("model", model), quiet():
-        trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(pick_device(device)).eval()
+        trunk = AutoModel.from_pretrained(str(model), dtype=getattr(torch, dtype)).to(device).eval()
+        try_out(trunk)
     return trunk.requires_grad_(False), tokenizer
+
+
+@torch.no_grad()
+def try_out(model) -> None:
+    """Have a model read one token: some of what its configuration says wrong shows no sooner."""
+    model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
 LOADING = RLock()
@@ -192,8 +216,10 @@ def read_tokenizer(model: str | Path, **options):
     """Tokenizer of a model id or folder as it is; the end token pads if it has no token for that."""
     with expecting("tokenizer", model):
         tokenizer = AutoTokenizer.from_pretrained(str(model), **options)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        if not tokenizer("a", add_special_tokens=False)["input_ids"] or tokenizer.model_max_length < 1:
+            raise InputError(f"{model}: its tokenizer makes nothing of a text; fetch its files (tokenizer.json) again")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -208,11 +234,13 @@ def load_tokenizer(model: str | Path):
 def load_policy(model: str | Path, device: str = "auto", dtype: str = "", adapter: str | Path | None = None):
     """Causal language model by id or folder, optionally with a PEFT adapter on top, in evaluation mode. `dtype`: what
     its weights are held in; empty: what suits the device (`precision`)."""
+    place, dtype = pick_device(device), getattr(torch, dtype or precision(device))
     with expecting("causal language model", model):
-        policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype or precision(device)))
+        policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype).to(place).eval()
+        try_out(policy)
     if adapter is not None:
         policy = with_adapter(policy, adapter)
-    return policy.to(pick_device(device)).eval()
+    return policy.eval()
 
 
 def precision(device: str = "auto") -> str:

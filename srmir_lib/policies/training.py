@@ -20,6 +20,7 @@ from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
+from srmir_lib.conversations import as_chat, for_each
 from srmir_lib.data.preferences import PAIR, as_pairs
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import end_tokens
@@ -78,7 +79,8 @@ def train_grpo(
     model=None,
     start=None,
 ) -> list[dict]:
-    """Train on `prompts` (column prompt: a conversation; every other column goes to the reward function).
+    """Train on `prompts` (column prompt: a conversation, or a user's text, which becomes one; every other column goes
+    to the reward function).
 
     Saves the adapter in `output_dir` and returns its history, one dict an update, in TRL's words: step, reward, kl and
     entropy (nats a token), completions/mean_length (tokens), num_tokens (so far); beside them seconds, coherence/…
@@ -90,6 +92,8 @@ def train_grpo(
     """
     output_dir = Path(output_dir)
     _check_columns(prompts, ("prompt",))
+    if (chats := for_each(as_chat, prompts["prompt"])) != prompts["prompt"][:]:
+        prompts = prompts.remove_columns("prompt").add_column("prompt", chats)
     begun = "" if start is None else _check_start(start, settings)
     reward_is = reward_function.fingerprint if "fingerprint" in dir(reward_function) else ""
     key = run_key(base_model, prompts, settings.model_dump(), reward_is + begun)

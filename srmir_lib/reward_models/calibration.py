@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.artifacts import as_written, read_json, write_json
 from srmir_lib.conversations import text_of
 from srmir_lib.data.pairs import SAID
 from srmir_lib.errors import InputError
@@ -106,15 +106,11 @@ class Calibration:
     def load(cls, path: str | Path) -> "Calibration":
         """Read `calibration.json`; a damaged file is an `InputError`."""
         value = read_json(path)
-        try:
+        with as_written(path, "not a calibration file", "run 03_margins again"):
             columns, knots = value["categories"], tuple(map(float, value.get("lengths", ())))
             mean, std = (tuple(float(column[key]) for column in columns.values()) for key in ("mean", "std"))
             curves = tuple(tuple(map(float, column["curve"])) for column in columns.values()) if knots else ()
             return cls(tuple(columns), mean, std, int(value["rows"]), knots, curves)
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: not a calibration file ({error!r}); run 03_margins again") from error
 
 
 def lengths_of(responses: Sequence) -> np.ndarray:

@@ -3,13 +3,16 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.artifacts import as_written, read_json, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import base_reference, find_base
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
 
 DESIGNS = ("shared", "separate", "pooled")
+
+KINDS = {"categories": list, "base_model": str, "dtype": str, "question": str, "draft_tokens": int}
+"""Types of what loading does not look at otherwise."""
 
 
 def read_config(folder: str | Path) -> dict:
@@ -20,6 +23,10 @@ def read_config(folder: str | Path) -> dict:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not config.get("categories") or config.get("design") not in DESIGNS:
         raise InputError(f"{folder}/config.json: needs categories and a design out of {', '.join(DESIGNS)}")
+    wrong = [name for name, kind in KINDS.items() if not isinstance(config.get(name, kind()), kind)]
+    wrong += [] if all(isinstance(name, str) for name in config["categories"]) else ["categories"]
+    if wrong:
+        raise InputError(f"{folder}/config.json: {wrong[0]} is not as it was written; train the set again (02)")
     return config
 
 
@@ -27,11 +34,9 @@ def load_settings(folder: str | Path) -> RewardSettings:
     """The settings that a set in `folder` was trained with, so that another set can be trained alike."""
     config = read_config(folder)
     file = Path(folder) / ("fit.json" if config["design"] == "shared" else f"{config['categories'][0]}/fit.json")
-    try:
+    with as_written(file, "no settings", "train the set again (02)"):
         settings = dict(read_json(file)["key"]["settings"])
         return RewardSettings(**settings | {"probe": ProbeSettings(**settings["probe"])})
-    except (KeyError, TypeError, InputError) as error:
-        raise InputError(f"{file}: no settings ({error!r}); train the set again (02)") from error
 
 
 def pairs_seen(folder: str | Path) -> int:

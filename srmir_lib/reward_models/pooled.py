@@ -5,20 +5,19 @@ beside it says which output is which category and how a pair becomes tokens. Hig
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from srmir_lib.artifacts import read_json
+from srmir_lib.artifacts import as_written, read_json
 from srmir_lib.conversations import GAP, for_each, plain_text, text_of, too_long
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import BATCH_TOKENS
 from srmir_lib.models.kinds import pooled_problem
-from srmir_lib.models.loading import config_of, expecting, pick_device, quiet, read_tokenizer
-from srmir_lib.settings.reward_training import EncoderSettings, check_reading
+from srmir_lib.models.loading import config_of, expecting, pick_device, quiet, read_tokenizer, try_out
+from srmir_lib.settings.reward_training import EncoderSettings, check_reading, checked
 
 
 def load_classifier(model: str | Path, num_labels: int | None = None, **options) -> tuple:
@@ -33,11 +32,12 @@ def load_classifier(model: str | Path, num_labels: int | None = None, **options)
         raise InputError(f"{model}: {problem}")
     with expecting("encoder", model), quiet():
         known = {name: value for name, value in options.items() if hasattr(config, name)}
-        classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **known)
+        classifier = AutoModelForSequenceClassification.from_pretrained(str(model), **head, **known).eval()
+        try_out(classifier)
     return classifier, tokenizer
 
 
-@dataclass(frozen=True)
+@checked
 class PairTokenizer:
     """How a (prompt, response) pair becomes encoder input.
 
@@ -83,10 +83,8 @@ class PairTokenizer:
 def load_pooled_settings(folder: str | Path) -> tuple[PairTokenizer, EncoderSettings]:
     """What a pooled set in `folder` was trained with, so that another set can be trained alike."""
     config = read_json(Path(folder) / "config.json")
-    try:
+    with as_written(Path(folder) / "config.json", "no settings", "train the set again (02)"):
         return PairTokenizer(**config["reading"]), EncoderSettings(**config["settings"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json: no settings ({error!r}); train the set again (02)") from error
 
 
 def collate(rows: Sequence[dict], tokenizer) -> dict[str, Tensor]:
@@ -101,16 +99,15 @@ class PooledScorer:
         """Read `config.json` and `encoder/` of a `shadow_rms/` folder; what is missing or unfit is an `InputError`."""
         folder, self.device = Path(folder), pick_device(device)
         config = read_json(folder / "config.json")
-        try:
+        with as_written(folder / "config.json", "not a pooled set of reward models", "train the set again (02)"):
             self.categories, self.pair_tokenizer = list(config["categories"]), PairTokenizer(**config["reading"])
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{folder}/config.json: not a pooled set of reward models ({error!r})") from error
         if not (folder / "encoder").is_dir():
             raise InputError(f"{folder}/encoder: no such folder; run 02_shadow_reward_models")
         model, self.tokenizer = load_classifier(folder / "encoder")
         if model.config.num_labels != len(self.categories):
             found = f"{model.config.num_labels} outputs for {len(self.categories)} categories"
             raise InputError(f"{folder}/encoder: {found}; train the set again")
+        self.pair_tokenizer.encode(self.tokenizer, ["a"], ["b"])  # refuses what the two cannot read together
         self.model, self.tokens_per_batch = model.to(self.device).eval(), BATCH_TOKENS
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForCausalLM
 
+from srmir_lib.artifacts import as_written
 from srmir_lib.conversations import render, user_message
 from srmir_lib.data.check import Check
 from srmir_lib.data.own_sets import ROOM
@@ -33,6 +34,8 @@ def preset_facts(found: Check, design: str = "") -> dict:
     design = design or ("separate" if problems["shared"] else "shared")
     if problems[design]:
         raise InputError(f"design {design}: {problems[design]}")
+    with as_written(found.model):
+        probe = probe_texts(tokenizer, found.pairs.categories)
     train = found.pairs.splits["train"]
     counts = Counter(row["category"] for row in train)
     chosen = [row["chosen"][0]["content"] for row in train[:1000]]
@@ -46,7 +49,7 @@ def preset_facts(found: Check, design: str = "") -> dict:
         "counts": {name: counts[name] for name in found.pairs.categories},
         "tokens": tokens,
         "answer": answers[int(0.95 * (len(answers) - 1))],
-        "probe": probe_texts(tokenizer, found.pairs.categories),
+        "probe": probe,
         "size": size,
         "cuda": pick_device().type == "cuda",
     }

@@ -164,7 +164,7 @@ def _categories(models: str) -> list[str]:
         raise InputError(f"{models}: no such folder of reward models; run 02_shadow_reward_models")
     config = read_json(Path(models) / "config.json")
     categories = config.get("categories") if isinstance(config, dict) else None
-    if not isinstance(categories, list) or not categories:
+    if not isinstance(categories, list) or not categories or not all(isinstance(name, str) for name in categories):
         raise InputError(f"{models}/config.json: has no categories; it is not a set of reward models")
     return categories
 

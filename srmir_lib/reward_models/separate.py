@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from srmir_lib.artifacts import as_written
 from srmir_lib.conversations import check_lengths, conversation_ids, too_long
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length, padded
 from srmir_lib.models.kinds import separate_problem
-from srmir_lib.models.loading import config_of, load_tokenizer, quiet, share_weights
+from srmir_lib.models.loading import config_of, load_tokenizer, quiet, share_weights, whole_adapter
 from srmir_lib.models.trunk import Trunk
 
 
@@ -65,15 +66,15 @@ class SeparateScorer:
                 raise InputError(
                     f"{adapter}: no adapter_model.safetensors for category {category}; train it again (02)"
                 )
-            try:
+            with as_written(adapter, "damaged adapter", "train it again (02)"), whole_adapter():
                 if isinstance(model, PeftModel):
                     model.load_adapter(adapter, _name(category), **options)
                 else:
                     model = PeftModel.from_pretrained(model, adapter, adapter_name=_name(category), **options)
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0]
-                raise InputError(f"{adapter}: damaged adapter ({reason}); train it again (02)") from error
         self.model = model.eval()
+        for category in self.categories:
+            with as_written(folder / category, "damaged adapter", "train it again (02)"):
+                self.score_ids([[0]], category)
 
     def too_long(self, tokens: int) -> str:
         """What is wrong with a conversation of so many tokens; "" if nothing."""

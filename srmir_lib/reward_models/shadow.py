@@ -6,13 +6,14 @@ this library to be opened.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from srmir_lib.artifacts import sha256
+from srmir_lib.artifacts import as_written, sha256
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.calibration import Calibration
@@ -49,13 +50,14 @@ class ShadowRewardModels:
         """
         folder = Path(folder)
         config = read_config(folder)
-        if config["design"] == "pooled":
-            scorer = PooledScorer(folder, trunk if isinstance(trunk, str) else str(trunk.device))
-        else:
-            trunk = find_trunk(folder, config, trunk, base_model)
-            scorer = (SharedScorer.load if config["design"] == "shared" else SeparateScorer)(folder, config, trunk)
+        with as_written(folder, "a damaged set of reward models", "train it again (02)"):
+            if config["design"] == "pooled":
+                scorer = PooledScorer(folder, trunk if isinstance(trunk, str) else str(trunk.device))
+            else:
+                trunk = find_trunk(folder, config, trunk, base_model)
+                scorer = (SharedScorer.load if config["design"] == "shared" else SeparateScorer)(folder, config, trunk)
         calibration = folder / "calibration.json"
-        calibration = Calibration.load(calibration) if calibration.exists() else None
+        calibration = Calibration.load(calibration) if os.path.lexists(calibration) else None
         models = cls(scorer, config["categories"], config["design"], calibration)
         files = [folder / "config.json", *sorted(folder.rglob("*.safetensors"))]
         models.fingerprint = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from srmir_lib.artifacts import atomic_path, read_json
+from srmir_lib.artifacts import as_written, atomic_path, read_json
 from srmir_lib.errors import InputError
 from srmir_lib.runner.report import results_table
 from srmir_lib.runner.series import Runner
@@ -79,7 +79,8 @@ def bless(runner: Runner) -> Path:
             for name in (f"{task.name}.ipynb", *KEPT):
                 source = runner.outputs / task.name / name
                 if source.is_file():
-                    text = _fit_to_keep(source.read_text(encoding="utf8"), runner.root)
+                    with as_written(source):
+                        text = _fit_to_keep(source.read_text(encoding="utf8"), runner.root)
                     if len(text.encode()) >= LARGEST:
                         raise InputError(f"{source}: 1 MB or more; print or draw less")
                     (fresh / task.name / name).write_text(text, encoding="utf8")
@@ -103,7 +104,8 @@ def results_page(reference: Path) -> str:
         if name.startswith("A6") and not (reference / "seeds").is_dir():
             parts.append("No seeds are on record (`srmir seeds`), so no claim over seeds is shown.")
         else:
-            parts += [ABOUT.format(**read_json(file)), *map(_markdown, filter(None, _tables(file.parent)))]
+            with as_written(file.parent, fix="restore it, or bless the run again"):
+                parts += [ABOUT.format(**read_json(file)), *map(_markdown, filter(None, _tables(file.parent)))]
     return "\n\n".join(parts) + "\n"
 
 

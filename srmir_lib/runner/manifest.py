@@ -10,14 +10,13 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
 from pathlib import Path
 
-from srmir_lib.artifacts import read_json, restored, sha256
-from srmir_lib.errors import InputError
+from srmir_lib.artifacts import as_written, read_json, restored, sha256
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER
 
 DECISIVE = {
@@ -159,12 +158,20 @@ def _free(path: Path) -> Path:
 def read_manifest(folder: Path) -> dict | None:
     """The manifest of a finished stage, None when there is none; a damaged one is an `InputError`."""
     path = restored(folder) / "manifest.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or not {"ok", "key", "outputs"} <= manifest.keys():
-        raise InputError(f"{path}: not a manifest; delete {folder} and run its stage again")
+    with as_written(path, "not a manifest", f"delete {folder} and run its stage again"):
+        manifest["ok"], manifest["key"], manifest["outputs"].items()
+        check_times(manifest)
     return manifest
+
+
+def check_times(manifest: dict) -> None:
+    """Raise what `elapsed` and a table of stages raise of a record that does not hold times as it was written."""
+    seconds, memory = (manifest.get(name) or 0 for name in ("seconds", "peak_memory_mb"))
+    f"{seconds:.0f} {memory:.0f}"
+    elapsed([(manifest["started"], seconds)] if manifest.get("started") else [])
 
 
 def damaged(folder: Path, outputs: dict[str, str]) -> list[str]:
@@ -178,19 +185,29 @@ def digest(value: object) -> str:
 
 
 def outside_inputs(parameters: dict, written: Iterable[str], root: Path) -> dict[str, str]:
-    """Files and folders that parameters name. They may be large: names, sizes and times are hashed.
+    """Files and folders that parameters name, those in groups too. They may be large: names, sizes and times are
+    hashed.
 
     What a parameter names to *write* is no input: the notebook's metadata lists it under `srmir.writes`.
     """
-    named = {key: value for key, value in parameters.items() if isinstance(value, str) and value}
+    named = dict(_texts(parameters))
     if parameters.get("data_dir") == "" and os.environ.get("SRMIR_DATA"):
         named["data_dir"] = os.environ["SRMIR_DATA"]
     inputs = {}
     for key in named.keys() - {*written, *GIVEN_BY_RUNNER}:
-        path = root / os.path.expandvars(Path(named[key]).expanduser())
-        if path.exists():
+        path = root / os.path.expandvars(os.path.expanduser(named[key]))
+        if os.path.exists(path):  # not `Path.exists`: most are no paths, and may be longer than a path can be
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             files = [f for f in files if f.is_file() and not (f != path and PASSING.search(str(f.relative_to(path))))]
             facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
             inputs[f"parameter {key}"] = digest(facts)
     return inputs
+
+
+def _texts(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of all parameters that are a text; one of a group is called `group.name`."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _texts(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and value:
+            yield prefix + name, value

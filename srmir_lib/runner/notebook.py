@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from pydantic import create_model
 
+from srmir_lib.artifacts import as_written
 from srmir_lib.errors import InputError
 from srmir_lib.settings.base import Settings
 
@@ -40,12 +41,14 @@ class Notebook:
     @classmethod
     def load(cls, path: Path) -> "Notebook":
         """Parse `path`; a damaged notebook, or a parameters cell that is not literals only, is an `InputError`."""
-        try:
-            book = json.loads(path.read_text(encoding="utf8"))
-            cells = [{**cell, "source": "".join(cell["source"])} for cell in book["cells"]]
-            code = ast.parse("\n".join(_python(c["source"]) for c in cells if c["cell_type"] == "code"))
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
-            raise InputError(f"{path}: not a readable notebook ({error}); restore it from git") from error
+        with as_written(path, "not a readable notebook", "restore it from git"):
+            return cls._read(path)
+
+    @classmethod
+    def _read(cls, path: Path) -> "Notebook":
+        book = json.loads(path.read_text(encoding="utf8"))
+        cells = [{**cell, "source": "".join(cell["source"])} for cell in book["cells"]]
+        code = ast.parse("\n".join(_python(c["source"]) for c in cells if c["cell_type"] == "code"))
         tagged = [n for n, cell in enumerate(cells) if "parameters" in cell.get("metadata", {}).get("tags", [])]
         if len(tagged) != 1:
             raise InputError(f"{path}: {len(tagged)} cells are tagged `parameters`; it needs exactly one")
@@ -60,7 +63,10 @@ class Notebook:
                 wanted = f"write `name: type = literal` with types of {', '.join(TYPES)} and None"
                 raise InputError(f"{path}: parameters cell {number}: {wanted}, not `{bad}`") from error
         model = _settings_model(code) or create_model("Parameters", __base__=Settings, **annotations)
-        return cls(path.stem, path, book.get("metadata", {}), cells, code, model, defaults)
+        metadata = dict(book.get("metadata", {}))
+        told = metadata.get("srmir", {})
+        [entry.partition("/") for name in ("reads", "writes") for entry in told.get(name, [])]  # texts, all of them
+        return cls(path.stem, path, metadata, cells, code, model, defaults)
 
     def parameters(self, values: dict, where: str) -> dict:
         """All it is told, from `values` and defaults, checked strictly; `where` names the source in errors."""
@@ -117,9 +123,9 @@ def load_values(path: Path) -> dict:
     """A parameter file: a YAML mapping; anything else is an `InputError` that names the file and line."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror.lower()}; it must be a parameter file") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: write one `name: value` a line, not a {type(values).__name__}")

@@ -6,16 +6,17 @@ looks stands in `templates/report.html`; here is gathered what it shows.
 """
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from srmir_lib.artifacts import atomic_path, read_json
+from srmir_lib.artifacts import as_written, atomic_path, read_json
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import HEADINGS
 from srmir_lib.rows import read_jsonl
-from srmir_lib.runner.manifest import elapsed
+from srmir_lib.runner.manifest import check_times, elapsed
 from srmir_lib.runner.stage import find_root
 
 STAGES = {
@@ -47,7 +48,10 @@ def build_report(preset: str, root: str | Path | None = None) -> Path:
     pages = Environment(
         loader=PackageLoader("srmir_lib.runner"), autoescape=True, undefined=StrictUndefined, finalize=_shown
     )
-    page = pages.get_template("report.html").render(preset=preset, stages=stages, results=results, **_header(stages))
+    with as_written(outputs, "a record of a stage is damaged"):
+        page = pages.get_template("report.html").render(
+            preset=preset, stages=stages, results=results, **_header(stages)
+        )
     target = outputs / "report" / "index.html"
     with atomic_path(target) as fresh:
         fresh.write_text(page + "\n", encoding="utf8")
@@ -87,25 +91,28 @@ def _evaluation(folder: Path) -> dict | None:
     results, claims, samples = _json(folder / "results.json"), _json(folder / "claims.json"), folder / "samples.jsonl"
     if results is None:
         return None
-    return {
-        "note": results.get("note", ""),
-        "table": results_table(results["policies"]),
-        "forest": _pictures(folder).get("forest"),
-        "claims": claims and [{name: claim.get(name) for name in CLAIM} for claim in claims],
-        "claim_texts": set(CLAIM) - {"estimate", "low", "high"},
-        "samples": read_jsonl(samples, ("prompt", "answers")) if samples.is_file() else None,
-    }
+    with as_written(folder):
+        return {
+            "note": results.get("note", ""),
+            "table": results_table(results["policies"]),
+            "forest": _pictures(folder).get("forest"),
+            "claims": claims and [{name: claim.get(name) for name in CLAIM} for claim in claims],
+            "claim_texts": set(CLAIM) - {"estimate", "low", "high"},
+            "samples": read_jsonl(samples, ("prompt", "answers")) if os.path.lexists(samples) else None,
+        }
 
 
 def _stage(folder: Path, title: str) -> dict:
     """What a stage left in its folder, if anything."""
     manifest, metrics = _json(folder / "manifest.json"), _json(folder / "metrics.json")
-    if manifest is None:
-        state = "no result" if metrics is None else "by hand"
-    else:
-        state = "done" if manifest.get("ok", True) else "failed"
-    stage = {"name": folder.name, "title": title, "state": state, "ran": folder.is_dir()}
-    return stage | {"manifest": manifest or {}, "metrics": metrics, "pictures": _pictures(folder)}
+    with as_written(folder):
+        if manifest is None:
+            state = "no result" if metrics is None else "by hand"
+        else:
+            state = "done" if manifest.get("ok", True) else "failed"
+            check_times(manifest)
+        stage = {"name": folder.name, "title": title, "state": state, "ran": folder.is_dir()}
+        return stage | {"manifest": manifest or {}, "metrics": metrics, "pictures": _pictures(folder)}
 
 
 def _pictures(folder: Path) -> dict[str, str]:
@@ -115,7 +122,7 @@ def _pictures(folder: Path) -> dict[str, str]:
 
 
 def _json(path: Path) -> object:
-    return read_json(path) if path.is_file() else None
+    return read_json(path) if os.path.lexists(path) else None
 
 
 def _shown(value: object) -> object:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.artifacts import as_written, read_json, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.runner.execute import StageFailed
 from srmir_lib.runner.manifest import git_state, read_manifest, utc_now
@@ -18,6 +18,9 @@ from srmir_lib.runner.series import Runner, Task
 from srmir_lib.runner.workers import needs_of
 
 RECORDS = Path("outputs/reference/seeds")
+
+
+NO_RECORD = "not a record of a seed", "delete it and run the seed again"
 
 
 KEPT = ("started", "seconds", "git_commit", "git_dirty", "versions", "cpu", "threads")
@@ -97,8 +100,11 @@ def stale_records(preset: str, root: str | Path | None = None) -> list[str]:
     """
     runner = Runner(preset, root)
     chains, today = _chains(runner), _read_with(runner)
-    files = sorted((runner.root / RECORDS / preset).glob("*/*.json"))
-    return [runner.shown(file) for file in files if not _is_current(read_json(file), chains, today)]
+    stale = []
+    for file in sorted((runner.root / RECORDS / preset).glob("*/*.json")):
+        with as_written(file, *NO_RECORD):
+            stale += [] if _is_current(read_json(file), chains, today) else [runner.shown(file)]
+    return stale
 
 
 def _is_current(record: dict, chains: dict[str, str], today: dict[str, dict[str, dict]]) -> bool:
@@ -114,12 +120,10 @@ def _is_current(record: dict, chains: dict[str, str], today: dict[str, dict[str,
 def _records(folder: str | Path) -> list[dict]:
     folder, records, made = Path(folder), [], {}
     for file in sorted(folder.glob("*/*.json")):
-        record = read_json(file)
-        try:
-            record = record | {"seed": int(record["seed"]), "metrics": dict(record["metrics"])}
+        with as_written(file, *NO_RECORD):
+            record = read_json(file)
+            record |= {"seed": int(record["seed"]), "metrics": dict(record["metrics"])}
             notebook, chain = record["notebook"], record["chain"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{file}: not a record of a seed ({error!r}); delete it and run the seed again") from error
         first = made.setdefault(notebook, (chain, file))
         if first[0] != chain:
             fix = "run all seeds again, or delete the records of the others"
