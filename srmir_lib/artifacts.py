@@ -132,8 +132,8 @@ def read_json(path: str | Path) -> object:
 
 @contextmanager
 def as_written(path: str | Path, what: str = "damaged", fix: str = "run its stage again") -> Iterator[None]:
-    """While this lasts, whatever goes wrong is an `InputError` that names `path`: a file or folder that is not as it
-    was written fails in as many ways as there are libraries that read it."""
+    """While this lasts, whatever goes wrong, but for a lack of memory, is an `InputError` that names `path`: a file or
+    folder that is not as it was written fails in as many ways as there are libraries that read it."""
     try:
         yield
     except InputError as error:
@@ -141,6 +141,8 @@ def as_written(path: str | Path, what: str = "damaged", fix: str = "run its stag
             raise
         raise InputError(f"{path}: {error}") from error
     except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+            raise
         said = str(error).strip().partition("\n")[0]
         said = f"lacks {said}" if isinstance(error, KeyError) else getattr(error, "strerror", "") or said
         reason = said or type(error).__name__

@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset
 
 from srmir_lib import artifacts
-from srmir_lib.artifacts import atomic_path, read_json, restored, save_dataset, write_json, write_jsonl
+from srmir_lib.artifacts import as_written, atomic_path, read_json, restored, save_dataset, write_json, write_jsonl
 from srmir_lib.errors import InputError
 from srmir_lib.rows import read_jsonl
 
@@ -178,3 +178,22 @@ def test_a_line_of_json_ends_at_a_newline_alone(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"a": "\u2028"}\n\n{"a": \n')
     with pytest.raises(InputError, match="b.jsonl: row 3 is not JSON"):
         read_jsonl(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize("lack", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")])
+def test_a_lack_of_memory_is_no_damage(lack):
+    with pytest.raises(type(lack)), as_written("folder"):
+        raise lack
+
+
+def test_whatever_a_damaged_file_raises_names_it_in_one_line():
+    for error, said in {
+        KeyError("weight"): "lacks 'weight'",
+        ValueError("two\nlines"): "two",
+        OSError(): "OSError",
+    }.items():
+        with (
+            pytest.raises(InputError, match=f"^folder/a: damaged .{said}.; run its stage again$"),
+            as_written("folder/a"),
+        ):
+            raise error
