@@ -143,7 +143,7 @@ def as_written(path: str | Path, what: str = "damaged", fix: str = "run its stag
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
             raise
-        said = str(error).strip().partition("\n")[0]
+        said = str(error).strip().partition("\n")[0].rstrip(" :")
         said = f"lacks {said}" if isinstance(error, KeyError) else getattr(error, "strerror", "") or said
         reason = said or type(error).__name__
         raise InputError(f"{path}: {what} ({reason}); {fix}") from error

@@ -231,6 +231,14 @@ def test_check_serves_models_and_forms(models, tmp_path, capsys, kind, form):
     assert re.search(r"^  shared +works", out, re.MULTILINE) and re.search(r"^  generation +works", out, re.MULTILINE)
     systems = len(own_rows(form)) if form == FORMS[0] else 0
     assert f"{systems} pairs with a system turn, 0 with earlier turns" in out
+    assert re.search(r"^  few test pairs +.*privacy.*: what is measured on them says little$", out, re.MULTILINE)
+
+
+def test_check_names_only_categories_of_few_test_pairs(tmp_path, capsys):
+    file = write_rows(tmp_path / "pairs.jsonl", pairs_of({"many": 200, "thin": 20}))
+    out = told(capsys, "check", "--data", file)[1]
+    assert re.search(r"^    many +140, 20, 40$", out, re.MULTILINE)
+    assert re.search(r"^  few test pairs +thin:", out, re.MULTILINE)
 
 
 def test_check_counts_what_is_too_long_and_01_leaves_it_out(models, tmp_path, capsys):
@@ -242,6 +250,10 @@ def test_check_counts_what_is_too_long_and_01_leaves_it_out(models, tmp_path, ca
     folders, router, numbers = own_data(file, models["llama"], 0, "cpu")
     assert sum(map(len, folders["preferences"].values())) == 19
     assert numbers["left_out"]["longer than the model reads"] == 1 and router.classes == ["insult", "privacy"]
+    test = folders["prompts"]["test"]["category"]
+    largest = max(map(list(test).count, test)) / len(test)
+    assert numbers["router"]["if all went to the largest"] == pytest.approx(largest)
+    assert {"all prompts", "sent to no category", "insult", "privacy"} < {*numbers["router"]}
     assert not any(map(share_a_prompt, folders.values()))
 
 
@@ -286,6 +298,14 @@ def test_new_preset_writes_files_that_fit_and_never_overwrites(models, root, cap
     assert plans["02"]["probe"]["text"] == "<|user|>Is the answer above good as to {category}?<|end|><|assistant|>"
     before = {path: path.read_bytes() for path in (root / "params" / "mine").iterdir()}
     assert all(text.startswith(b"# ") for text in before.values())
+    trial = Runner("mine-trial", root)
+    tried = {task.name[:2]: task.parameters for task in trial.plan(trial.select())}
+    assert [tried[name]["max_steps"] for name in ("02", "A0", "04", "05")] == [2] * 4 and tried["A0"][
+        "start_steps"
+    ] == 1
+    assert tried["01"] == plans["01"] | {"preset": "mine-trial"}
+    assert [*plans["03"]["objectives"]] == [*tried["03"]["objectives"]] == ["margin"]
+    assert "srmir run mine-trial shows" in out
     code, _, err = told(capsys, *asked)
     assert code == 2 and "never overwritten" in err and err.count("\n") == 1
     assert before == {path: path.read_bytes() for path in (root / "params" / "mine").iterdir()}
@@ -318,14 +338,14 @@ def test_a_follow_up_is_written_as_the_template_writes_it(models):
 
 
 def run_series(root: Path, model: Path, rows: list[dict], capsys) -> None:
-    """A preset for them, and all that it runs, in two updates."""
+    """A preset for them, and all that its trial runs, in two updates."""
     write_rows(root / "pairs.jsonl", rows)
     code, out, err = told(capsys, "new-preset", "mine", "--base-model", model, "--preferences", "pairs.jsonl")
     assert code == 0, err
-    code, out, err = told(capsys, "run", "mine", "--set", "max_steps=2")
+    code, out, err = told(capsys, "run", "mine-trial")
     assert code == 0, err
     names = sorted({row.get("category", ALL).replace(" ", "_") for row in rows})
-    outputs = root / "outputs" / "mine"
+    outputs = root / "outputs" / "mine-trial"
     config = read_json(outputs / "02_shadow_reward_models" / "shadow_rms" / "config.json")
     assert sorted(config["categories"]) == names
     assert sorted(read_json(outputs / "03_margins" / "calibration.json")["categories"]) == names
@@ -378,9 +398,11 @@ def test_the_walk_through_does_what_it_says(models, root, capsys):
     (root / "model").symlink_to(models["gemma"])
     write_rows(root / "answers.jsonl", [{"prompt": "tell me about spam", "response": "I can not", "category": "spam"}])
     for words in commands:
-        if words[1:] != ["run", "mine"]:
+        if words[1:] != ["run", "mine"]:  # the trial stands for it
             code, out, err = told(capsys, *words[1:])
             assert code == 0, (words, err)
+        if words[1:] == ["run", "mine-trial"]:
+            (root / "outputs" / "mine").symlink_to("mine-trial")
     scored = json.loads((root / "scored.jsonl").read_text(encoding="utf8"))
     assert set(scored["scores"]) == {"insult", "privacy", "spam", "tone_of_voice"}
     assert scored["routed"] == scored["scores"]["spam"]

@@ -101,6 +101,17 @@ def test_missing_stages_are_said_so(run):
     assert "06_evaluation has not run: no table" in text
 
 
+def test_a_preset_has_the_stages_that_it_has_parameters_for(run):
+    mine = run / "outputs" / "mine"
+    shutil.copytree(run / "outputs" / "lab" / "02_shadow_reward_models", mine / "02_shadow_reward_models")
+    (run / "params" / "mine").mkdir(parents=True)
+    for name in ("01_data", "02_shadow_reward_models"):
+        (run / "params" / "mine" / f"{name}.yaml").write_text("preset: mine\n", encoding="utf8")
+    _, text = parse(build_report("mine", run))
+    assert "0 of 2 stages" in text and "01_data has not run" in text and "00_tour" not in text
+    assert "This preset evaluates no policies" in text and "06_evaluation has not run" not in text
+
+
 def test_nothing_active_and_nothing_from_outside(run):
     page, text = parse(build_report("lab", run))
     assert "script" not in page.tags and not page.handlers

@@ -112,6 +112,10 @@ def contents(folder: Path) -> dict[str, str]:
         (["lab", "0"], "0: more than one notebook"),
         (["lab", "--from", "A9"], "A9: unknown notebook"),
         (["lab", "--set", "rats=1"], "--set rats: not a parameter that can be set in 01_make, 02_use"),
+        (
+            ["lab", "02", "--set", "rate=1.0"],
+            "--set rate: not a parameter that can be set in 02_use; 01_make can be told",
+        ),
         (["lab", "--set", "preset=smoke"], "--set preset: not a parameter that can be set"),
         (["lab", "--set", "rate"], "--set rate: write NAME=VALUE"),
         (["lab", "--set", "rate=5e-6"], "--set: rate = '5e-6': it is text, and must be a number; write 5.0e-6"),

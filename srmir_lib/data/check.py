@@ -19,6 +19,9 @@ from srmir_lib.taxonomy import UNKNOWN, ordered
 SHOWN = 12
 """Categories that a table names, unless all are asked for."""
 
+FEW = 20
+"""A share of so many test pairs is known to a fifth at best; of fewer it says little."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -91,6 +94,10 @@ def _data_rows(pairs: OwnPairs, tokens: Sequence[int], every: bool) -> list[tupl
         rows.append((f"    {name}", ", ".join(str(count[name]) for count in counts.values())))
     if len(names) > SHOWN and not every:
         rows.append(("    …", f"{len(names) - SHOWN} more; --categories names all"))
+    few = [name for name in names if 0 < counts.get("test", Counter())[name] < FEW]
+    if few:
+        more = f" and {len(few) - SHOWN} more" * (len(few) > SHOWN)
+        rows.append(("  few test pairs", f"{', '.join(few[:SHOWN])}{more}: what is measured on them says little"))
     systems = sum(row["prompt"][0]["role"] == "system" for row in every_row)
     several = sum(len([turn for turn in row["prompt"] if turn["role"] != "system"]) > 1 for row in every_row)
     rows.append(("  conversations", f"{systems} pairs with a system turn, {several} with earlier turns"))

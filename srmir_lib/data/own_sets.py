@@ -1,5 +1,6 @@
 """A person's own pairs and a base model: how long they are for it, and the folders and the router that 01 writes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def own_data(
     """The folders `preferences`, `prompts` and `demonstrations`, a router to the categories, and numbers.
 
     The router reads what the base model makes of a prompt; with one category it sends all to that. The numbers:
-    `router`, how often a test prompt reaches its category (`router_accuracy`); `left_out`, pairs that were, by reason.
+    `router`, how often a test prompt reaches its category, by category and of all, beside the share of the largest;
+    `left_out`, pairs that were, by reason.
     """
     base_model = resolve_encoder(base_model)
     pairs, config = own_pairs(source, seed), config_of(base_model)
@@ -40,7 +42,10 @@ def own_data(
     how = {"dtype": precision(device)} if is_causal(config) else {"pooling": "mean"}
     reader, prompts = PromptEncoder(base_model, **how), folders["prompts"]
     router = fit_router(prompts, reader, pairs.categories, device, rejected_share=0.02)
-    return folders, router, {"router": router_accuracy(router, prompts["test"]), "left_out": dict(pairs.left_out)}
+    found, largest = router_accuracy(router, prompts["test"]), Counter(prompts["test"]["category"]).most_common(1)[0][1]
+    found |= {"all prompts": found.pop("mean"), "sent to no category": found.pop("unknown")}
+    found["if all went to the largest"] = largest / len(prompts["test"])
+    return folders, router, {"router": found, "left_out": dict(pairs.left_out)}
 
 
 def longest(config) -> int | None:

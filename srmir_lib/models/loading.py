@@ -43,7 +43,10 @@ def expecting(what: str, where: str | Path):
     """While this lasts, a file that is missing, damaged or unfit is an `InputError` that says what should be there."""
     if what != ADAPTER:
         refuse_adapter(where)
-    with as_written(where, f"no {what} there", "name another folder or id, or fetch it again"):
+    if not os.path.exists(where) and (os.path.isabs(where) or str(where).startswith(".") or str(where).count("/") > 1):
+        raise InputError(f"{where}: no {what} there, and no folder; name another folder, or an id (owner/name)")
+    files = "its files (tokenizer.json, tokenizer_config.json) belong beside the weights; " * (what == "tokenizer")
+    with as_written(where, f"no {what} there", f"{files}name another folder or id, or fetch it again"):
         try:
             yield
         except SafetensorError as error:

@@ -161,7 +161,9 @@ class _Scorer:
 def _categories(models: str) -> list[str]:
     """The categories of a set, read without loading it; the set is checked when it is loaded."""
     if not Path(models).is_dir():
-        raise InputError(f"{models}: no such folder of reward models; run 02_shadow_reward_models")
+        raise InputError(
+            f"{models}: no such folder of reward models; 02 and 03 write theirs to shadow_rms/ in outputs/"
+        )
     config = read_json(Path(models) / "config.json")
     categories = config.get("categories") if isinstance(config, dict) else None
     if not isinstance(categories, list) or not categories or not all(isinstance(name, str) for name in categories):

@@ -1,4 +1,5 @@
-"""`srmir new-preset`: parameter files for a model and pairs of one's own, with what a reader may want to change."""
+"""`srmir new-preset`: parameter files for a model and pairs of one's own, with what a reader may want to change, and
+beside them a trial: the same in two updates."""
 
 import json
 import re
@@ -18,8 +19,11 @@ LEFT_OUT = (
     "left out: 00, the tour of a toy; 06, whose referee knows the lab's town only (A0, 04 and 05 show answers before "
     "and after); A1 to A8, studies of the lab and of public data"
 )
-SEQUENCES = 16
-"""Sequences in an update of a policy: 4 prompts with 4 answers each."""
+ANSWERS = 4
+"""Answers to each prompt of an update of a policy."""
+
+TRIAL = "-trial"
+"""What the name of a preset that only tries another one ends with."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +46,51 @@ class Facts:
     def longest(self) -> int:
         return max(self.tokens)
 
-    @property
-    def steps(self) -> int:
-        """Updates of a reward model: two passes over the pairs of a category of middling size, 8 at a time."""
-        return min(240, max(20, sum(self.counts.values()) // len(self.counts) // 4))
+    def amounts(self, trial: bool) -> "Amounts":
+        """How much is trained. A reward model makes two passes over the pairs of a category of middling size, 8 at a
+        time; a trial trains everything for two updates."""
+        passes = min(240, max(20, sum(self.counts.values()) // len(self.counts) // 4))
+        return Amounts(2, 1, 2, 2, 8) if trial else Amounts(passes, 10, 30, 4, 60)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is trained: updates of a reward model, of the imitation before, and of a policy; prompts in an update of
+    a policy; and how many are answered to compare."""
+
+    fit: int
+    start: int
+    policy: int
+    prompts: int
+    compared: int
 
 
 def write_preset(root: Path, name: str, facts: Facts) -> str:
-    """Write `params/<name>/`, checked against the notebooks; returns what will run, what not, and a rough time.
+    """Write `params/<name>/` and its trial, checked against the notebooks; returns what will run, what not, and a rough
+    time.
 
     A preset that exists is never overwritten.
     """
-    check_name(root, name)
-    texts = {notebook: _text(name, *parts) for notebook, parts in _files(facts).items()}
-    for notebook, text in texts.items():
-        Notebook.load(root / "notebooks" / f"{notebook}.ipynb").parameters(yaml.safe_load(text), f"{notebook}.yaml")
-    with atomic_path(root / "params" / name) as fresh:
-        fresh.mkdir()
-        for notebook, text in texts.items():
-            (fresh / f"{notebook}.yaml").write_text(text, encoding="utf8")
-    seconds = rough_seconds(facts)
-    each = ", ".join(f"{notebook.split('_')[0]} {_time(value)}" for notebook, value in seconds.items())
+    presets = {name: facts.amounts(trial=False), name + TRIAL: facts.amounts(trial=True)}
+    files = {}
+    for preset, amounts in presets.items():
+        check_name(root, preset)
+        files[preset] = {notebook: _text(preset, *parts) for notebook, parts in _files(facts, amounts).items()}
+        for notebook, text in files[preset].items():
+            Notebook.load(root / "notebooks" / f"{notebook}.ipynb").parameters(yaml.safe_load(text), f"{notebook}.yaml")
+    for preset, texts in files.items():
+        with atomic_path(root / "params" / preset) as fresh:
+            fresh.mkdir()
+            for notebook, text in texts.items():
+                (fresh / f"{notebook}.yaml").write_text(text, encoding="utf8")
+    whole, trial = (rough_seconds(facts, amounts) for amounts in presets.values())
+    each = ", ".join(f"{notebook.split('_')[0]} {_time(value)}" for notebook, value in whole.items())
     what = f"{len(facts.tokens)} pairs of {_listed(facts.counts)}"
     return (
         f"params/{name}: 01 to 05 and A0, for {facts.base_model} (design {facts.design}) on {what}\n{LEFT_OUT}\n"
-        f"rough time on this machine: {_time(sum(seconds.values()))} ({each})\n"
-        f"next: srmir run {name} --set max_steps=2 shows that everything runs; srmir run {name} runs it"
+        f"rough time on this machine: {_time(sum(whole.values()))} ({each}); lower max_steps where it is too long\n"
+        f"next: srmir run {name}{TRIAL} shows in {_time(sum(trial.values()))} or so that everything runs; "
+        f"srmir run {name} runs it"
     )
 
 
@@ -79,19 +102,19 @@ def check_name(root: Path, name: str) -> None:
         raise InputError(f"params/{name}: exists, and is never overwritten; choose another name, or delete it first")
 
 
-def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
+def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
     """Notebook -> its purpose, and its parameters: name -> (value, comment)."""
     names, few = list(facts.counts), min(facts.counts.values())
     called = {ALL: "everything"} if names == [ALL] else {}
     base = {"base_model": (facts.base_model, "")}
     hidden = {"show_text": (False, "true: show texts whole; false: their beginnings, masked")}
     update = {"learning_rate": 1e-4, "micro_batch": 4, "max_length": facts.longest}
-    grpo = {"learning_rate": 5e-5, "prompts_per_step": 4, "num_generations": 4, "micro_batch": 4}
+    grpo = {"learning_rate": 5e-5, "prompts_per_step": amounts.prompts, "num_generations": ANSWERS, "micro_batch": 4}
     grpo |= {"max_completion_length": min(256, facts.answer + 8)}
-    steps = {"max_steps": (30, "updates of each policy; a first look, more is better")}
+    steps = {"max_steps": (amounts.policy, "updates of each policy; a first look, more is better")}
     shared = facts.design == "shared"
     question = {"question": ("", 'no draft before judging; else a question with {prompt}, such as "why would you …"')}
-    rates = {"single_learning_rate": 5e-4 if shared else 1e-4, "max_length": facts.longest}
+    rates = {"single_learning_rate": 5e-4 if shared else 1e-4, "max_length": facts.longest, "keep_gb": 1.5}
     several = len(names) > 1
     return {
         "01_data": (
@@ -110,13 +133,13 @@ def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
             base
             | {
                 "design": (facts.design, "shared: one trunk, probes; separate: a LoRA model each"),
-                "max_steps": (facts.steps, "updates of each model: about two passes over the pairs of a category"),
+                "max_steps": (amounts.fit, "updates of each model; 03 takes it over"),
                 "learning_rate": (1e-3 if shared else 1e-4, "of each; halve it if the accuracy jumps about"),
             }
             | question
             | hidden
             | {
-                "training": (rates, "max_length: the longest pair of the data"),
+                "training": (rates, "max_length: the longest pair; keep_gb: memory for what the trunk has read"),
                 "probe": (
                     {"text": facts.probe[0], "single_text": facts.probe[1], "names": called, "tokens": 0},
                     "design shared: what is asked behind an answer; names: what to call a category in it",
@@ -125,9 +148,14 @@ def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
             },
         ),
         "03_margins": (
-            "One scale for all reward models, margins off the base model's states, and the models once more with them.",
+            "One scale, margins off the base model's states, and the models once more with them. `refusals` (see the "
+            "notebook) are answers that stand for good ones; write others where the pairs are not about safety.",
             base
             | {
+                "objectives": (
+                    {"margin": {"objective": "margin"}},
+                    "the models once more, with margins; PCRM's limits: add pcrm: {objective: pcrm_length}",
+                ),
                 "facts": ("", "nobody knows the truth about these prompts,"),
                 "best_of": (0, "so that nobody can judge what the models pick"),
             },
@@ -135,11 +163,14 @@ def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
         "A0_baselines": (
             "Imitation, DPO, and GRPO with one reward model; 04 and 05 begin with its start/.",
             base
-            | {"start_steps": (10, "updates of imitation that every policy begins with")}
+            | {"start_steps": (amounts.start, "updates of imitation that every policy begins with")}
             | steps
             | {
-                "batch_size": (SEQUENCES, "sequences in an update, as prompts_per_step * num_generations of grpo"),
-                "max_prompts": (60, "validation prompts that all are compared on"),
+                "batch_size": (
+                    amounts.prompts * ANSWERS,
+                    "sequences in an update, as prompts_per_step * num_generations of grpo",
+                ),
+                "max_prompts": (amounts.compared, "validation prompts that all are compared on"),
             }
             | hidden
             | {"start": (update, ""), "sft": (update, ""), "dpo": (update | {"learning_rate": 2e-5}, "")}
@@ -161,7 +192,10 @@ def _files(facts: Facts) -> dict[str, tuple[str, dict]]:
             | hidden
             | {
                 "training": (grpo, "as in 04"),
-                "alarm": ({"prompts": 60, "provoke": False}, "provoke: true: one more run, that should ring"),
+                "alarm": (
+                    {"prompts": amounts.compared, "provoke": False},
+                    "provoke: true: one more run, that should ring",
+                ),
             },
         ),
     }
@@ -193,20 +227,23 @@ def _yaml(value: object) -> str:
     return yaml.safe_dump(value).removesuffix("...\n").strip()
 
 
-def rough_seconds(facts: Facts) -> dict[str, float]:
+def rough_seconds(facts: Facts, amounts: Amounts) -> dict[str, float]:
     """Seconds by notebook, by the arithmetic of its forward and backward passes; right within a factor of a few."""
     speed = 3e13 if facts.cuda else 1.5e10 * cores()
     models, pairs = len(facts.counts), len(facts.tokens)
     read = 2 * sum(facts.tokens)  # both answers
     mean, probe = sum(facts.tokens) / pairs, 20
-    updates = 3 * models * facts.steps * 8 * 2
+    updates = 3 * models * amounts.fit * 8 * 2
     fitted = updates * probe + read if facts.design == "shared" else updates * mean * 2
-    sequences = 30 * SEQUENCES * (mean + 5 * min(256, facts.answer + 8))  # a sampled token costs several read ones
+    batch = amounts.prompts * ANSWERS
+    sequences = (
+        amounts.policy * batch * (mean + 5 * min(256, facts.answer + 8))
+    )  # a sampled token costs several read ones
     tokens = {
         "01_data": read / 2,
         "02_shadow_reward_models": 3 * fitted + 3 * read,
-        "03_margins": 3 * fitted + 5 * read,
-        "A0_baselines": 3 * 4 * sequences,
+        "03_margins": fitted + 5 * read,
+        "A0_baselines": 3 * 4 * sequences + 3 * amounts.start * batch * mean,
         "04_grpo_linear": 3 * 2 * sequences,
         "05_grpo_categorized": 3 * 3 * sequences,
     }

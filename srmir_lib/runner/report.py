@@ -38,19 +38,22 @@ def build_report(preset: str, root: str | Path | None = None) -> Path:
     """Write `outputs/<preset>/report/index.html` from what the stages left there, and return its path.
 
     Reads manifests, metrics, figures and, of 06, `results.json`, `claims.json` and `samples.jsonl`. No output folder
-    for the preset is an `InputError`; a missing stage becomes a sentence.
+    for the preset is an `InputError`; a missing stage becomes a sentence. Stages are those that the preset has
+    parameters for; all, where nobody knows its parameters.
     """
     outputs = (Path(root) if root else find_root()) / "outputs" / preset
     if not outputs.is_dir():
         raise InputError(f"{outputs}: no results of this preset; run `srmir run {preset}` first")
-    stages = [_stage(outputs / name, title) for name, title in STAGES.items()]
+    own = {file.stem for file in (outputs.parents[1] / "params" / preset).glob("*.yaml")} or STAGES.keys()
+    part = {name: title for name, title in STAGES.items() if name in own or (outputs / name).is_dir()}
+    stages = [_stage(outputs / name, title) for name, title in part.items()]
     results = _evaluation(outputs / "06_evaluation")
     pages = Environment(
         loader=PackageLoader("srmir_lib.runner"), autoescape=True, undefined=StrictUndefined, finalize=_shown
     )
     with as_written(outputs, "a record of a stage is damaged"):
         page = pages.get_template("report.html").render(
-            preset=preset, stages=stages, results=results, **_header(stages)
+            preset=preset, stages=stages, results=results, evaluates="06_evaluation" in part, **_header(stages)
         )
     target = outputs / "report" / "index.html"
     with atomic_path(target) as fresh:

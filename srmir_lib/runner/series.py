@@ -113,8 +113,9 @@ class Runner:
                 parameters, values = parameters | again, values | again
             tasks.append(Task(notebook, parameters, values, notebook.reads(parameters)))
         if unused:
-            among = ", ".join(task.name for task in tasks)
-            raise InputError(f"--set {', '.join(sorted(unused))}: not a parameter that can be set in {among}")
+            among, elsewhere = ", ".join(task.name for task in tasks), self._that_know(unused)
+            where = f"; {', '.join(elsewhere)} can be told" if elsewhere else ""
+            raise InputError(f"--set {', '.join(sorted(unused))}: not a parameter that can be set in {among}{where}")
         if check_inputs:
             self._check_inputs(tasks)
         return tasks
@@ -254,6 +255,11 @@ class Runner:
         if missing:
             raise InputError(f"{self.shown(path)}: its parameters cell lacks {', '.join(missing)}")
         return notebook
+
+    def _that_know(self, names: Iterable[str]) -> list[str]:
+        """The notebooks of this preset that have a parameter of one of these names."""
+        wanted = {name.split(".")[0] for name in names} - {*GIVEN_BY_RUNNER}
+        return [name for name in self.series() if wanted & self._notebook(name).defaults.keys()]
 
     def _match(self, prefix: str) -> str:
         """The notebook that `prefix` (01, A0, 04_grpo) means; none or several is an `InputError`."""
