@@ -65,8 +65,10 @@ def test_the_table_shows_groups_marks_changes_and_escapes():
     shown = Outer.checked({"rate": 1.0, "inner": {"size": 4}})
     assert [row["name"] for row in shown.groups()] == ["inner.size", "inner.kind"]
     assert repr(shown) == "* inner.size = 4  # how large\n  inner.kind = 'a'  # which"
-    html = Outer.checked({"rate": 1.0})._repr_html_()
-    assert "<td" in html and "how large" in html and "font-weight: bold" not in html.split("inner.kind")[1]
+    changed, folded = shown._repr_html_().split("<details>")
+    assert "how large" in changed and "font-weight: bold" in changed and "inner.kind" not in changed
+    assert "<summary>1 setting as by default</summary>" in folded and "inner.kind" in folded and "bold" not in folded
+    assert "<table" not in Outer.checked({"rate": 1.0})._repr_html_().split("<details>")[0], "nothing is changed"
 
 
 def leaves(model: type[Settings], path: tuple = ()):

@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from srmir_lib.artifacts import atomic_path, read_json, write_json
@@ -89,7 +90,7 @@ def fit_pooled(
             save_strategy="no",
             logging_steps=max(1, len(order) // settings.batch_size // 40),
             report_to="none",
-            disable_tqdm=not progress,
+            disable_tqdm=True,  # in a notebook it would also print a table of all losses
             dataloader_pin_memory=not on_cpu,
             seed=seed,
         )
@@ -99,7 +100,7 @@ def fit_pooled(
             arguments,
             lambda rows: _stack(rows, tokenizer),
             [examples[at] for at in order],
-            callbacks=[average],
+            callbacks=[average, _Bar(progress)],
             optimizers=(_optimizer(model, settings), None),
         )
         trainer.remove_callback(PrinterCallback)
@@ -184,6 +185,22 @@ class _Average(TrainerCallback):
 
     def on_step_end(self, args, state, control, model, **kwargs):
         self.mean.update_parameters(model)
+
+
+class _Bar(TrainerCallback):
+    """A bar over the updates."""
+
+    def __init__(self, shown: bool):
+        self.bar = tqdm(desc="encoder", disable=not shown, leave=False)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar.reset(state.max_steps)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
 
 
 def _optimizer(model, settings: EncoderSettings) -> torch.optim.AdamW:

@@ -54,17 +54,19 @@ class Settings(BaseModel):
         """The same settings but for `changes`, checked like the first."""
         return type(self).checked(dict(self) | changes)
 
-    def rows(self, prefix: str = "") -> list[dict]:
-        """Name, value, default and meaning of every setting, those of a group under `group.name`."""
+    def rows(self, prefix: str = "", usual: "Settings | None" = None) -> list[dict]:
+        """Name, value, meaning, and whether it is `changed`, of every setting, those of a group under `group.name`.
+
+        `usual`: what a group is by default, where it has a default of its own.
+        """
         rows = []
         for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
+            value, default = getattr(self, name), field.get_default() if usual is None else getattr(usual, name)
             if isinstance(value, Settings):
-                rows += value.rows(f"{prefix}{name}.")
+                rows += value.rows(f"{prefix}{name}.", default)
                 continue
-            default = None if field.is_required() else field.get_default(call_default_factory=True)
-            row = {"name": prefix + name, "value": value, "changed": not field.is_required() and value != default}
-            rows.append(row | {"meaning": field.description or ""})
+            changed = not (field.is_required() and usual is None) and value != default
+            rows.append({"name": prefix + name, "value": value, "changed": changed, "meaning": field.description or ""})
         return rows
 
     def groups(self) -> list[dict]:
@@ -72,13 +74,17 @@ class Settings(BaseModel):
         return [row for row in self.rows() if "." in row["name"]]
 
     def _repr_html_(self) -> str:
-        """What a parameters cell does not show (all, without groups) as a table; what is no default in bold."""
-        lines = []
+        """What a parameters cell does not show (all, without groups), in two tables: what is no default, in bold, and
+        the rest, folded."""
+        tables = {True: [], False: []}
         for row in self.groups() or self.rows():
             cells = (row["name"], repr(row["value"]), row["meaning"])
             style = ' style="text-align: left; font-weight: bold"' if row["changed"] else ' style="text-align: left"'
-            lines.append("<tr>" + "".join(f"<td{style}>{escape(cell)}</td>" for cell in cells) + "</tr>")
-        return f"<table><tbody>{''.join(lines)}</tbody></table>"
+            line = "<tr>" + "".join(f"<td{style}>{escape(cell)}</td>" for cell in cells) + "</tr>"
+            tables[row["changed"]].append(line)
+        changed, rest = (f"<table><tbody>{''.join(lines)}</tbody></table>" * bool(lines) for lines in tables.values())
+        count = f"{len(tables[False])} setting{'s' * (len(tables[False]) != 1)} as by default"
+        return changed + f"<details><summary>{count}</summary>{rest}</details>" * bool(rest)
 
     def __str__(self) -> str:
         return repr(self)
