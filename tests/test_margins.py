@@ -1,6 +1,8 @@
 """Legend by hand: direction, margins, their scale, and the embeddings they are read from."""
 
 from collections import Counter
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import margins
 from srmir_lib.data.margins import annotate, estimate_direction, length_correlation, with_margins
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import counted
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import load_policy, load_tokenizer, load_trunk
 from srmir_lib.papers.legend import legend_margin, safety_direction, scale_margins
@@ -345,3 +348,13 @@ def test_correlation_by_hand():
     # deviations (-1, 0, 1) and (-1, 1, 0): 1 over the square root of 2 times 2
     assert margins.correlation(torch.tensor([1.0, 2.0, 3.0]), [0, 2, 1]) == pytest.approx(0.5)
     assert margins.length_differences(["a b", "a"], ["a", assistant_message("a b c")]) == [1, -2]
+
+
+def test_a_bar_counts_the_rows_of_all_batches_and_lets_them_through(monkeypatch):
+    told = []
+    bar = SimpleNamespace(update=told.append)
+    monkeypatch.setattr("srmir_lib.models.batching.tqdm", lambda **asked: nullcontext(told.append(asked) or bar))
+    assert list(counted(iter([[3, 1], [2]]), 3, "embeddings")) == [[3, 1], [2]]
+    assert told[0]["total"] == 3 and told[0]["desc"] == "embeddings" and not told[0]["disable"] and told[1:] == [2, 1]
+    assert [rows for rows, _ in counted([([5], "states")], 1, "read", lambda part: len(part[0]), False)] == [[5]]
+    assert told[3]["disable"] and told[4:] == [1]

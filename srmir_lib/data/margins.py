@@ -15,6 +15,7 @@ from srmir_lib.conversations import answer_starts, check_answers, conversation_i
 from srmir_lib.data.pairs import SAID
 from srmir_lib.data.preferences import two_sided
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import counted
 from srmir_lib.models.embeddings import check_layer, checked, embed
 from srmir_lib.models.kinds import window_of
 from srmir_lib.models.loading import load_trunk, resolve_encoder
@@ -134,7 +135,7 @@ def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer:
     starts = answer_starts(tokenizer, prompts, answers, ids) if pooling == "mean" else None
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
     read = Trunk(model, tokenizer).prefill(ids, [str(prompt) for prompt in prompts], starts, layer)
-    for rows, states in read:
+    for rows, states in counted(read, len(ids), "embeddings", lambda part: len(part[0])):
         embeddings[rows] = states.pooled.float().cpu()
     return checked(embeddings)
 

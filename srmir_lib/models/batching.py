@@ -1,9 +1,10 @@
 """Micro-batches: rows of similar length together, so that little is padding and memory stays bounded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 BATCH_TOKENS = 8192
 """Tokens of one forward pass, padding counted."""
@@ -16,6 +17,15 @@ CPU_TOKENS = 2048
 def token_budget(device: torch.device, tokens: int = BATCH_TOKENS) -> int:
     """Tokens of a forward pass on this device, `tokens` at most."""
     return min(tokens, CPU_TOKENS) if device.type == "cpu" else tokens
+
+
+def counted(batches: Iterable, total: int, what: str, size: Callable = len, shown: bool = True) -> Iterator:
+    """`batches` as they come, behind a bar over all `total` rows, that shows itself to who waits five seconds; `size`
+    tells the rows of a batch."""
+    with tqdm(total=total, desc=what, disable=not shown, leave=False, delay=5) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(size(batch))
 
 
 def by_length(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from srmir_lib.conversations import answer_starts, check_answers, check_lengths, conversation_ids, plain_text, text_of
 from srmir_lib.errors import InputError, RowError
-from srmir_lib.models.batching import by_length, padded, token_budget
+from srmir_lib.models.batching import by_length, counted, padded, token_budget
 from srmir_lib.models.kv_cache import StopForward
 from srmir_lib.models.loading import is_causal
 
@@ -59,7 +59,8 @@ def embed(
     trunk = model.base_model if causal else model
     layers = model.config.get_text_config().num_hidden_layers
     embeddings = torch.zeros(len(ids), model.config.get_text_config().hidden_size)
-    for rows in by_length(range(len(ids)), [len(row) for row in ids], token_budget(model.device)):
+    batches = by_length(range(len(ids)), [len(row) for row in ids], token_budget(model.device))
+    for rows in counted(batches, len(ids), "embeddings"):
         inputs = padded([ids[row] for row in rows], model.device, tokenizer.pad_token_id)
         mask = inputs["attention_mask"]
         if causal:

@@ -7,8 +7,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from tqdm.auto import tqdm
 
+from srmir_lib.models.batching import counted
 from srmir_lib.models.kv_cache import PrefilledKV
 from srmir_lib.models.trunk import Trunk, shared_lengths
 from srmir_lib.reward_models.pairs import TokenizedPairs
@@ -92,7 +92,8 @@ class PrefilledPairs(TokenizedPairs):
         """Let the trunk read every text, and note of each token what nobody has noted yet."""
         written, cached = torch.zeros(self.count, dtype=torch.bool), []
         read = self.trunk.prefill(self.texts, self.groups)
-        for rows, states in tqdm(read, desc=progress, disable=progress is None, leave=False):
+        shown = counted(read, len(self.texts), progress, lambda part: len(part[0]), progress is not None)
+        for rows, states in shown:
             to = torch.cat([self.places[row, : len(self.texts[row])] for row in rows])
             new = ~written[to]
             written[to] = True
