@@ -51,7 +51,7 @@ status: $(READY)  ## how each notebook of PRESET (lab) stands
 test: $(READY)  ## all tests, the smoke series among them; two files at a time, a core each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-matrix: $(READY)  ## own data: notebooks 01 to 05 on four architectures and four forms of pairs, half an hour
+matrix: $(READY)  ## own data: notebooks 01 to 05 on four architectures and four forms of pairs, up to an hour
 	@$(BIN)/python -m pytest -q -m matrix --durations=20 tests/test_own_data.py
 
 lint: $(READY)  ## style of the code, and notebooks without outputs
