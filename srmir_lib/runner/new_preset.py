@@ -49,8 +49,8 @@ class Facts:
     def amounts(self, trial: bool) -> "Amounts":
         """How much is trained. A reward model makes two passes over the pairs of a category of middling size, 8 at a
         time; a trial trains everything for two updates."""
-        passes = min(240, max(20, sum(self.counts.values()) // len(self.counts) // 4))
-        return Amounts(2, 1, 2, 2, 8) if trial else Amounts(passes, 10, 30, 4, 60)
+        fit = min(240, max(20, sum(self.counts.values()) // len(self.counts) // 4))
+        return Amounts(2, 1, 2, 2, 8) if trial else Amounts(fit, 10, 30, 4, 60)
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,8 @@ def rough_seconds(facts: Facts, amounts: Amounts) -> dict[str, float]:
     updates = 3 * models * amounts.fit * 8 * 2
     fitted = updates * probe + read if facts.design == "shared" else updates * mean * 2
     batch = amounts.prompts * ANSWERS
-    sequences = (
-        amounts.policy * batch * (mean + 5 * min(256, facts.answer + 8))
-    )  # a sampled token costs several read ones
+    # A sampled token costs several that are read.
+    sequences = amounts.policy * batch * (mean + 5 * min(256, facts.answer + 8))
     tokens = {
         "01_data": read / 2,
         "02_shadow_reward_models": 3 * fitted + 3 * read,
