@@ -53,7 +53,7 @@ def test_the_sets_of_02_differ_in_what_their_names_say():
 def test_an_encoder_is_one_set():
     ((name, (categories, settings, design, training)),) = of_preset("realdata").sets(["insult"]).items()
     assert (name, categories, design, training) == ("shadow_rms", ["insult"], "pooled", "own")
-    assert settings == EncoderSettings(3.0, 32, 1e-4, 5e-4, 0.9, 0.1, 0.01, 1.0, 0.3, 0.98, bf16=False)
+    assert settings == EncoderSettings(1.0, 32, 1e-4, 5e-4, 0.9, 0.1, 0.01, 1.0, 0.3, 0.98, bf16=False)
 
 
 @pytest.mark.parametrize(
