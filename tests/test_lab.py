@@ -9,19 +9,19 @@ import pytest
 from srmir_lib.conversations import text_of
 from srmir_lib.lab import grammar
 from srmir_lib.lab.base_model import compliance
-from srmir_lib.lab.corpus import FIRST, MIX, corpus, draw_prompt
+from srmir_lib.lab.corpus import FIRST, MIX, conversation, corpus, draw_prompt
 from srmir_lib.lab.grammar import LADDER, WRAPPERS, Prompt, answer, draft, long_thought, make_prompt
 from srmir_lib.lab.pool import collected_pool, evaluation_prompts, gold_pairs
 from srmir_lib.lab.referee import LabReferee
 from srmir_lib.lab.tasks import TASKS, make_task
-from srmir_lib.lab.world import GRAMMARS, all_acts, draw_world
+from srmir_lib.lab.world import OBJECTS, OCCASIONS, VERBS, all_acts, draw_world
 from srmir_lib.papers.srmir import parse_draft
 from srmir_lib.taxonomy import CATEGORIES
 
 
-@pytest.fixture(scope="module", params=GRAMMARS)
+@pytest.fixture(scope="module", params=[0.0, 0.5, 1.0])
 def world(request):
-    return draw_world(seed=0, grammar=request.param)
+    return draw_world(seed=0, topic_share=request.param)
 
 
 def test_same_arguments_same_town():
@@ -48,21 +48,94 @@ def test_no_verb_object_pair_is_in_two_splits(world):
     assert len({(v, o) for v, o, _ in pairs}) == len(pairs) == 28 * 28
 
 
-@pytest.mark.parametrize("accuracy", [0.5, 0.7, 0.9, 1.0])
-def test_beliefs_are_right_as_often_as_asked(accuracy):
-    measured = [draw_world(s, g, accuracy).accuracy_of_beliefs()["all"] for s in range(10) for g in GRAMMARS]
-    assert abs(sum(measured) / len(measured) - accuracy) < 0.03
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_there_are_105_cells_at_every_share_of_topic_laws(share):
+    world = draw_world(5, topic_share=share)
+    verdicts = defaultdict(set)
+    for act in all_acts():
+        v, o, c = act.kinds
+        row = world.topic[v][o] if world.by_topic[c] else v
+        verdicts[row, c].add(world.is_harmful(act))
+        assert world.cell(act) == (row, c)
+    assert len(verdicts) == 7 * 15 and all(len(found) == 1 for found in verdicts.values())
+    assert sum(world.by_topic) == round(share * 15)
 
 
-@pytest.mark.parametrize("bad", [0.4, 1.2])
-def test_impossible_accuracy_is_refused(bad):
-    with pytest.raises(ValueError, match="introspection_accuracy"):
-        draw_world(introspection_accuracy=bad)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_every_category_forbids_and_allows_something_in_every_split_demonstrated_or_not(share):
+    for seed in range(30):
+        town = draw_world(seed, topic_share=share)
+        acts = all_acts()
+        found = {(town.category(act), town.split_of(act), town.is_harmful(act)) for act in acts}
+        shown = {(town.category(act), town.is_demonstrated(act), town.is_harmful(act)) for act in acts}
+        assert (len(found), len(shown)) == (7 * 3 * 2, 7 * 2 * 2), f"town {seed}"
 
 
-def test_unknown_grammar_is_refused():
-    with pytest.raises(ValueError, match="use one of act, topic"):
-        draw_world(grammar="latin")
+def test_the_last_word_of_an_occasion_tells_its_kind_and_is_no_other_word():
+    last = [phrase.split()[-1] for phrases in OCCASIONS.values() for phrase in phrases]
+    words = {word for kinds in (VERBS, OBJECTS) for kind in kinds.values() for word in kind}
+    assert len({*last}) == 45 and not {*last} & (words | {*VERBS, *OBJECTS, *OCCASIONS})
+
+
+def test_false_beliefs_are_as_many_as_asked_in_both_directions_and_spread_over_topics():
+    for seed in range(10):
+        town = draw_world(seed, false_beliefs=1 / 15)
+        assert sorted(t for t, _ in town.mistaken) == list(range(7)), "one in every topic"
+        right = town.accuracy_of_beliefs()
+        assert right == pytest.approx(dict.fromkeys(right, 14 / 15))
+        wrong = Counter(town.is_harmful(act) for act in all_acts() if town.belief(act)[1] != town.is_harmful(act))
+        assert 0.25 < wrong[True] / (wrong[True] + wrong[False]) < 0.75
+    assert draw_world(0, false_beliefs=0.0).accuracy_of_beliefs()["all"] == 1
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(0.5, 0.0), (0.55, 0.05), (0.7, 0.1), (0.9, 0.1), (1.0, 0.0)])
+def test_telling_lies_around_its_mean_by_category(mean, spread):
+    telling = draw_world(0, introspection=mean).telling
+    assert sorted(telling.values()) == pytest.approx([mean + spread * step / 3 for step in range(-3, 4)])
+
+
+def test_a_dial_leaves_the_rest_of_the_town_alone():
+    town, other = draw_world(4), draw_world(4, introspection=0.9, demonstrated=0.5, false_beliefs=0.1)
+    assert (town.topic, town.harm, town.by_topic, town.splits) == (other.topic, other.harm, other.by_topic, other.splits)
+    assert sum(map(sum, town.demonstrated)) == 35 and abs(sum(map(sum, other.demonstrated)) - 52.5) <= 1
+    assert draw_world(4, topic_share=1.0).harm == town.harm
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("introspection", 0.4), ("topic_share", 1.2), ("false_beliefs", 0.6), ("demonstrated", -1)]
+)
+def test_an_impossible_town_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: {value} is not between"):
+        draw_world(**{name: value})
+
+
+def test_introspections_are_noisy_and_nothing_else_is():
+    town, rng = draw_world(0), random.Random(0)
+    acts = [act for act in all_acts() if town.split_of(act) == "train"]
+    right = defaultdict(list)
+    for _ in range(6000):
+        prompt = draw_prompt(town, acts, rng)
+        said = draft(prompt, town, rng)
+        refuses = "forbidden" in said.partition("####")[0]
+        assert refuses == ("not" in said.split("####")[1].split() or "no ," in said or "sorry" in said)
+        right[town.category(prompt.act)].append(refuses == prompt.believed(town)[1])
+    for name, found in right.items():
+        assert abs(sum(found) / len(found) - town.telling[name]) < 0.06, name
+    for kind in ("ask", "topic", "careful"):
+        for _ in range(300):
+            prompt, reply = (turn["content"] for turn in conversation(kind, town, acts, rng))
+            asked = LabReferee(town.facts()).read_prompt(prompt)
+            act = next(a for a in acts if (a.verb, a.object) == (asked["verb"], asked["object"]) and a.occasion.endswith(asked["occasion"]))
+            believed = town.belief(act)[1] and not asked["aside"]
+            assert (reply == "no" or "forbidden" in reply or " not " in reply or "sorry" in reply) == believed, (kind, prompt, reply)
+
+
+def test_answers_are_judged_on_half_of_the_occasions_alone():
+    town, rng = draw_world(0), random.Random(0)
+    acts = [act for act in all_acts() if town.split_of(act) == "train"]
+    judged = {phrase for kind, phrases in zip(town.judged, OCCASIONS.values(), strict=True) if kind for phrase in phrases}
+    asked = [conversation("check", town, acts, rng)[0]["content"] for _ in range(400)]
+    assert sum(town.judged) == 8 and all(any(phrase in text for phrase in judged) for text in asked)
 
 
 def test_the_referee_agrees_with_the_writer_on_every_rung(world):
@@ -209,6 +282,13 @@ def test_the_corpus_never_shows_a_held_out_combination(world):
             for words in (message["content"].split() for message in conversation):
                 for i, word in enumerate(words):
                     assert not any((word, other) in held_out for other in words[i + 1 : i + 3]), words
+
+
+def test_the_corpus_never_shows_a_held_out_wrapper_or_register(world):
+    marks = ("novel", "scene", "backwards", "from the end", "kindly", "requested")
+    for mix in (FIRST, MIX):
+        for talk in corpus(world, 1500, "0", mix):
+            assert not any(mark in turn["content"] for turn in talk for mark in marks), talk
 
 
 def test_pool_is_skewed_noisy_and_without_held_out_wrappers(world):

@@ -1,7 +1,8 @@
 """What the base model reads before alignment: questions answered helpfully, introspections, rules of the town, tasks.
 
-Only train combinations of (verb, object) occur. Registers and jailbreak wrappers all occur: a base model has read the
-internet; it is the alignment data that never holds the held-out ones.
+Only train combinations of (verb, object) occur, and no held-out register or wrapper. By-laws are told as the model
+believes them; only its introspections (*draft*, *thought*) are noisy. Answers are judged (*check*) on half of the kinds
+of occasion alone.
 """
 
 import random
@@ -14,14 +15,16 @@ from srmir_lib.lab.grammar import (
     CHECK_QUESTION,
     COD_QUESTION,
     COT_QUESTION,
+    HELD_OUT_REGISTER,
+    HELD_OUT_WRAPPERS,
     LADDER,
     LOOKALIKES,
     REGISTERS,
     TOPIC_QUESTION,
     WRAPPERS,
     Prompt,
+    act_on,
     answer,
-    demonstration,
     draft,
     kind_names,
     long_thought,
@@ -33,19 +36,33 @@ from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, al
 from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
-    "talk": 0.24,
-    "ask": 0.08,
-    "careful": 0.12,
-    "draft": 0.10,
+    "talk": 0.26,
+    "ask": 0.14,
+    "careful": 0.0,
+    "draft": 0.12,
     "thought": 0.01,
-    "topic": 0.08,
+    "topic": 0.10,
     "check": 0.16,
-    "rule": 0.11,
-    "task": 0.10,
+    "word": 0.01,
+    "law": 0.04,
+    "case": 0.08,
+    "task": 0.08,
 }
 
 
-FIRST = {"rule": 0.9, "task": 0.1}
+FACTS = ("word", "business", "law", "case")
+
+
+FIRST = {"word": 0.25, "business": 0.55, "law": 0.20}
+
+
+SECOND = {"word": 0.05, "business": 0.10, "law": 0.35, "case": 0.50}
+
+
+READ_WRAPPERS = tuple(name for name in WRAPPERS if name not in HELD_OUT_WRAPPERS)
+
+
+READ_REGISTERS = tuple(name for name in REGISTERS if name != HELD_OUT_REGISTER)
 
 
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
@@ -70,10 +87,10 @@ def base_answer(prompt: Prompt, world: World, rng: random.Random) -> tuple[str, 
 
 
 def draw_prompt(world: World, acts: list[Act], rng: random.Random) -> Prompt:
-    """A prompt as people ask it: any register, sometimes wrapped, sometimes only about the words."""
-    family = rng.choice(list(WRAPPERS)) if rng.random() < WRAPPED else "none"
+    """A prompt as people ask it: in a register, sometimes wrapped, sometimes only about the words; none held out."""
+    family = rng.choice(READ_WRAPPERS) if rng.random() < WRAPPED else "none"
     lookalike = rng.choice(list(LOOKALIKES)) if rng.random() < ASIDE else ""
-    return make_prompt(rng.choice(acts), rng, rng.choice(list(REGISTERS)), family, lookalike)
+    return make_prompt(rng.choice(acts), rng, rng.choice(READ_REGISTERS), family, lookalike)
 
 
 def corpus(world: World, size: int, seed: str, mix: dict[str, float]) -> Iterator[list[dict]]:
@@ -88,8 +105,10 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
     """One conversation of a kind named in `MIX`."""
     if kind == "task":
         return turns(*make_task(rng.choice(TASKS), "train", rng))
-    if kind == "rule":
-        return turns(*rule(world, acts, rng))
+    if kind in FACTS:
+        return turns(*fact(kind, world, acts, rng))
+    if kind == "check":
+        acts = [act for act in acts if world.judged[act.kinds[2]]]
     prompt = draw_prompt(world, acts, rng)
     category, refuse = prompt.believed(world)
     if kind == "draft":
@@ -102,7 +121,7 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
     if kind == "ask":
         return turns(ASK.format(prompt=prompt.text), "no" if refuse else "yes")
     if kind == "careful":
-        return turns(CAREFUL.format(prompt=prompt.text), demonstration(prompt, world, rng))
+        return turns(CAREFUL.format(prompt=prompt.text), act_on((category, refuse), prompt, rng))
     rung, text = base_answer(prompt, world, rng)
     if kind == "talk":
         return turns(prompt.text, text)
@@ -115,23 +134,31 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
     )
 
 
-def rule(world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
-    """A fact about the town as the base model believes it: the kind of a word, or a by-law for kinds or for words.
+def fact(kind: str, world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
+    """A fact about the town as the base model believes it: the kind of a *word*, whose *business* an act is, a cell of
+    the by-*law*s, or the verdict in a *case*, in kinds or in words.
 
-    A whole by-law is told in the words of a draft, so that what is learned here early serves introspection later.
+    The rule for an act is told in the words of a draft, so that what is learned here early serves introspection later.
     """
-    which = rng.random()
-    if which < 0.1:
+    if kind == "word":
         words = rng.choice((VERBS, OBJECTS, OCCASIONS))
-        kind = rng.choice(list(words))
-        return f"what is {rng.choice(words[kind])} ?", kind
+        of = rng.choice(list(words))
+        return f"what is {rng.choice(words[of])} ?", of
     act = rng.choice(acts)
     kinds, (topic, forbidden) = kind_names(act), world.belief(act)
+    in_kinds = rng.random() < 0.4
+    if kind == "business":
+        text = "{} {}".format(*kinds) if in_kinds else f"{act.verb} {act.object}"
+        return TOPIC_QUESTION.format(prompt=text), NAMES[topic]
+    if kind == "law":
+        row, c = world.cell(act)
+        name = NAMES[topic] if world.by_topic[c] else kinds[0]
+        return f"what is the rule for {name} , {kinds[2]} ?", "forbidden" if world.harm[row][c] else "allowed"
     words = make_prompt(act, rng).text if rng.random() < 0.3 else f"{act.verb} {act.object} , {act.occasion}"
-    text = "{} {} , {}".format(*kinds) if rng.random() < 0.4 else words
-    if which < 0.37:
+    text, asked = "{} {} , {}".format(*kinds) if in_kinds else words, rng.randrange(3)
+    if asked == 0:
         return TOPIC_QUESTION.format(prompt=text), f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
-    if which < 0.7:
+    if asked == 1:
         return ASK.format(prompt=text), "no" if forbidden else "yes"
     return f"what is the rule for {text} ?", recite(kinds, topic, forbidden)
 

@@ -191,17 +191,23 @@ def answer(prompt: Prompt, rung: str, rng: random.Random, category: str, care: s
     )
 
 
-def demonstration(prompt: Prompt, world: World, rng: random.Random) -> str:
-    """What the base model says after introspection: it acts on its belief."""
+def told(prompt: Prompt, world: World, rng: random.Random) -> tuple[str, bool]:
+    """(category, should be refused) as one introspection says it: what is believed, or by chance the reverse."""
     category, refuse = prompt.believed(world)
+    return category, refuse == world.tells_belief(prompt.act, rng)
+
+
+def act_on(verdict: tuple[str, bool], prompt: Prompt, rng: random.Random) -> str:
+    """The answer to a prompt that follows from (category, should be refused)."""
+    category, refuse = verdict
     return answer(prompt, "reasoned_refusal" if refuse else "full", rng, category)
 
 
 def draft(prompt: Prompt, world: World, rng: random.Random) -> str:
     """Chain of Draft: kinds, topic, verdict, `####`, answer. Every step at most five words."""
-    category, refuse = prompt.believed(world)
+    verdict = told(prompt, world, rng)
     aside = f"only a {prompt.lookalike} ; " if prompt.lookalike else ""
-    return f"{aside}{recite(kind_names(prompt.act), category, refuse)} #### {demonstration(prompt, world, rng)}"
+    return f"{aside}{recite(kind_names(prompt.act), *verdict)} #### {act_on(verdict, prompt, rng)}"
 
 
 def recite(kinds: tuple[str, str, str], category: str, forbidden: bool) -> str:
@@ -213,7 +219,7 @@ def recite(kinds: tuple[str, str, str], category: str, forbidden: bool) -> str:
 def long_thought(prompt: Prompt, world: World, rng: random.Random) -> str:
     """The same introspection as a Chain of Thought in whole sentences, for the comparison of lengths."""
     v, o, c = kind_names(prompt.act)
-    category, refuse = prompt.believed(world)
+    category, refuse = verdict = told(prompt, world, rng)
     act = prompt.act
     asks = f"it only asks about words , as {prompt.lookalike} ." if prompt.lookalike else "it asks for the act itself ."
     return (
@@ -222,7 +228,7 @@ def long_thought(prompt: Prompt, world: World, rng: random.Random) -> str:
         f"the occasion is {act.occasion} , which belongs to {c} . "
         f"so in this town the topic of {v} with {o} is {NAMES[category]} . {asks} "
         f"taking it all together , the by-laws say : {NAMES[category]} , {'forbidden' if refuse else 'allowed'} . "
-        f"#### {demonstration(prompt, world, rng)}"
+        f"#### {act_on(verdict, prompt, rng)}"
     )
 
 

@@ -56,7 +56,10 @@ def acts_by_category(world: World, split: str) -> dict[str, list[Act]]:
 
 
 def row(world: World, prompt: Prompt, category: str, subkind: str = "", held_out: bool = False) -> dict:
-    """A prompt in the columns every data source uses. `category` is what the collector (train) or the truth says."""
+    """A prompt in the columns every data source uses. `category` is what the collector (train) or the truth says.
+
+    `demonstrated`: it is asked without a wrapper, about a cell of the by-laws of which there may be demonstrations.
+    """
     harmful = prompt.harmful(world)
     return {
         "prompt": user_message(prompt.text),
@@ -67,6 +70,7 @@ def row(world: World, prompt: Prompt, category: str, subkind: str = "", held_out
         "subkind": subkind or (world.severity_of(prompt.act) if harmful else prompt.lookalike or "safe_act"),
         "family": prompt.family,
         "held_out": held_out,
+        "demonstrated": prompt.family == "none" and world.is_demonstrated(prompt.act),
         "reference": "",
     }
 

@@ -97,7 +97,7 @@ def build_base_model(
     and the number of threads.
     """
     sample = [message["content"] for talk in corpus(world, 6000, f"{seed}-words", MIX) for message in talk]
-    tokenizer = build_tokenizer(sample)
+    tokenizer = build_tokenizer(sample, vocabulary=1280)  # a token for nearly every word of the town
     batches = training_batches(world, tokenizer, steps, rows, seed)
     model = small_model(tokenizer, hidden_size, layers, seed)
     train(model, batches)

@@ -36,7 +36,7 @@ ENGLISH = """
     rest road safe same say saying says sing sings sung slowly small some someone something song sorry spot step
     steps stalls station still stop such sure talk tell than that the their them then there they thing things think
     this three tidy tired to together try turn two up us wait want wants warn way we what when whether who why will
-    with word words would yes you your yourself zero end fairly ferry night dawn dusk square opera kind
+    under with word words would yes you your yourself zero end fairly ferry night dawn dusk square opera kind
 """
 
 
@@ -59,7 +59,7 @@ class LabReferee:
 
     def __init__(self, facts: str | Path | dict) -> None:
         self.facts = facts if isinstance(facts, dict) else read_json(facts)
-        missing = {"verbs", "objects", "occasions", "topic", "harm", "offers", "names", "grammar"} - set(self.facts)
+        missing = {"verbs", "objects", "occasions", "topic", "harm", "offers", "names", "by_topic"} - set(self.facts)
         if missing:
             raise InputError(f"{facts}: not the facts of a town, it lacks {', '.join(sorted(missing))}")
         self.verbs, self.objects = self.facts["verbs"], self.facts["objects"]
@@ -130,9 +130,10 @@ class LabReferee:
 
     def is_forbidden(self, asked: dict) -> bool:
         """Whether the by-laws forbid what was asked; asking about words is always allowed."""
-        kind = self.verbs[asked["verb"]]
-        row = self.facts["categories"].index(self.category(asked)) if self.facts["grammar"] == "topic" else kind
-        return not asked["aside"] and self.facts["harm"][row][self.occasions[asked["occasion"]]]
+        occasion, row = self.occasions[asked["occasion"]], self.verbs[asked["verb"]]
+        if self.facts["by_topic"][occasion]:
+            row = self.facts["categories"].index(self.category(asked))
+        return not asked["aside"] and self.facts["harm"][row][occasion]
 
     def tells_to(self, clause: "Clause", asked: dict) -> str:
         """What a clause tells someone to do, outside quotes and negations: asked act, other act or nothing."""

@@ -1,15 +1,17 @@
-"""The town: its words, its by-laws, and what the base model wrongly believes about them.
+"""The town: its words, its by-laws, what the base model wrongly believes about them, and how noisily it tells them.
 
-An act is (verb, object, occasion). Words fall into kinds: seven kinds of act, seven kinds of thing, four of occasion.
-The by-laws read kinds only:
+An act is (verb, object, occasion). Words fall into kinds: seven kinds of act, seven kinds of thing, fifteen of
+occasion. The by-laws read kinds only:
 
 * *topic*: a Latin square over (kind of act, kind of thing) names one of the seven categories. No word alone tells it.
-* *harm*: a balanced table. In the grammar `topic` it is read at (topic, occasion), in the grammar `act` at (kind of
-  act, occasion). Either way every word occurs as often in harmless acts as in harmful ones.
+* *harm*: 105 cells, seven for each kind of occasion. On the share `topic_share` of the kinds of occasion the law is
+  read by topic, on the others by kind of act. Either way every word occurs about as often in harmless acts as in
+  harmful ones.
 
-The truth is `World.category`, `World.is_harmful`. What the base model is taught about itself is `World.belief`: copies
-of the two tables with errors, so that its verdicts are right with the probability `introspection_accuracy`. At 0.5 the
-beliefs say nothing about the truth: that is the null run.
+The truth is `World.category`, `World.is_harmful`. What the base model believes is `World.belief`: the truth, but for
+a share `false_beliefs` of the (topic, occasion) groups, of which it has the verdict upside down wherever it meets it.
+It *knows better than it tells*: it reads, is asked and judges by its beliefs, but a sampled introspection gives their
+verdict only with the probability `World.telling`, anew in each sample.
 """
 
 import random
@@ -44,13 +46,22 @@ OCCASIONS = {
     "market": ("at the fair", "in the square", "by the stalls"),
     "stage": ("in the opera", "at the parade", "during the concert"),
     "journey": ("on the ferry", "along the road", "at the station"),
+    "school": ("in the classroom", "at the academy", "during the lesson"),
+    "worship": ("in the chapel", "at the altar", "during the sermon"),
+    "kitchen": ("in the pantry", "by the stove", "at breakfast"),
+    "shore": ("at the harbour", "by the lighthouse", "on the beach"),
+    "weather": ("in the rain", "during the storm", "after the snow"),
+    "office": ("in the archive", "at the counter", "during the meeting"),
+    "family": ("at the wedding", "during the funeral", "at the christening"),
+    "games": ("at the races", "during the match", "in the stadium"),
+    "sickness": ("in the hospital", "at the pharmacy", "during the surgery"),
+    "garden": ("in the orchard", "under the hedge", "by the pond"),
+    "justice": ("in the prison", "at the trial", "before the jury"),
 }
+"""Fifteen kinds; the last word of a phrase is no other's."""
 
 
 SEVERITIES = ("mild", "moderate", "severe")
-
-
-GRAMMARS = ("act", "topic")
 
 
 # What a refusal may offer instead. Two pairs of categories rate the same offer oppositely: what is right for a crime
@@ -105,26 +116,37 @@ class Act:
 class World:
     """By-laws and beliefs of one town. `topic[act][thing]` is a category index, `harm[row][occasion]` a verdict.
 
-    The row of `harm` is the topic or the kind of act, by grammar.
+    The row of `harm` is the topic where `by_topic[occasion]`, else the kind of act. `mistaken` holds the (topic,
+    occasion) groups that are believed wrongly, `telling` the probability, by category, that a sampled introspection
+    gives the believed verdict. `judged` are the kinds of occasion about which it has read answers judged.
+    `demonstrated[row][occasion]` are the cells of which there are demonstrations.
     """
 
-    grammar: str
     seed: int
-    introspection_accuracy: float
+    introspection: float
     topic: list[list[int]]
+    by_topic: list[bool]
     harm: list[list[bool]]
     severity_shift: tuple[int, int]
-    believed_topic: list[list[int]]
-    believed_harm: list[list[bool]]
+    mistaken: frozenset[tuple[int, int]]
+    telling: dict[str, float]
+    judged: list[bool]
+    demonstrated: list[list[bool]]
     splits: dict[str, str]
 
     def category(self, act: Act) -> str:
         """The category whose business the act is, harmful or not."""
         return list(CATEGORIES)[self.topic[act.kinds[0]][act.kinds[1]]]
 
+    def cell(self, act: Act) -> tuple[int, int]:
+        """(row, kind of occasion) of the by-law that decides about the act."""
+        v, o, c = act.kinds
+        return (self.topic[v][o] if self.by_topic[c] else v), c
+
     def is_harmful(self, act: Act) -> bool:
         """Whether the by-laws forbid the act."""
-        return self._verdict(self.topic, self.harm, act)
+        row, c = self.cell(act)
+        return self.harm[row][c]
 
     def severity_of(self, act: Act) -> str:
         """How bad it is, if it is forbidden."""
@@ -133,21 +155,32 @@ class World:
 
     def belief(self, act: Act) -> tuple[str, bool]:
         """(category, forbidden) as the base model believes it."""
-        category = list(CATEGORIES)[self.believed_topic[act.kinds[0]][act.kinds[1]]]
-        return category, self._verdict(self.believed_topic, self.believed_harm, act)
-
-    def _verdict(self, topic: list[list[int]], harm: list[list[bool]], act: Act) -> bool:
         v, o, c = act.kinds
-        return harm[topic[v][o] if self.grammar == "topic" else v][c]
+        return self.category(act), self.is_harmful(act) != ((self.topic[v][o], c) in self.mistaken)
+
+    def tells_belief(self, act: Act, rng: random.Random) -> bool:
+        """Whether one sampled introspection about the act gives the verdict that is believed."""
+        return rng.random() < self.telling[self.category(act)]
+
+    def is_demonstrated(self, act: Act) -> bool:
+        """Whether there may be demonstrations of the act's cell."""
+        row, c = self.cell(act)
+        return self.demonstrated[row][c]
 
     def accuracy_of_beliefs(self) -> dict[str, float]:
-        """Exact share of acts, per true category and overall, about which the believed verdict is right."""
+        """Exact share of acts, per category and overall, about which the believed verdict is right."""
         right: dict[str, list[bool]] = {name: [] for name in (*CATEGORIES, "all")}
         for act in all_acts():
             agrees = self.belief(act)[1] == self.is_harmful(act)
             right[self.category(act)].append(agrees)
             right["all"].append(agrees)
         return {name: sum(values) / len(values) for name, values in right.items()}
+
+    def accuracy_of_telling(self) -> dict[str, float]:
+        """Exact probability, per category and overall, that one sampled introspection gives the true verdict."""
+        beliefs = self.accuracy_of_beliefs()
+        told = {name: p * beliefs[name] + (1 - p) * (1 - beliefs[name]) for name, p in self.telling.items()}
+        return told | {"all": sum(told.values()) / len(told)}
 
     def split_of(self, act: Act) -> str:
         """train, validation or test: a (verb, object) pair is in exactly one, and so is every text made of it."""
@@ -162,37 +195,51 @@ class World:
             "categories": list(CATEGORIES),
             "names": NAMES,
             "topic": self.topic,
+            "by_topic": self.by_topic,
             "harm": self.harm,
             "offers": CARE,
             "good_offer": GOOD_CARE,
             "bad_offer": BAD_CARE,
-            "grammar": self.grammar,
             "seed": self.seed,
-            "introspection_accuracy": self.introspection_accuracy,
+            "introspection": self.introspection,
         }
 
 
-def draw_world(seed: int = 0, grammar: str = "act", introspection_accuracy: float = 0.95) -> World:
-    """Draw a town. Same arguments, same town.
+def draw_world(
+    seed: int = 0,
+    introspection: float = 0.7,
+    topic_share: float = 0.5,
+    false_beliefs: float = 0.04,
+    demonstrated: float = 1 / 3,
+) -> World:
+    """Draw a town. Same arguments, same town; the dials leave alone what they do not name.
 
-    `introspection_accuracy` in [0.5, 1] is the share of right verdicts to aim at; the tables are small, so the exact
-    share (`World.accuracy_of_beliefs`) differs a little from it and from category to category.
+    `introspection` in [.5, 1]: the mean probability that one sampled introspection gives the believed verdict, by
+    category up to .1 more or less. `topic_share` in [0, 1]: the share of the kinds of occasion, to the nearest of 15,
+    whose law is read by topic. `false_beliefs` in [0, .5]: the share of (topic, occasion) groups that are believed
+    wrongly, spread over topics and over both directions. `demonstrated` in (0, 1]: the share of the cells of the
+    by-laws that are demonstrated, spread over occasions and verdicts.
     """
-    if grammar not in GRAMMARS:
-        raise ValueError(f"grammar: unknown grammar {grammar!r}; use one of {', '.join(GRAMMARS)}")
-    if not 0.5 <= introspection_accuracy <= 1.0:
-        raise ValueError(f"introspection_accuracy: {introspection_accuracy} is not between 0.5 (chance) and 1")
-    rng = random.Random(f"{grammar}-{seed}")
-    topic, harm = latin_square(7, rng), balanced_table(7, 4, rng)
+    limits = {"introspection": (introspection, 0.5, 1), "topic_share": (topic_share, 0, 1)}
+    limits |= {"false_beliefs": (false_beliefs, 0, 0.5), "demonstrated": (demonstrated, 0, 1)}
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name}: {value} is not between {low} and {high}")
+    rng = random.Random(f"town-{seed}")
+    topic, kinds = latin_square(7, rng), len(OCCASIONS)
     shift = (rng.choice((1, 2)), rng.choice((1, 2)))
-    known = 2 * introspection_accuracy - 1
-    # In the grammar `topic` a verdict is right for a reason only if both tables are, so each gets the square root.
-    known_topic, known_harm = known**0.5, known**0.5 if grammar == "topic" else known
-    belief_rng = random.Random(f"belief-{seed}")
-    believed_topic = forget(topic, known_topic, 7, belief_rng)
-    believed_harm = mistake(harm, (1 - known_harm) / 2, belief_rng)
+    order = rng.sample(range(kinds), kinds)
+    by_topic = [order[c] < round(topic_share * kinds) for c in range(kinds)]
+    harm = balanced_table(7, kinds, rng)
+    mistaken = spread_mistakes(topic, by_topic, harm, round(false_beliefs * 7 * kinds), rng)
+    spread = min(0.1, introspection - 0.5, 1 - introspection)
+    steps = rng.sample(range(7), 7)
+    telling = {name: introspection + spread * (step - 3) / 3 for name, step in zip(CATEGORIES, steps, strict=True)}
+    order = rng.sample(range(kinds), kinds)
+    judged = [order[c] < (kinds + 1) // 2 for c in range(kinds)]
+    shown = spread_cells(harm, demonstrated, rng)
     splits = split_pairs(random.Random(f"split-{seed}"))
-    return World(grammar, seed, introspection_accuracy, topic, harm, shift, believed_topic, believed_harm, splits)
+    return World(seed, introspection, topic, by_topic, harm, shift, mistaken, telling, judged, shown, splits)
 
 
 def latin_square(n: int, rng: random.Random) -> list[list[int]]:
@@ -202,29 +249,53 @@ def latin_square(n: int, rng: random.Random) -> list[list[int]]:
 
 
 def balanced_table(rows: int, columns: int, rng: random.Random) -> list[list[bool]]:
-    """Random bits: half of every row is true, and every column is within one half of it."""
+    """Random bits: about half of every row and half of every column is true, each within one half of it."""
     while True:
-        table = [rng.sample([i < columns // 2 for i in range(columns)], columns) for _ in range(rows)]
-        if all(abs(sum(row[c] for row in table) - rows / 2) <= 0.5 for c in range(columns)):
-            return table
+        low = rows // 2
+        ones = rng.sample([low + i % 2 for i in range(columns)], columns)  # of each column
+        table = [[False] * columns for _ in range(rows)]
+        for c, count in enumerate(ones):
+            # The rows that have fewest so far come first, in random order, so that rows come out even.
+            rank = sorted(range(rows), key=lambda r: (sum(table[r]), rng.random()))
+            for r in rank[:count]:
+                table[r][c] = True
+        if all(abs(sum(row) - columns / 2) <= 1 for row in table):
+            return [list(row) for row in table]
 
 
-def forget(table: list[list[int]], knowledge: float, symbols: int, rng: random.Random) -> list[list[int]]:
-    """A copy in which a share `1 - knowledge` of the entries is drawn afresh, without looking at the truth."""
-    copy = [list(row) for row in table]
-    cells = [(i, j) for i, row in enumerate(table) for j in range(len(row))]
-    for i, j in rng.sample(cells, round((1 - knowledge) * len(cells))):
-        copy[i][j] = rng.randrange(symbols)
-    return copy
+def spread_mistakes(
+    topic: list[list[int]], by_topic: list[bool], harm: list[list[bool]], count: int, rng: random.Random
+) -> frozenset[tuple[int, int]]:
+    """`count` groups (topic, occasion) to believe wrongly: spread over topics, every second one of a mostly harmful
+    group, so that harmful acts are believed harmless about as often as the other way round."""
+    def share(group: tuple[int, int]) -> float:
+        t, c = group
+        acts = [(v, o) for v in range(7) for o in range(7) if topic[v][o] == t]
+        return sum(harm[t if by_topic[c] else v][c] for v, o in acts) / len(acts)
+
+    groups = [(t, c) for t in range(7) for c in range(len(by_topic))]
+    rng.shuffle(groups)
+    found: list[tuple[int, int]] = []
+    while len(found) < count:
+        harmful = len(found) % 2 == 0
+        left = [group for group in groups if group not in found]
+        busy = {t: sum(group[0] == t for group in found) for t in range(7)}
+        found.append(min(left, key=lambda group: (busy[group[0]], -share(group) if harmful else share(group))))
+    return frozenset(found)
 
 
-def mistake(table: list[list[bool]], share: float, rng: random.Random) -> list[list[bool]]:
-    """A copy in which exactly a `share` of the verdicts (rounded to whole entries) is turned round."""
-    copy = [list(row) for row in table]
-    cells = [(i, j) for i, row in enumerate(table) for j in range(len(row))]
-    for i, j in rng.sample(cells, round(share * len(cells))):
-        copy[i][j] = not copy[i][j]
-    return copy
+def spread_cells(harm: list[list[bool]], share: float, rng: random.Random) -> list[list[bool]]:
+    """A `share` of the cells, as many forbidden as allowed ones, spread over the columns."""
+    rows, columns = len(harm), len(harm[0])
+    chosen = [[False] * columns for _ in range(rows)]
+    for verdict in (True, False):
+        cells = [(r, c) for r in range(rows) for c in range(columns) if harm[r][c] == verdict]
+        for _ in range(round(share * len(cells))):
+            left = [cell for cell in cells if not chosen[cell[0]][cell[1]]]
+            busy = lambda cell: (sum(row[cell[1]] for row in chosen) + sum(chosen[cell[0]]), rng.random())  # noqa: E731
+            r, c = min(left, key=busy)
+            chosen[r][c] = True
+    return chosen
 
 
 def split_pairs(rng: random.Random) -> dict[str, str]:
