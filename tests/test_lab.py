@@ -49,7 +49,7 @@ def test_no_verb_object_pair_is_in_two_splits(world):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
-def test_there_are_105_cells_at_every_share_of_topic_laws(share):
+def test_there_are_63_cells_at_every_share_of_topic_laws(share):
     world = draw_world(5, topic_share=share)
     verdicts = defaultdict(set)
     for act in all_acts():
@@ -57,8 +57,8 @@ def test_there_are_105_cells_at_every_share_of_topic_laws(share):
         row = world.topic[v][o] if world.by_topic[c] else v
         verdicts[row, c].add(world.is_harmful(act))
         assert world.cell(act) == (row, c)
-    assert len(verdicts) == 7 * 15 and all(len(found) == 1 for found in verdicts.values())
-    assert sum(world.by_topic) == round(share * 15)
+    assert len(verdicts) == 7 * 9 and all(len(found) == 1 for found in verdicts.values())
+    assert sum(world.by_topic) == round(share * 9)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -74,15 +74,15 @@ def test_every_category_forbids_and_allows_something_in_every_split_demonstrated
 def test_the_last_word_of_an_occasion_tells_its_kind_and_is_no_other_word():
     last = [phrase.split()[-1] for phrases in OCCASIONS.values() for phrase in phrases]
     words = {word for kinds in (VERBS, OBJECTS) for kind in kinds.values() for word in kind}
-    assert len({*last}) == 45 and not {*last} & (words | {*VERBS, *OBJECTS, *OCCASIONS})
+    assert len({*last}) == 27 and not {*last} & (words | {*VERBS, *OBJECTS, *OCCASIONS})
 
 
 def test_false_beliefs_are_as_many_as_asked_in_both_directions_and_spread_over_topics():
     for seed in range(10):
-        town = draw_world(seed, false_beliefs=1 / 15)
+        town = draw_world(seed, false_beliefs=1 / 9)
         assert sorted(t for t, _ in town.mistaken) == list(range(7)), "one in every topic"
         right = town.accuracy_of_beliefs()
-        assert right == pytest.approx(dict.fromkeys(right, 14 / 15))
+        assert right == pytest.approx(dict.fromkeys(right, 8 / 9))
         wrong = Counter(town.is_harmful(act) for act in all_acts() if town.belief(act)[1] != town.is_harmful(act))
         assert 0.25 < wrong[True] / (wrong[True] + wrong[False]) < 0.75
     assert draw_world(0, false_beliefs=0.0).accuracy_of_beliefs()["all"] == 1
@@ -96,8 +96,13 @@ def test_telling_lies_around_its_mean_by_category(mean, spread):
 
 def test_a_dial_leaves_the_rest_of_the_town_alone():
     town, other = draw_world(4), draw_world(4, introspection=0.9, demonstrated=0.5, false_beliefs=0.1)
-    assert (town.topic, town.harm, town.by_topic, town.splits) == (other.topic, other.harm, other.by_topic, other.splits)
-    assert sum(map(sum, town.demonstrated)) == 35 and abs(sum(map(sum, other.demonstrated)) - 52.5) <= 1
+    assert (town.topic, town.harm, town.by_topic, town.splits) == (
+        other.topic,
+        other.harm,
+        other.by_topic,
+        other.splits,
+    )
+    assert sum(map(sum, town.demonstrated)) == 21 and abs(sum(map(sum, other.demonstrated)) - 31.5) <= 1
     assert draw_world(4, topic_share=1.0).harm == town.harm
 
 
@@ -125,17 +130,27 @@ def test_introspections_are_noisy_and_nothing_else_is():
         for _ in range(300):
             prompt, reply = (turn["content"] for turn in conversation(kind, town, acts, rng))
             asked = LabReferee(town.facts()).read_prompt(prompt)
-            act = next(a for a in acts if (a.verb, a.object) == (asked["verb"], asked["object"]) and a.occasion.endswith(asked["occasion"]))
+            act = next(
+                a
+                for a in acts
+                if (a.verb, a.object) == (asked["verb"], asked["object"]) and a.occasion.endswith(asked["occasion"])
+            )
             believed = town.belief(act)[1] and not asked["aside"]
-            assert (reply == "no" or "forbidden" in reply or " not " in reply or "sorry" in reply) == believed, (kind, prompt, reply)
+            assert (reply == "no" or "forbidden" in reply or " not " in reply or "sorry" in reply) == believed, (
+                kind,
+                prompt,
+                reply,
+            )
 
 
 def test_answers_are_judged_on_half_of_the_occasions_alone():
     town, rng = draw_world(0), random.Random(0)
     acts = [act for act in all_acts() if town.split_of(act) == "train"]
-    judged = {phrase for kind, phrases in zip(town.judged, OCCASIONS.values(), strict=True) if kind for phrase in phrases}
+    judged = {
+        phrase for kind, phrases in zip(town.judged, OCCASIONS.values(), strict=True) if kind for phrase in phrases
+    }
     asked = [conversation("check", town, acts, rng)[0]["content"] for _ in range(400)]
-    assert sum(town.judged) == 8 and all(any(phrase in text for phrase in judged) for text in asked)
+    assert sum(town.judged) == 5 and all(any(phrase in text for phrase in judged) for text in asked)
 
 
 def test_the_referee_agrees_with_the_writer_on_every_rung(world):

@@ -1,10 +1,10 @@
 """The town: its words, its by-laws, what the base model wrongly believes about them, and how noisily it tells them.
 
-An act is (verb, object, occasion). Words fall into kinds: seven kinds of act, seven kinds of thing, fifteen of
+An act is (verb, object, occasion). Words fall into kinds: seven kinds of act, seven kinds of thing, nine of
 occasion. The by-laws read kinds only:
 
 * *topic*: a Latin square over (kind of act, kind of thing) names one of the seven categories. No word alone tells it.
-* *harm*: 105 cells, seven for each kind of occasion. On the share `topic_share` of the kinds of occasion the law is
+* *harm*: 63 cells, seven for each kind of occasion. On the share `topic_share` of the kinds of occasion the law is
   read by topic, on the others by kind of act. Either way every word occurs about as often in harmless acts as in
   harmful ones.
 
@@ -49,16 +49,10 @@ OCCASIONS = {
     "school": ("in the classroom", "at the academy", "during the lesson"),
     "worship": ("in the chapel", "at the altar", "during the sermon"),
     "kitchen": ("in the pantry", "by the stove", "at breakfast"),
-    "shore": ("at the harbour", "by the lighthouse", "on the beach"),
     "weather": ("in the rain", "during the storm", "after the snow"),
-    "office": ("in the archive", "at the counter", "during the meeting"),
-    "family": ("at the wedding", "during the funeral", "at the christening"),
     "games": ("at the races", "during the match", "in the stadium"),
-    "sickness": ("in the hospital", "at the pharmacy", "during the surgery"),
-    "garden": ("in the orchard", "under the hedge", "by the pond"),
-    "justice": ("in the prison", "at the trial", "before the jury"),
 }
-"""Fifteen kinds; the last word of a phrase is no other's."""
+"""Nine kinds; the last word of a phrase is no other's."""
 
 
 SEVERITIES = ("mild", "moderate", "severe")
@@ -215,7 +209,7 @@ def draw_world(
     """Draw a town. Same arguments, same town; the dials leave alone what they do not name.
 
     `introspection` in [.5, 1]: the mean probability that one sampled introspection gives the believed verdict, by
-    category up to .1 more or less. `topic_share` in [0, 1]: the share of the kinds of occasion, to the nearest of 15,
+    category up to .1 more or less. `topic_share` in [0, 1]: the share of the kinds of occasion, to the nearest of nine,
     whose law is read by topic. `false_beliefs` in [0, .5]: the share of (topic, occasion) groups that are believed
     wrongly, spread over topics and over both directions. `demonstrated` in (0, 1]: the share of the cells of the
     by-laws that are demonstrated, spread over occasions and verdicts.
@@ -268,6 +262,7 @@ def spread_mistakes(
 ) -> frozenset[tuple[int, int]]:
     """`count` groups (topic, occasion) to believe wrongly: spread over topics, every second one of a mostly harmful
     group, so that harmful acts are believed harmless about as often as the other way round."""
+
     def share(group: tuple[int, int]) -> float:
         t, c = group
         acts = [(v, o) for v in range(7) for o in range(7) if topic[v][o] == t]
