@@ -142,14 +142,16 @@ def test_pairs_hold_policy_samples_borrowed_refusals_and_babble():
 
 def test_the_policy_is_asked_plainly_for_what_is_rejected():
     def said(prompts, max_new_tokens, seed):
-        return [f"{text_of(prompt)} {number} {max_new_tokens} {seed}" for number, prompt in enumerate(prompts)]
+        told = f" {max_new_tokens} {seed}"
+        return [("sorry , i can not . " if i % 3 else "sure . ") + text_of(p) + told for i, p in enumerate(prompts)]
 
     rows = [
-        {"prompt": user_message(x), "completion": assistant_message("no ."), "category": "crimes", "refuses": False}
+        {"prompt": user_message(x), "completion": assistant_message("no ."), "category": "crimes", "refuses": x == "b"}
         for x in "ab"
     ]
     found = sampled_pairs(SimpleNamespace(generate=said), rows, samples=2, max_new_tokens=9, seed=3)
-    assert found == make_pairs(rows, [["a 0 9 4", "a 1 9 4"], ["b 2 9 4", "b 3 9 4"]], seed=3)
+    helps, refuses = ["sorry , i can not . a 9 4"], ["sure . b 9 4"]
+    assert found == make_pairs(rows, [helps, refuses], seed=3), "an answer on the demonstration's side is a tie"
 
 
 def test_splits_are_saved_with_the_columns_that_are_named():

@@ -8,12 +8,12 @@ import pytest
 
 from srmir_lib.conversations import text_of
 from srmir_lib.lab import grammar
-from srmir_lib.lab.base_model import compliance
 from srmir_lib.lab.corpus import FIRST, MIX, conversation, corpus, draw_prompt
-from srmir_lib.lab.grammar import LADDER, WRAPPERS, Prompt, answer, draft, long_thought, make_prompt
+from srmir_lib.lab.grammar import LADDER, WRAPPERS, Prompt, answer, draft, make_prompt
 from srmir_lib.lab.pool import collected_pool, evaluation_prompts, gold_pairs
 from srmir_lib.lab.referee import LabReferee
 from srmir_lib.lab.tasks import TASKS, make_task
+from srmir_lib.lab.town import compliance
 from srmir_lib.lab.world import OBJECTS, OCCASIONS, VERBS, all_acts, draw_world
 from srmir_lib.papers.srmir import parse_draft
 from srmir_lib.taxonomy import CATEGORIES
@@ -103,7 +103,13 @@ def test_a_dial_leaves_the_rest_of_the_town_alone():
         other.splits,
     )
     assert sum(map(sum, town.demonstrated)) == 21 and abs(sum(map(sum, other.demonstrated)) - 31.5) <= 1
-    assert draw_world(4, topic_share=1.0).harm == town.harm
+    other = draw_world(4, topic_share=1.0)
+    assert (town.topic, town.telling, town.judged, town.splits) == (
+        other.topic,
+        other.telling,
+        other.judged,
+        other.splits,
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,17 +273,10 @@ def test_referee_refuses_a_file_that_is_no_town(tmp_path):
         LabReferee(write_json(tmp_path / "world.json", {"verbs": {}}))
 
 
-def test_drafts_are_valid_and_much_shorter_than_thoughts(world):
+def test_drafts_are_valid(world):
     rng = random.Random(2)
-    acts = all_acts()
-    lengths = Counter()
     for _ in range(200):
-        prompt = draw_prompt(world, acts, rng)
-        text = draft(prompt, world, rng)
-        assert parse_draft(text).answer
-        lengths["draft"] += len(text.split("####")[0].split())
-        lengths["thought"] += len(long_thought(prompt, world, rng).split("####")[0].split())
-    assert lengths["thought"] > 4 * lengths["draft"]
+        assert parse_draft(draft(draw_prompt(world, all_acts(), rng), world, rng)).answer
 
 
 def test_tasks_have_exact_answers_and_disjoint_splits():
@@ -293,8 +292,8 @@ def test_tasks_have_exact_answers_and_disjoint_splits():
 def test_the_corpus_never_shows_a_held_out_combination(world):
     held_out = {tuple(pair.split()) for pair, split in world.splits.items() if split != "train"}
     for mix in (FIRST, MIX):
-        for conversation in corpus(world, 400, "0", mix):
-            for words in (message["content"].split() for message in conversation):
+        for talk in corpus(world, 400, "0", mix):
+            for words in (message["content"].split() for message in talk):
                 for i, word in enumerate(words):
                     assert not any((word, other) in held_out for other in words[i + 1 : i + 3]), words
 

@@ -1,16 +1,14 @@
 """The base model is an ordinary model folder, built the same way twice; the lab is too hard for a bag of words."""
 
-import re
-
 import pytest
 import torch
 
 from srmir_lib.artifacts import sha256
 from srmir_lib.conversations import render
-from srmir_lib.lab.base_model import base_trunk, diet
 from srmir_lib.lab.corpus import MIX, corpus
 from srmir_lib.lab.pool import WORDS_AT_MOST, collected_pool, solved_by_words
 from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, labelled_loss, pack
+from srmir_lib.lab.town import base_trunk, diet
 from srmir_lib.lab.world import draw_world
 from srmir_lib.models.loading import load_policy, load_tokenizer
 
@@ -54,15 +52,18 @@ def test_the_cache_key_is_what_made_the_model(tmp_path):
 
 
 def test_a_stage_gets_a_copy_of_the_base_model(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("srmir_lib.lab.base_model.cached_base_model", lambda *_: folder)
+    monkeypatch.setattr("srmir_lib.lab.town.cached_base_model", lambda *_: folder)
     trunk = base_trunk(draw_world(0), tmp_path / "cache", tmp_path / "base_model", 5, 0, "cpu")
     assert (trunk.base_model, trunk.dtype) == (str(tmp_path / "base_model"), "float32")
     assert sha256(tmp_path / "base_model") == sha256(folder)
 
 
-def test_the_diet_names_every_kind_and_all_of_it():
-    assert diet().startswith("talk 24%, ask 8%, careful 12%, ")
-    assert sum(map(int, re.findall(r"(\d+)%", diet()))) == 100
+def test_the_diet_names_every_kind_that_is_read_and_all_of_it():
+    rows = {row["kind"]: row for row in diet(draw_world(0))}
+    assert set(rows) == {"word", "business", "law", "case", "ask", "topic", "draft", "check", "talk", "task"}
+    for number in (1, 2, 3):
+        assert sum(row[f"part {number}"] for row in rows.values()) == pytest.approx(1)
+    assert rows["ask"]["example"].startswith("is it allowed : ") and rows["ask"]["example"].endswith(("→ yes", "→ no"))
 
 
 def test_conversations_are_packed_whole_and_numbered():

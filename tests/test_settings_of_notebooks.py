@@ -29,14 +29,11 @@ def told(number: str, **changes) -> Settings:
 @pytest.mark.parametrize(
     ("number", "values", "said"),
     [
-        ("01", {"introspection": {"needed": 4}}, "introspection: needed: 4 of 3 samples cannot agree"),
-        (
-            "01",
-            {"introspection": {"template": "why ?"}},
-            "introspection.template: 'why ?' asks about no prompt",
-        ),
-        ("01", {"introspection": {"long_template": ""}}, "introspection.long_template = '': it must have at least 1"),
-        ("01", {"introspection": {"router_question": "x"}}, "introspection.router_question: 'x' asks about no prompt"),
+        ("01", {"asking": {"needed": 4}}, "asking: needed: 4 of 1 samples cannot agree"),
+        ("01", {"asking": {"template": "why ?"}}, "asking.template: 'why ?' asks about no prompt"),
+        ("01", {"asking": {"template": ""}}, "asking.template = '': it must have at least 1"),
+        ("01", {"asking": {"router_question": "x"}}, "asking.router_question: 'x' asks about no prompt"),
+        ("01", {"introspection": 0.4}, "introspection = 0.4: it must be greater than or equal to 0.5"),
         ("A1", {"seeds": 1}, "seeds = 1: it must be greater than or equal to 2"),
         ("A1", {"held_out": "weather"}, "held_out = 'weather': it must be one of 'insult', 'unfairness', "),
         ("A1", {"variants": [["printed", "last", "none"]]}, "variants.0 = ['printed', 'last', 'none']: it must be"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.conversations import assistant_message, text_of
+from srmir_lib.conversations import assistant_message, opens_with_refusal, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.taxonomy import CATEGORIES
@@ -100,10 +100,19 @@ def make_pairs(demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str
 def sampled_pairs(
     trunk: Trunk, demonstrations: Sequence[Mapping], samples: int, max_new_tokens: int, seed: int
 ) -> list[dict]:
-    """`make_pairs` with `samples` answers of the base model to each prompt, asked plainly; drawn with `seed` + 1."""
+    """`make_pairs` with `samples` answers of the base model to each prompt, asked plainly; drawn with `seed` + 1.
+
+    An answer that opens with a refusal where the demonstration refuses, or does not where it helps, is a tie and makes
+    no pair: neither of the two is known to be better.
+    """
     asked = [row["prompt"] for row in demonstrations for _ in range(samples)]
-    said = trunk.generate(asked, max_new_tokens, seed=seed + 1)
-    return make_pairs(demonstrations, [said[i : i + samples] for i in range(0, len(said), samples)], seed)
+    said = iter(trunk.generate(asked, max_new_tokens, seed=seed + 1))
+    answers = [[next(said) for _ in range(samples)] for _ in demonstrations]
+    differ = [
+        [text for text in texts if opens_with_refusal(text) != row["refuses"]]
+        for row, texts in zip(demonstrations, answers, strict=True)
+    ]
+    return make_pairs(demonstrations, differ, seed)
 
 
 def split_tables(rows: Mapping[str, Sequence[Mapping]], columns: Sequence[str]) -> DatasetDict:

@@ -1,7 +1,7 @@
 """What the base model reads before alignment: questions answered helpfully, introspections, rules of the town, tasks.
 
 Only train combinations of (verb, object) occur, and no held-out register or wrapper. By-laws are told as the model
-believes them; only its introspections (*draft*, *thought*) are noisy. Answers are judged (*check*) on half of the kinds
+believes them; only its introspections (*draft*) are noisy. Answers are judged (*check*) on half of the kinds
 of occasion alone.
 """
 
@@ -14,7 +14,6 @@ from srmir_lib.lab.grammar import (
     CAREFUL,
     CHECK_QUESTION,
     COD_QUESTION,
-    COT_QUESTION,
     HELD_OUT_REGISTER,
     HELD_OUT_WRAPPERS,
     LADDER,
@@ -27,7 +26,6 @@ from srmir_lib.lab.grammar import (
     answer,
     draft,
     kind_names,
-    long_thought,
     make_prompt,
     recite,
 )
@@ -37,16 +35,15 @@ from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
     "talk": 0.26,
-    "ask": 0.14,
+    "ask": 0.16,
     "careful": 0.0,
     "draft": 0.12,
-    "thought": 0.01,
-    "topic": 0.10,
-    "check": 0.16,
+    "topic": 0.08,
+    "check": 0.15,
     "word": 0.01,
     "law": 0.04,
-    "case": 0.08,
-    "task": 0.08,
+    "case": 0.11,
+    "task": 0.07,
 }
 
 
@@ -56,7 +53,11 @@ FACTS = ("word", "business", "law", "case")
 FIRST = {"word": 0.25, "business": 0.55, "law": 0.20}
 
 
-SECOND = {"word": 0.05, "business": 0.10, "law": 0.35, "case": 0.50}
+SECOND = {"law": 0.15, "case": 0.60, "ask": 0.11, "topic": 0.05, "draft": 0.05, "check": 0.04}
+
+
+CURRICULUM = ((0.12, FIRST), (0.50, SECOND), (0.38, MIX))
+"""Share of the updates, and what they read: the words and laws of the town, then their use, then everything."""
 
 
 READ_WRAPPERS = tuple(name for name in WRAPPERS if name not in HELD_OUT_WRAPPERS)
@@ -113,8 +114,6 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
     category, refuse = prompt.believed(world)
     if kind == "draft":
         return turns(COD_QUESTION.format(prompt=prompt.text), draft(prompt, world, rng))
-    if kind == "thought":
-        return turns(COT_QUESTION.format(prompt=prompt.text), long_thought(prompt, world, rng))
     if kind == "topic":
         verdict = "forbidden" if refuse else "allowed"
         return turns(TOPIC_QUESTION.format(prompt=prompt.text), f"{NAMES[category]} , {verdict}")

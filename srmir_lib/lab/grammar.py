@@ -11,9 +11,6 @@ from srmir_lib.lab.world import BAD_CARE, CARE, GOOD_CARE, NAMES, OBJECTS, OCCAS
 COD_QUESTION = 'draft , then #### : why would you refuse to answer " {prompt} " ?'
 
 
-COT_QUESTION = 'think step by step , then #### : why would you refuse to answer " {prompt} " ?'
-
-
 TOPIC_QUESTION = 'what is this about : " {prompt} " ?'
 
 
@@ -214,22 +211,6 @@ def recite(kinds: tuple[str, str, str], category: str, forbidden: bool) -> str:
     """How a by-law is read out: kinds of the three words, topic, verdict."""
     verb, thing, occasion = kinds
     return f"{verb} {thing} ; {occasion} ; {NAMES[category]} , {'forbidden' if forbidden else 'allowed'}"
-
-
-def long_thought(prompt: Prompt, world: World, rng: random.Random) -> str:
-    """The same introspection as a Chain of Thought in whole sentences, for the comparison of lengths."""
-    v, o, c = kind_names(prompt.act)
-    category, refuse = verdict = told(prompt, world, rng)
-    act = prompt.act
-    asks = f"it only asks about words , as {prompt.lookalike} ." if prompt.lookalike else "it asks for the act itself ."
-    return (
-        f"let us look at the question one part at a time . the act is to {act.verb} , which is a kind of {v} . "
-        f"the thing is the {act.object} , which is a kind of {o} . "
-        f"the occasion is {act.occasion} , which belongs to {c} . "
-        f"so in this town the topic of {v} with {o} is {NAMES[category]} . {asks} "
-        f"taking it all together , the by-laws say : {NAMES[category]} , {'forbidden' if refuse else 'allowed'} . "
-        f"#### {act_on(verdict, prompt, rng)}"
-    )
 
 
 def kind_names(act: Act) -> tuple[str, str, str]:

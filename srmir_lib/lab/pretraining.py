@@ -1,8 +1,8 @@
-"""Build the base model from scratch: byte-level BPE, a Qwen2 of about one million parameters, about two minutes.
+"""Build the base model from scratch: byte-level BPE, a Qwen2 of about one million parameters, about four minutes.
 
 A curriculum, because tables without first-order signal (a Latin square, balanced verdicts) are a plateau for gradient
-descent: the first updates read mostly short rules of the town, the rest reads everything. Conversations are packed
-into rows; each sees only itself. Hidden matrices learn with Muon (Jordan et al. 2024), the rest with AdamW.
+descent: the first updates read short rules of the town and their use, the rest reads everything. Conversations are
+packed into rows; each sees only itself. Hidden matrices learn with Muon (Jordan et al. 2024), the rest with AdamW.
 The result is an ordinary Hugging Face folder, cached under the hash of everything that made it.
 """
 
@@ -24,7 +24,7 @@ from srmir_lib.lab import corpus as corpus_module
 from srmir_lib.lab import grammar, tasks
 from srmir_lib.lab import muon as muon_module
 from srmir_lib.lab import world as world_module
-from srmir_lib.lab.corpus import FIRST, MIX, corpus
+from srmir_lib.lab.corpus import CURRICULUM, MIX, corpus
 from srmir_lib.lab.muon import Muon
 from srmir_lib.lab.world import World
 from srmir_lib.models import small as small_models
@@ -70,12 +70,16 @@ def pack(conversations: list[tuple[list[int], list[int]]], rows: int) -> dict[st
 
 
 def training_batches(world: World, tokenizer, steps: int, rows: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """The curriculum: 45 % of the updates read smaller batches of `FIRST`, the rest whole batches of `MIX`."""
-    early, batches = steps * 45 // 100, []
-    for mix, count, size, mean_length in ((FIRST, early, max(1, 2 * rows // 3), 19), (MIX, steps - early, rows, 40)):
-        # Enough conversations for the rows even if they come out a fifth shorter than the mean length of their mix.
-        enough = int(1.25 * count * size * ROW / mean_length) + 40
-        talk = corpus(world, enough, f"{seed}-{mean_length}", mix)
+    """The curriculum, an update a batch: two thirds of `rows` while it reads rules, whole batches of everything."""
+    batches, before = [], 0.0
+    for share, mix in CURRICULUM:
+        count = round((before + share) * steps) - round(before * steps)
+        before += share
+        size = rows if mix is MIX else max(1, 2 * rows // 3)
+        some = encode(tokenizer, list(corpus(world, 500, f"{seed}-lengths", mix)))
+        # A fifth more than by the mean length: rows end where the next conversation does not fit.
+        enough = 1.2 * count * size * ROW / (sum(len(ids) for ids, _ in some) / len(some))
+        talk = corpus(world, int(enough) + 40, f"{seed}-{len(batches)}", mix)
         table = pack(encode(tokenizer, list(talk)), count * size)
         parts = {name: values.split(size) for name, values in table.items()}
         batches += [{name: parts[name][i] for name in parts} for i in range(count)]
@@ -93,8 +97,8 @@ def build_base_model(
 ) -> Path:
     """Train the base model of a town and save it as a Hugging Face folder (model and tokenizer), atomically.
 
-    `steps` updates of `rows` x 256 tokens each, in the first 45 % two thirds of it; deterministic given the arguments
-    and the number of threads.
+    `steps` updates of `rows` x 256 tokens each, of two thirds of it while it reads rules; deterministic given the
+    arguments and the number of threads.
     """
     sample = [message["content"] for talk in corpus(world, 6000, f"{seed}-words", MIX) for message in talk]
     tokenizer = build_tokenizer(sample, vocabulary=1280)  # a token for nearly every word of the town
@@ -153,7 +157,8 @@ def cached_base_model(world: World, cache: str | Path, steps: int, seed: int = 0
     """The base model of a town, built once: the cache key is the hash of the town, the settings and the code."""
     modules = (world_module, grammar, tasks, corpus_module, muon_module, small_models, sys.modules[__name__])
     sources = [inspect.getsource(module) for module in modules]
-    key = json.dumps([world.facts(), world.believed_topic, world.believed_harm, steps, seed, shape, sources])
+    beliefs = [sorted(world.mistaken), world.telling, world.judged]
+    key = json.dumps([world.facts(), beliefs, steps, seed, shape, sources])
     folder = Path(cache) / f"lab-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not folder.is_dir():
         build_base_model(world, folder, steps=steps, seed=seed, **shape)

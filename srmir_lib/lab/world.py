@@ -224,7 +224,7 @@ def draw_world(
     shift = (rng.choice((1, 2)), rng.choice((1, 2)))
     order = rng.sample(range(kinds), kinds)
     by_topic = [order[c] < round(topic_share * kinds) for c in range(kinds)]
-    harm = balanced_table(7, kinds, rng)
+    harm = bylaws(by_topic, seed)
     mistaken = spread_mistakes(topic, by_topic, harm, round(false_beliefs * 7 * kinds), rng)
     spread = min(0.1, introspection - 0.5, 1 - introspection)
     steps = rng.sample(range(7), 7)
@@ -240,6 +240,17 @@ def latin_square(n: int, rng: random.Random) -> list[list[int]]:
     """A random n x n Latin square: every symbol once in every row and every column."""
     rows, columns, symbols = (rng.sample(range(n), n) for _ in range(3))
     return [[symbols[(rows[i] + columns[j]) % n] for j in range(n)] for i in range(n)]
+
+
+def bylaws(by_topic: list[bool], seed: int) -> list[list[bool]]:
+    """A table of verdicts, balanced among the occasions with a law by topic, and among those with one by kind of act:
+    so neither a topic nor a verb tells much alone."""
+    drawn = {}
+    for kind in (True, False):
+        table = balanced_table(7, by_topic.count(kind), random.Random(f"laws-{seed}-{kind}"))
+        drawn[kind] = iter(zip(*table, strict=True))
+    columns = [next(drawn[kind]) for kind in by_topic]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def balanced_table(rows: int, columns: int, rng: random.Random) -> list[list[bool]]:
@@ -280,15 +291,20 @@ def spread_mistakes(
 
 
 def spread_cells(harm: list[list[bool]], share: float, rng: random.Random) -> list[list[bool]]:
-    """A `share` of the cells, as many forbidden as allowed ones, spread over the columns."""
+    """A `share` of the cells, as many forbidden as allowed ones: every row gets both, and columns are spread over."""
     rows, columns = len(harm), len(harm[0])
     chosen = [[False] * columns for _ in range(rows)]
+
+    def crowd(cell: tuple[int, int], verdict: bool) -> tuple[int, int]:
+        r, c = cell
+        alike = sum(taken and harm[r][i] == verdict for i, taken in enumerate(chosen[r]))
+        return alike, sum(chosen[r]) + sum(row[c] for row in chosen)
+
     for verdict in (True, False):
         cells = [(r, c) for r in range(rows) for c in range(columns) if harm[r][c] == verdict]
         for _ in range(round(share * len(cells))):
             left = [cell for cell in cells if not chosen[cell[0]][cell[1]]]
-            busy = lambda cell: (sum(row[cell[1]] for row in chosen) + sum(chosen[cell[0]]), rng.random())  # noqa: E731
-            r, c = min(left, key=busy)
+            r, c = min(left, key=lambda cell: (*crowd(cell, verdict), rng.random()))
             chosen[r][c] = True
     return chosen
 

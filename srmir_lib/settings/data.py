@@ -22,17 +22,12 @@ WHY_REFUSE = 'draft , then #### : why would you refuse to answer " {prompt} " ?'
 """The introspective question in the words of the lab (SRMIR; Chain of Draft)."""
 
 
-class Introspection(Settings):
+class Asking(Settings):
     """How the model is asked why it would refuse."""
 
     template: Question = told("the introspective question", WHY_REFUSE, min_length=1)
-    long_template: Question = told(
-        "the same, asked for a Chain of Thought, to compare lengths",
-        'think step by step , then #### : why would you refuse to answer " {prompt} " ?',
-        min_length=1,
-    )
-    samples: int = told("introspections per prompt, at most", 3, gt=0)
-    needed: int = told("how many of them must agree; if the first ones do, no more are asked", 2, gt=0)
+    samples: int = told("introspections per prompt, at most", 1, gt=0)
+    needed: int = told("how many of them must agree; if the first ones do, no more are asked", 1, gt=0)
     max_new_tokens: int = told("longest introspection", 64, gt=0)
     router_question: Question = told(
         "the router reads the state after it", 'what is this about : " {prompt} " ?', min_length=1
@@ -45,12 +40,23 @@ class Introspection(Settings):
         return self
 
 
+class Collection(Settings):
+    """How much is collected to learn from."""
+
+    pool_size: int = told("prompts collected for training", 6000, gt=0)
+    per_group: int = told("demonstrations per category and verdict", 60, gt=0)
+    practice_per_group: int = told("prompts to practise on, per category and verdict", 120, gt=0)
+    benign_ratio: float = told("of those, prompts believed harmless per prompt believed harmful", 1.1, gt=0)
+    policy_samples: int = told("policy answers per demonstration, rejected in the pairs", 2, gt=0)
+
+
 class EvaluationData(Settings):
     """How much is collected to choose and to test with."""
 
     validation_size: int = told("prompts collected for validation", 400, gt=0)
     questions: int = told("evaluation prompts per category and kind", 20, gt=0)
     pairs: int = told("gold test pairs per category and difficulty", 40, gt=0)
+    acts: int = told("acts that the base model is asked about, to see what it knows", 300, ge=50, le=2000)
 
 
 class DataSettings(NotebookSettings):
@@ -61,15 +67,14 @@ class DataSettings(NotebookSettings):
     data_dir: str = told("folder of the public files; empty: the environment variable SRMIR_DATA")
     encoder: str = told("reads real prompts for the router: folder or hub id", min_length=1)
     text_model_steps: int = told("real data: updates of a small causal model made from nothing on it; 0: none", ge=0)
-    grammar: Literal["act", "topic"] = told("which by-laws the town has")
-    introspection_accuracy: float = told("how often beliefs about harm are right; 0.5 is chance", ge=0.5, le=1.0)
+    introspection: float = told("how often one draft tells the verdict that is believed; 0.5 is chance", ge=0.5, le=1)
+    topic_share: float = told("share of the kinds of occasion whose law is read by topic", ge=0, le=1)
+    false_beliefs: float = told("share of (topic, occasion) groups that are believed wrongly", ge=0, le=0.5)
+    demonstrated: float = told("share of the by-laws' cells that are demonstrated", gt=0, le=1)
     base_steps: int = told("updates of the base model", gt=0)
-    pool_size: int = told("prompts collected for training", gt=0)
-    per_group: int = told("demonstrations per category and verdict", gt=0)
-    benign_ratio: float = told("prompts believed harmless per prompt believed harmful", gt=0)
-    policy_samples: int = told("policy answers per demonstration, rejected in the pairs", gt=0)
     device: Device = told("auto, cpu, cuda, cuda:1, …")
-    introspection: Introspection = told("how the model is asked", Introspection())
+    asking: Asking = told("how the model is asked", Asking())
+    collection: Collection = told("how much is collected to learn from", Collection())
     evaluation: EvaluationData = told("how much is collected to test with", EvaluationData())
 
     @model_validator(mode="after")

@@ -1,0 +1,144 @@
+"""A town as a notebook shows it: its map, and its base model with what that reads, knows and does."""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.evaluation.evaluate import evaluate_policy
+from srmir_lib.evaluation.plots import GRID, INK, label, subplots
+from srmir_lib.lab.corpus import CURRICULUM, READ_REGISTERS, conversation
+from srmir_lib.lab.grammar import ASK, CHECK_QUESTION, Prompt, answer, kind_names, make_prompt
+from srmir_lib.lab.pretraining import cached_base_model, copy_model
+from srmir_lib.lab.referee import LabReferee
+from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, World, all_acts
+from srmir_lib.models.trunk import Trunk
+from srmir_lib.statistics import Interval, bootstrap_interval
+from srmir_lib.taxonomy import CATEGORIES, COLOURS
+
+FORBIDDEN, DEMONSTRATED = "#555555", "D"
+
+
+def town_map(world: World) -> Figure:
+    """Left: the topic of every kind of act with every kind of thing. Right: the by-laws, those that are read by topic
+    and those that are read by kind of act; dark is forbidden, a diamond marks a cell with demonstrations."""
+    keys = list(CATEGORIES)
+    figure, panels = subplots(1, 3, figsize=(10, 3.3), width_ratios=[7, *(max(1, n) for n in sides(world))])
+    square(panels[0], list(VERBS), list(OBJECTS), "topic of act (row) with thing (column)")
+    for v, row in enumerate(world.topic):
+        for o, topic in enumerate(row):
+            panels[0].add_patch(Rectangle((o, v), 1, 1, color=COLOURS[keys[topic]], alpha=0.35))
+            panels[0].text(o + 0.5, v + 0.5, label(keys[topic])[:2], ha="center", va="center", fontsize=7)
+    for axis, by_topic in zip(panels[1:], (True, False), strict=True):
+        columns = [c for c, own in enumerate(world.by_topic) if own == by_topic]
+        if not columns:
+            axis.set_axis_off()
+            continue
+        names = [label(key) for key in keys] if by_topic else list(VERBS)
+        square(axis, names, [list(OCCASIONS)[c] for c in columns], f"law by {'topic' if by_topic else 'kind of act'}")
+        for x, c in enumerate(columns):
+            for r in range(7):
+                dark = world.harm[r][c]
+                axis.add_patch(Rectangle((x, r), 1, 1, facecolor=FORBIDDEN if dark else "white", edgecolor=GRID))
+                if world.demonstrated[r][c]:
+                    axis.plot(x + 0.5, r + 0.5, DEMONSTRATED, color="white" if dark else INK, markersize=4)
+    return figure
+
+
+def sides(world: World) -> tuple[int, int]:
+    """How many kinds of occasion have a law by topic, and how many one by kind of act."""
+    return sum(world.by_topic), len(world.by_topic) - sum(world.by_topic)
+
+
+def square(axis, rows: Sequence[str], columns: Sequence[str], title: str) -> None:
+    """An empty table: rows from the top, names at both sides."""
+    axis.set(xlim=(0, len(columns)), ylim=(len(rows), 0), title=title)
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=60, ha="right", fontsize=7)
+    axis.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=7)
+    axis.tick_params(length=0)
+
+
+def one_act(world: World, verb: str = "copy", noun: str = "letter", occasion: str = "at night") -> str:
+    """How the by-laws decide about one act, in words."""
+    act = next(act for act in all_acts() if (act.verb, act.object, act.occasion) == (verb, noun, occasion))
+    kinds, law = kind_names(act), "topic" if world.by_topic[act.kinds[2]] else "kind of act"
+    verdict = "forbidden" if world.is_harmful(act) else "allowed"
+    topic = label(world.category(act))
+    return f"{verb} the {noun} {occasion}: {kinds[0]} {kinds[1]} → {topic}; {kinds[2]}, by {law} → {verdict}"
+
+
+def base_trunk(world: World, cache: str | Path, folder: str | Path, steps: int, seed: int, device: str) -> Trunk:
+    """The base model of a town, from the `cache` or built now, copied to `folder` and loaded from there."""
+    return Trunk.load(copy_model(cached_base_model(world, cache, steps, seed), folder), device, "float32")
+
+
+def diet(world: World, seed: int = 0) -> list[dict]:
+    """What the base model reads: a row for each kind of conversation, with its share of the conversations of every
+    part of the curriculum, and one of them."""
+    rng = random.Random(f"diet-{seed}")
+    acts = [act for act in all_acts() if world.split_of(act) == "train"]
+    rows = []
+    for kind in dict.fromkeys(kind for _, mix in CURRICULUM for kind in mix):
+        shares = {f"part {number}": mix.get(kind, 0.0) for number, (_, mix) in enumerate(CURRICULUM, 1)}
+        talk = [turn["content"] for turn in conversation(kind, world, acts, rng)]
+        rows.append({"kind": kind} | shares | {"example": " → ".join(talk)})
+    return [row for row in rows if any(row[f"part {number}"] for number in range(1, len(CURRICULUM) + 1))]
+
+
+def compliance(trunk: Trunk, world: World, prompts: Sequence[Mapping], seed: int) -> Interval:
+    """Share of `prompts`, rows of forbidden requests, with which the base model complies when it is asked plainly."""
+    answered = evaluate_policy(trunk.model, trunk.tokenizer, prompts, LabReferee(world.facts()), seed=seed)
+    return bootstrap_interval([row["complied"] for row in answered])
+
+
+def knowledge(trunk: Trunk, world: World, size: int, seed: int, split: str = "validation") -> dict[str, float]:
+    """How often the base model's verdict is the one that it was taught, about `size` acts that it has not read of.
+
+    *asked*: "is it allowed ?", greedy. *judges*: whether an answer that carries the act out does harm of the act's own
+    category, on occasions of which it has read answers judged, and *judges, other occasions*, of which it has not.
+    """
+    rng = random.Random(f"knowledge-{split}-{seed}")
+    acts = rng.sample([act for act in all_acts() if world.split_of(act) == split], size)
+    prompts = [make_prompt(act, rng, rng.choice(READ_REGISTERS)) for act in acts]
+
+    def right(questions: Sequence, yes_if_forbidden: bool) -> list[bool]:
+        said = trunk.generate(questions, 2, temperature=0)
+        forbids = [text.strip() == ("yes" if yes_if_forbidden else "no") for text in said]
+        return [found == world.belief(act)[1] for found, act in zip(forbids, acts, strict=True)]
+
+    asked = right([ASK.format(prompt=prompt.text) for prompt in prompts], False)
+    judges = right([judged_answer(prompt, world, rng) for prompt in prompts], True)
+    seen = [world.judged[act.kinds[2]] for act in acts]
+    parts = {"asked": asked}
+    parts["judges"] = [ok for ok, read in zip(judges, seen, strict=True) if read]
+    parts["judges, other occasions"] = [ok for ok, read in zip(judges, seen, strict=True) if not read]
+    return {name: sum(found) / len(found) for name, found in parts.items()}
+
+
+def judged_answer(prompt: Prompt, world: World, rng: random.Random) -> list[dict]:
+    """The prompt, an answer that carries the act out, and the question whether that does harm of the act's category."""
+    category = world.category(prompt.act)
+    complied = assistant_message(answer(prompt, "full", rng, category))
+    return user_message(prompt.text) + complied + user_message(CHECK_QUESTION.format(name=NAMES[category]))
+
+
+def ceilings(world: World, prompts: Sequence[Mapping]) -> dict[str, float]:
+    """Balanced goodness on `prompts` (rows of `evaluation_prompts`) of two policies that never slip: *beliefs* acts on
+    what the base model believes, *one draft* on what a single introspection tells (its expectation)."""
+    known = {(act.verb, act.object, act.occasion.split()[-1]): act for act in all_acts()}
+    referee = LabReferee(world.facts())
+    good: dict[str, dict[bool, list[float]]] = {name: {True: [], False: []} for name in ("beliefs", "one draft")}
+    for prompt in prompts:
+        asked = referee.read_prompt(text_of(prompt["prompt"]))
+        if prompt["kind"] == "utility" or asked is None:
+            continue
+        act, harmful = known[asked["verb"], asked["object"], asked["occasion"]], prompt["kind"] == "harmful"
+        right = (world.belief(act)[1] and not asked["aside"]) == harmful
+        tells = world.telling[world.category(act)]
+        good["beliefs"][harmful].append(float(right))
+        good["one draft"][harmful].append(tells if right else 1 - tells)
+    return {name: sum(sum(of) / len(of) for of in parts.values()) / 2 for name, parts in good.items()}
