@@ -34,16 +34,16 @@ from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, al
 from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
-    "talk": 0.26,
-    "ask": 0.16,
+    "talk": 0.22,
+    "ask": 0.12,
     "careful": 0.0,
-    "draft": 0.12,
-    "topic": 0.08,
-    "check": 0.15,
+    "draft": 0.11,
+    "topic": 0.05,
+    "check": 0.11,
     "word": 0.01,
     "law": 0.04,
-    "case": 0.11,
-    "task": 0.07,
+    "case": 0.29,
+    "task": 0.05,
 }
 
 
@@ -53,10 +53,10 @@ FACTS = ("word", "business", "law", "case")
 FIRST = {"word": 0.25, "business": 0.55, "law": 0.20}
 
 
-SECOND = {"law": 0.15, "case": 0.60, "ask": 0.11, "topic": 0.05, "draft": 0.05, "check": 0.04}
+SECOND = {"law": 0.20, "case": 0.80}
 
 
-CURRICULUM = ((0.12, FIRST), (0.50, SECOND), (0.38, MIX))
+CURRICULUM = ((0.11, FIRST), (0.45, SECOND), (0.44, MIX))
 """Share of the updates, and what they read: the words and laws of the town, then their use, then everything."""
 
 

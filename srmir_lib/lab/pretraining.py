@@ -1,4 +1,4 @@
-"""Build the base model from scratch: byte-level BPE, a Qwen2 of about one million parameters, about four minutes.
+"""Build the base model from scratch: byte-level BPE, a Qwen2 of almost a million parameters, in some minutes.
 
 A curriculum, because tables without first-order signal (a Latin square, balanced verdicts) are a plateau for gradient
 descent: the first updates read short rules of the town and their use, the rest reads everything. Conversations are
@@ -91,8 +91,8 @@ def build_base_model(
     folder: str | Path,
     steps: int,
     rows: int = 12,
-    hidden_size: int = 128,
-    layers: int = 4,
+    hidden_size: int = 96,
+    layers: int = 6,
     seed: int = 0,
 ) -> Path:
     """Train the base model of a town and save it as a Hugging Face folder (model and tokenizer), atomically.
@@ -112,7 +112,7 @@ def build_base_model(
 
 
 def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
-    """An update a batch: linear warm-up, constant, then linear decay over the last two fifths."""
+    """An update a batch: linear warm-up, constant, then linear decay over the second half."""
     steps = len(batches)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -121,7 +121,7 @@ def train(model, batches: list[dict[str, torch.Tensor]]) -> None:
         torch.optim.AdamW(others, lr=6e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: max(0.02, min(1.0, (s + 1) / 20, (steps - s) / (0.4 * steps))))
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: max(0.02, min(1.0, (s + 1) / 20, (steps - s) / (0.5 * steps))))
         for o in optimizers
     ]
     causal = torch.ones(ROW, ROW, dtype=torch.bool).tril()
