@@ -255,25 +255,27 @@ def test_a_sentence_says_what_the_row_holds():
     claim = Claim(**BASE | {"claim": "a beats b", "smallest": 0.02, "resolves": 0.05, "headline": True})
     found = records([0.1, 0.2, 0.3, 0.4, 0.5], [0.0] * 5) | {9: {}}
     assert sentence(decide(claim, found)) == (
-        "✓ a beats b: +0.300 [+0.104, +0.496], wanted above 0 by 0.02 or more; reproduced, 5 towns of act, p 0.013 by "
-        "Holm, ten towns resolve 0.05, left out: 9"
+        "✓ a beats b: +0.300 [+0.104, +0.496], wanted above 0 by 0.02 or more: reproduced in 5 towns (act), p 0.013 by "
+        "Holm; ten towns resolve 0.05; left out: 9"
     )
-    assert sentence(decide(claim, {})) == "– a beats b: not measured in act"
+    assert ", p below 0.001 by Holm" in sentence(decide(claim, records([0.1, 0.1, 0.1], [0.0] * 3)))
+    assert sentence(decide(claim, {})) == "– a beats b: not measured (act)"
+    # ratios .25, .3: mean .275, deviation .05 / sqrt 2, half 12.706 * .025
     short = decide(Claim(**BASE, form="ratio", side="below", bound=0.5), records([1, 1.2], [4, 4]))
-    assert sentence(short) == "? c: +0.275 [-0.043, +0.593] (ratio), wanted below 0.5; inconclusive, 2 towns of act"
+    assert sentence(short) == "? c: as a ratio +0.275 [-0.043, +0.593], wanted below 0.5: inconclusive in 2 towns (act)"
 
 
 def as_hoped(claims, reverse: bool) -> dict:
-    """Made-up towns in which every headline holds; `reverse`: those in which each treatment and its control swap."""
+    """Made-up towns in which every headline holds; `reverse`: the same with every better policy as much the worse."""
     random, found, level = np.random.default_rng(0), {}, {"dial-introspection-low": -0.3, "dial-topic-none": 0.0}
     level |= {"towns": 0.2, "dial-default": 0.2, "dial-introspection-high": 0.4, "dial-topic-all": 0.4}
     names = {control for claim in claims for control in claim.control}
     own = {claim.treatment for claim in claims}
     for world, gain in level.items():
         for town in range(110, 120):
-            best = {name: 0.5 + 2 * gain + 0.01 * random.normal() for name in own - names}  # the referee's
-            mid = {name: 0.5 + gain + 0.01 * random.normal() for name in own & names}
-            rest = {name: 0.5 + 0.01 * random.normal() for name in names - own}
+            best = {name: 0.5 + 2 * gain + 0.01 * random.normal() for name in sorted(own - names)}  # the referee's
+            mid = {name: 0.5 + gain + 0.01 * random.normal() for name in sorted(own & names)}
+            rest = {name: 0.5 + 0.01 * random.normal() for name in sorted(names - own)}
             metrics = best | mid | rest
             if reverse:
                 metrics = {name: 1 - value for name, value in metrics.items()}

@@ -223,16 +223,16 @@ def sentence(row: Mapping) -> str:
     measured."""
     said = f"{MARKS[row['verdict']]} {row['claim']}: "
     if row["estimate"] is None:
-        return f"{said}not measured in {row['world']}"
-    unit = {"ratio": " (ratio)", "trend": " (slope, for a whole unit of the dial)"}.get(row["form"], "")
-    said += f"{row['estimate']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]{unit}, wanted {row['rule']}"
-    said += f"; {row['verdict']}, {len(row['seeds'])} towns of {row['world']}"
-    if row["adjusted_p"] is not None:
-        said += f", p {row['adjusted_p']:.3f} by Holm"
+        return f"{said}not measured ({row['world']})"
+    unit = {"ratio": "as a ratio ", "trend": "for a whole unit of the dial "}.get(row["form"], "")
+    said += f"{unit}{row['estimate']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], wanted {row['rule']}: "
+    said += f"{row['verdict']} in {len(row['seeds'])} towns ({row['world']})"
+    if (p := row["adjusted_p"]) is not None:
+        said += f", p {f'{p:.3f}' if p >= 0.001 else 'below 0.001'} by Holm"
     if row["resolves"] is not None:
-        said += f", ten towns resolve {row['resolves']:g}"
+        said += f"; ten towns resolve {row['resolves']:g}"
     left_out = ", ".join(map(str, row["left_out"]))
-    return f"{said}, left out: {left_out}" if left_out else said
+    return f"{said}; left out: {left_out}" if left_out else said
 
 
 def claims_of_one_run(claims: Sequence[Claim], results: Mapping[str, Sequence[Mapping]], seed: int) -> list[dict]:
