@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     about = "run the notebooks of a preset with several seeds, and record their metrics in outputs/reference/seeds"
     seeds = _command(commands, "seeds", _seeds, about)
     seeds.add_argument("notebooks", nargs="*", metavar="NN", help="only these; what they read must be done")
-    seeds.add_argument("--seeds", nargs="+", type=int, default=[2, 3, 4, 5, 6], metavar="N", help="default: 2 to 6")
+    about = "towns, such as 7 or 110-114 (default: 100-109); docs/claims.md says which are used up"
+    seeds.add_argument("--seeds", nargs="+", type=_towns, default=[_towns("100-109")], metavar="N", help=about)
     seeds.add_argument("--again", action="store_true", help="also what is on record with the same parameters")
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")
@@ -142,7 +143,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _seeds(options: argparse.Namespace) -> None:
-    for line in run_seeds(options.preset, options.seeds, options.notebooks, None, options.again, _say):
+    seeds = [seed for towns in options.seeds for seed in towns]
+    for line in run_seeds(options.preset, seeds, options.notebooks, None, options.again, _say):
         _say(line)
 
 
@@ -230,6 +232,15 @@ def _setting(text: str) -> tuple[str, object]:
         return name, yaml.safe_load(value) if value else ""
     except yaml.YAMLError as error:
         raise InputError(f"--set {text}: {value!r} is not a YAML value") from error
+
+
+def _towns(text: str) -> list[int]:
+    """The seeds that `7` or `100-109` names."""
+    ends = re.fullmatch(r"(-?\d+)(?:-(\d+))?", text)
+    towns = list(range(int(ends[1]), int(ends[2] or ends[1]) + 1)) if ends else []
+    if not towns:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor a range such as 100-109")
+    return towns
 
 
 def _device(text: str) -> str:

@@ -51,6 +51,36 @@ def paired_t_interval(treatment, control, confidence: float = 0.95) -> Interval:
     return Interval(float(difference.mean()), float(difference.mean() - half), float(difference.mean() + half))
 
 
+def upper_tail(values: Sequence[float], bound: float = 0.0) -> float:
+    """One-sided p of "the mean of n values is above `bound`": P(T >= (mean - bound) sqrt(n) / sd), T Student's t(n-1).
+
+    n >= 2. Values that are all alike give 0 above the bound, 1 below it and one half at it.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        raise InputError(f"upper_tail: needs at least two values, got {len(values)}")
+    distance, error = values.mean() - bound, values.std(ddof=1) / len(values) ** 0.5
+    return float(t.sf(distance / error, len(values) - 1)) if error else float((1 - np.sign(distance)) / 2)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values, adjusted for there being m of them: in order of size max_{k<=i} min(1, (m - k + 1) p_(k)). Holm 1979.
+
+    What is at most .05 afterwards is a family of rejections of which any is false in at most 5 % of studies.
+    """
+    count, largest, adjusted = len(p_values), 0.0, [0.0] * len(p_values)
+    for place, at in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (count - place) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
+def slope(levels: Sequence[float], values: Sequence[float]) -> float:
+    """Least-squares slope of `values` (L,) against `levels` (L,), of which two at least differ; values per level."""
+    away = np.asarray(levels, dtype=float) - np.mean(levels)
+    return float(away @ np.asarray(values, dtype=float) / (away @ away))
+
+
 def auroc(danger, unsafe) -> float:
     """P(an unsafe response has a higher `danger` than a safe one), ties counted half. (N,), (N,) in {0, 1} -> [0, 1].
 

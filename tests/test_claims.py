@@ -12,19 +12,31 @@ from test_comparison import SAFE
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.claims import Claim, claims_of_one_run, decide_claims, load_claims, overall
+from srmir_lib.evaluation.claims import Claim, claims_of_one_run, decide_claims, load_claims, overall, sentence
+from srmir_lib.runner import seeds
+from srmir_lib.runner.notebook import Notebook, load_values
+from srmir_lib.runner.series import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"id": "x", "source": "s", "claim": "c", "treatment": "n/a", "control": "n/b"}
+
+
+TREND = {"form": "trend", "over": {"low": 0.5, "middle": 0.7, "high": 0.9}}
 
 
 def records(a, b) -> dict:
     return {seed: {"n/a": x, "n/b": y} for seed, (x, y) in enumerate(zip(a, b, strict=True), start=1)}
 
 
+def decide(claim: Claim, found: dict) -> dict:
+    """The row of one claim that one preset decides."""
+    (row,) = decide_claims([claim], {"act": found}, ["act"])
+    return row
+
+
 def test_the_interval_by_hand():
     # differences .1, .3: mean .2, deviation .1 sqrt 2, t(1) = 12.706: half = 12.706 * .1 sqrt 2 / sqrt 2
-    (row,) = decide_claims([Claim(**BASE)], records([0.5, 0.8], [0.4, 0.5]), "act")
+    row = decide(Claim(**BASE), records([0.5, 0.8], [0.4, 0.5]))
     assert row["estimate"] == pytest.approx(0.2)
     assert [row["low"], row["high"]] == pytest.approx([0.2 - 1.2706, 0.2 + 1.2706], abs=1e-3)
     assert row["seeds"] == [1, 2] and row["world"] == "act" and row["verdict"] == "inconclusive"
@@ -46,18 +58,41 @@ def test_the_interval_by_hand():
 )
 def test_the_rule_by_the_table_of_t(differences, options, ends, verdict):
     found = records(differences, [0.0] * len(differences))
-    (row,) = decide_claims([Claim(**BASE, **options)], found)
+    row = decide(Claim(**BASE, **options), found)
     assert [row["low"], row["high"]] == pytest.approx(ends, abs=2e-4) and row["verdict"] == verdict
 
 
-def test_what_the_lab_plants_reproduces_nothing():
-    found = records([0.1, 0.2, 0.3, 0.4, 0.5], [0.0] * 5)
-    assert [decide_claims([Claim(**BASE, planted=planted)], found)[0]["verdict"] for planted in (False, True)] == [
-        "reproduced",
-        "planted",
-    ]
-    planted = {claim.id for claim in load_claims(ROOT / "params/claims.yaml") if claim.planted}
-    assert planted == {"draft_is_short"}, "the corpus writes drafts short"
+@pytest.mark.parametrize(
+    ("differences", "options", "p"),
+    [
+        # df 4: P(T >= 2.776) = .025, P(T >= 4.243) = .0066 (mean .3, error .1581 / sqrt 5 = .0707)
+        ([0.1, 0.2, 0.3, 0.4, 0.5], {}, 0.0132),
+        ([-0.1, -0.2, -0.3, -0.4, -0.5], {}, 0.0132),
+        ([-0.1, -0.2, -0.3, -0.4, -0.5], {"side": "below"}, 0.0132),
+        # the mean is short of what counts, .5, by 2.828 errors: P(T >= 2.828) = .0237
+        ([0.1, 0.2, 0.3, 0.4, 0.5], {"smallest": 0.5}, 0.0474),
+        # within .5: the nearer end is 2.828 errors off; within .1: outside by 2.828 errors
+        ([0.1, 0.2, 0.3, 0.4, 0.5], {"side": "within", "bound": 0.5}, 0.0474),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], {"side": "within", "bound": 0.1}, 0.0474),
+        ([0.1, 0.1, 0.1], {}, 0.0),
+        ([0.0, 0.0, 0.0], {}, 1.0),
+    ],
+)
+def test_p_values_by_the_table_of_t(differences, options, p):
+    assert Claim(**BASE, **options).p_value(differences) == pytest.approx(p, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"smallest": 0.3}, {"side": "below", "bound": 0.2}, {"side": "within", "bound": 1}]
+)
+def test_p_is_below_five_percent_where_the_interval_decides(options):
+    draw, claim = np.random.default_rng(0), Claim(**BASE, **options)
+    for _ in range(300):
+        row = decide(claim, records(draw.normal(draw.normal(), 0.6, 5), [0.0] * 5))
+        if row["verdict"] != "inconclusive":
+            assert row["p"] < 0.05
+        elif not options.get("smallest"):
+            assert row["p"] > 0.05
 
 
 @pytest.mark.parametrize(("side", "expected"), [("above", 0.2), ("below", 0.4)])
@@ -97,16 +132,16 @@ def test_verdicts(options, interval, verdict):
 
 def test_seeds_without_the_metric_do_not_count_and_one_seed_is_no_interval():
     found = records([0.5, 0.8], [0.4, 0.5]) | {3: {"n/a": 0.5}}
-    (row,) = decide_claims([Claim(**BASE)], found)
-    assert row["seeds"] == [1, 2]
-    (row,) = decide_claims([Claim(**BASE)], {1: found[1]})
+    row = decide(Claim(**BASE), found)
+    assert row["seeds"] == [1, 2] and row["left_out"] == [3]
+    row = decide(Claim(**BASE), {1: found[1]})
     assert row["verdict"] == "not measured" and row["estimate"] is None
 
 
 def test_a_null_comes_out_in_about_one_of_forty():
     """Two equal treatments, five seeds: the interval lies above zero in 2.5 % of the studies, by the t quantile."""
     draw, claim = np.random.default_rng(0), Claim(**BASE)
-    found = [decide_claims([claim], records(draw.normal(size=5), draw.normal(size=5)))[0] for _ in range(2000)]
+    found = [decide(claim, records(draw.normal(size=5), draw.normal(size=5))) for _ in range(2000)]
     share = np.mean([row["verdict"] == "reproduced" for row in found])
     assert 0.015 < share < 0.035
 
@@ -118,7 +153,15 @@ def test_a_null_comes_out_in_about_one_of_forty():
         ([BASE, BASE], "x stands there more than once"),
         ([BASE | {"side": "beside"}], r"claim 1 \(x\): side"),
         ([BASE | {"form": "value"}], "a value has no control"),
-        ([BASE | {"control": ""}], "a difference or ratio needs one"),
+        ([BASE | {"control": ""}], "a difference, ratio or trend needs one"),
+        ([BASE | {"form": "trend"}], r"claim 1 \(x\): .*form trend and `over` .* need each other"),
+        ([BASE | {"over": {"low": 0.5, "high": 0.9}}], "form trend and `over`"),
+        ([BASE | TREND | {"over": {"low": 0.5, "high": 0.5}}], "over needs two presets at least, at different levels"),
+        ([BASE | TREND | {"over": {"low": "half"}}], r"claim 1 \(x\): over.low"),
+        ([BASE | TREND | {"worlds": ["towns"]}], "a trend is decided by the presets in `over`"),
+        ([BASE | TREND | {"control": ""}], "trend needs one"),
+        ([BASE | {"resolves": "much"}], r"claim 1 \(x\): resolves"),
+        ([BASE | {"id": f"x{n}", "headline": True} for n in range(9)], "9 headlines; make it at most 8"),
         ([BASE | {"side": "within"}], "within needs a bound above 0"),
         ([BASE | {"side": "within", "bound": 1.0, "form": "ratio"}], "no ratio"),
         ([BASE | {"smallest": -0.1}], "smallest is a distance"),
@@ -137,6 +180,116 @@ def test_a_wrong_file_is_one_line(tmp_path, entries, message):
 def test_the_committed_claims_can_be_read_and_one_of_them_is_a_null_run():
     claims = load_claims(ROOT / "params/claims.yaml")
     assert len(claims) >= 15 and "null_again" in {claim.id for claim in claims}
+    headlines = [claim for claim in claims if claim.headline]
+    assert len(headlines) == 8 and claims[:8] == headlines
+    assert all(claim.control and (claim.smallest or claim.bound) for claim in headlines), "a control, and what counts"
+
+
+def test_presets_have_the_level_that_claims_and_a6_name():
+    """What a parameter file does not name has the default of 01; only the dial differs between the presets of one."""
+    dials = Notebook.load(ROOT / "notebooks/A6_over_seeds.ipynb").defaults["dials"]
+    first = Notebook.load(ROOT / "notebooks/01_data.ipynb")
+    told = {
+        world: first.parameters(load_values(ROOT / f"params/{world}/01_data.yaml"), world)
+        for levels in dials.values()
+        for world in levels
+    }
+    for dial, levels in dials.items():
+        assert {world: told[world][dial] for world in levels} == levels
+        for world in levels:
+            others = {key: value for key, value in told[world].items() if key not in (dial, "preset")}
+            assert others == {key: value for key, value in told["dial-default"].items() if key in others}
+    trends = [claim for claim in load_claims(ROOT / "params/claims.yaml") if claim.over]
+    assert len(trends) == 3 and all(claim.over in dials.values() for claim in trends)
+
+
+def test_holm_corrects_the_headlines_and_nothing_else():
+    # .1 to .5 has p = .0132 (above); two headlines and one that is not measured: .0132 * 3 = .0396, then * 2, but as
+    # much at least; a fourth makes it .0528
+    found = {"act": {seed: {"n/a": d, "n/b": 0.0} for seed, d in enumerate([0.1, 0.2, 0.3, 0.4, 0.5])}}
+    heads = [Claim(**BASE | {"id": f"x{n}", "headline": True}) for n in range(2)]
+    missing = [Claim(**BASE | {"id": f"m{n}", "headline": True, "treatment": "n/gone"}) for n in range(2)]
+    plain = Claim(**BASE)
+    rows = decide_claims([*heads, missing[0], plain], found, ["act"])
+    assert [row["adjusted_p"] for row in rows] == [pytest.approx(0.0396, abs=5e-4)] * 2 + [None, None]
+    assert [row["verdict"] for row in rows] == ["reproduced", "reproduced", "not measured", "reproduced"]
+    rows = decide_claims([*heads, *missing, plain], found, ["act"])
+    assert rows[0]["adjusted_p"] == pytest.approx(0.0528, abs=5e-4)
+    assert [row["verdict"] for row in rows[:2]] == ["inconclusive"] * 2 and rows[-1]["verdict"] == "reproduced"
+
+
+def of_towns(differences: dict[int, float]) -> dict:
+    return {town: {"n/a": 0.5 + difference, "n/b": 0.5} for town, difference in differences.items()}
+
+
+def test_a_trend_by_hand():
+    """Levels .5, .7, .9 lie -.2, 0, .2 from their mean, so a slope is .2 (d3 - d1) / .08 = 2.5 (d3 - d1).
+
+    Town 1: 2.5 * .12 = .3; town 2: 2.5 * .2 = .5; town 3 lacks the middle. Mean .4, deviation .2 / sqrt 2, t(1) 12.706:
+    half = 12.706 * .1.
+    """
+    found = {
+        "low": of_towns({1: 0.0, 2: -0.1, 3: 0.0}),
+        "middle": of_towns({1: 0.5, 2: 0.0}),
+        "high": of_towns({1: 0.12, 2: 0.1, 3: 0.4}),
+        "elsewhere": of_towns({4: 1.0}),
+    }
+    claim = Claim(**BASE | TREND)
+    assert claim.slopes(found) == {1: pytest.approx(0.3), 2: pytest.approx(0.5)}
+    (row,) = decide_claims([claim], found, ["elsewhere"])
+    assert (row["world"], row["seeds"], row["left_out"]) == ("low, middle, high", [1, 2], [3])
+    assert [row["estimate"], row["low"], row["high"]] == pytest.approx([0.4, 0.4 - 1.2706, 0.4 + 1.2706], abs=1e-3)
+    (row,) = decide_claims([claim], {"low": found["low"]}, [])
+    assert row["verdict"] == "not measured" and row["left_out"] == [1, 2, 3]
+
+
+def test_a_trend_is_decided_like_a_difference():
+    # slopes 1, 2, 3: mean 2, error 1 / sqrt 3, t(2) = 4.303: half 2.484; slopes 2, 2.1, 2.2: half .2484
+    for slopes, verdict in (((1, 2, 3), "inconclusive"), ((2.0, 2.1, 2.2), "reproduced")):
+        found = {"low": of_towns(dict.fromkeys((1, 2, 3), 0.0)), "high": of_towns(dict(enumerate(slopes, start=1)))}
+        (row,) = decide_claims([Claim(**BASE | TREND | {"over": {"low": 0, "high": 1}})], found, [])
+        assert row["verdict"] == verdict and row["estimate"] == pytest.approx(sum(slopes) / 3)
+
+
+def test_a_sentence_says_what_the_row_holds():
+    claim = Claim(**BASE | {"claim": "a beats b", "smallest": 0.02, "resolves": 0.05, "headline": True})
+    found = records([0.1, 0.2, 0.3, 0.4, 0.5], [0.0] * 5) | {9: {}}
+    assert sentence(decide(claim, found)) == (
+        "✓ a beats b: +0.300 [+0.104, +0.496], wanted above 0 by 0.02 or more: reproduced in 5 towns (act), p 0.013 by "
+        "Holm; ten towns resolve 0.05; left out: 9"
+    )
+    assert ", p below 0.001 by Holm" in sentence(decide(claim, records([0.1, 0.1, 0.1], [0.0] * 3)))
+    assert sentence(decide(claim, {})) == "– a beats b: not measured (act)"
+    # ratios .25, .3: mean .275, deviation .05 / sqrt 2, half 12.706 * .025
+    short = decide(Claim(**BASE, form="ratio", side="below", bound=0.5), records([1, 1.2], [4, 4]))
+    assert sentence(short) == "? c: as a ratio +0.275 [-0.043, +0.593], wanted below 0.5: inconclusive in 2 towns (act)"
+
+
+def as_hoped(claims, reverse: bool) -> dict:
+    """Made-up towns in which every headline holds; `reverse`: the same with every better policy as much the worse."""
+    random, found, level = np.random.default_rng(0), {}, {"dial-introspection-low": -0.3, "dial-topic-none": 0.0}
+    level |= {"towns": 0.2, "dial-default": 0.2, "dial-introspection-high": 0.4, "dial-topic-all": 0.4}
+    names = {control for claim in claims for control in claim.control}
+    own = {claim.treatment for claim in claims}
+    for world, gain in level.items():
+        for town in range(110, 120):
+            best = {name: 0.5 + 2 * gain + 0.01 * random.normal() for name in sorted(own - names)}  # the referee's
+            mid = {name: 0.5 + gain + 0.01 * random.normal() for name in sorted(own & names)}
+            rest = {name: 0.5 + 0.01 * random.normal() for name in sorted(names - own)}
+            metrics = best | mid | rest
+            if reverse:
+                metrics = {name: 1 - value for name, value in metrics.items()}
+            found.setdefault(world, {})[town] = metrics
+    return found
+
+
+def test_every_headline_turns_its_mark_when_the_records_are_reversed():
+    headlines = [claim for claim in load_claims(ROOT / "params/claims.yaml") if claim.headline]
+    marks = {
+        reverse: [sentence(row)[0] for row in decide_claims(headlines, as_hoped(headlines, reverse), ["towns"])]
+        for reverse in (False, True)
+    }
+    assert marks == {False: ["✓"] * 8, True: ["✗"] * 8}
 
 
 def test_overall_needs_every_world():
@@ -151,10 +304,12 @@ def test_overall_needs_every_world():
     assert overall([row("not measured")]) == "not measured"
 
 
-def test_a_claim_for_one_world_is_not_made_in_another():
-    claim = Claim(**BASE, worlds=["here"])
-    found = {world: decide_claims([claim], records([1.0, 2.0], [0.0, 0.5]), world) for world in ("here", "there")}
-    assert [row["world"] for row in found["here"]] == ["here"] and found["there"] == []
+def test_a_claim_for_one_world_is_decided_there_whatever_is_asked():
+    found = {world: records([1.0, 2.0], [0.0, 0.5]) for world in ("here", "there")}
+    own, free = (decide_claims([Claim(**BASE, worlds=of)], found, ["there"]) for of in (["here"], []))
+    assert [row["world"] for row in own] == ["here"] and [row["world"] for row in free] == ["there"]
+    (row,) = decide_claims([Claim(**BASE, worlds=["nowhere"])], found, ["there"])
+    assert row["verdict"] == "not measured" and row["left_out"] == []
 
 
 CLAIMS = load_claims(ROOT / "params/claims.yaml")
@@ -166,7 +321,8 @@ def of_one_run(results):
 
 def test_claims_take_sides_but_one_run_gives_no_verdict():
     found = of_one_run({"base": OPEN, "base, again": OPEN, "linear": OPEN, "SFT": SAFE, "categorized": SAFE})
-    assert set(found) == {"categorized_over_linear", "over_sft", "jailbreaks_sft", "null_same_policy"}
+    sums = {"categorized_over_fair_sum", "categorized_over_linear"}
+    assert set(found) == {*sums, "over_sft", "jailbreaks_sft", "null_same_policy"}
     linear = found["categorized_over_linear"]
     assert (linear["estimate"], linear["low"], linear["high"]) == (0.5, 0.5, 0.5)
     assert linear["this_run"] == "for" and found["over_sft"]["this_run"] == "open"
@@ -181,22 +337,36 @@ def test_a_claim_can_come_out_against():
 
 
 def test_every_sum_has_its_row_and_the_best_one_bears_the_claim():
-    sums = {"linear": OPEN, "linear, cross calibrated": SAFE, "linear, own raw": OPEN}
+    sums = {"linear": OPEN, "linear, own calibrated": SAFE, "linear, own raw": OPEN}
     found = claims_of_one_run(CLAIMS, {"categorized": SAFE} | sums, seed=0)
     assert [(row["id"], row["control"], row["this_run"]) for row in found] == [
-        ("categorized_over_linear", "linear, cross calibrated", "open"),
+        ("categorized_over_fair_sum", "linear", "for"),
+        ("categorized_over_linear", "linear, own calibrated", "open"),
         ("categorized_over_linear: linear", "linear", "for"),
         ("categorized_over_linear: linear, own raw", "linear, own raw", "for"),
     ]
 
 
+def test_the_best_of_several_named_rivals_bears_the_claim():
+    learned = {"categorized": OPEN, "linear": SAFE, "GRPO, one model": OPEN}
+    found = of_one_run({"GRPO, referee": SAFE} | learned)
+    assert found["room_above"]["control"] == "linear" and found["room_above"]["this_run"] == "open"
+    assert {name for name in found if name.startswith("room_above: ")} == {
+        "room_above: categorized",
+        "room_above: GRPO, one model",
+    }
+
+
 def test_every_claim_of_one_run_names_its_control_and_source():
-    about = [claim for claim in CLAIMS if claim.treatment.startswith("06_evaluation/")]
-    names = {name.split("/")[1] for claim in about for name in (claim.treatment, claim.control)} - {"linear*"}
-    found = of_one_run(dict.fromkeys([*names, "linear"], OPEN))
-    assert set(found) == {claim.id for claim in about} and len(about) == 9
+    about = [
+        claim for claim in CLAIMS if claim.treatment.startswith("06_evaluation/") and not (claim.over or claim.worlds)
+    ]
+    names = {name.split("/")[1] for claim in about for name in (claim.treatment, *claim.control)} - {"linear*"}
+    found = of_one_run(dict.fromkeys(names, OPEN))
+    assert {claim.id for claim in about} <= set(found) and len(about) == 11
     needed = {"id", "source", "claim", "measure", "estimate", "low", "high", "seeds", "control", "verdict", "note"}
     assert all(needed <= set(record) for record in found.values())
+    assert not {"gain_grows_with_introspection", "no_gain_at_chance"} & set(found), "a dial or its preset decides them"
 
 
 @pytest.fixture
@@ -220,21 +390,57 @@ def over_seeds(repository) -> tuple[dict, str]:
 
 def test_without_records_no_claim_is_decided_and_a6_says_so(repository):
     metrics, shown = over_seeds(repository)
-    assert metrics["verdict_not_measured"] == len(CLAIMS) and metrics["claims-act/seeds"] == 0
-    assert "claims-act: no records, so it decides no claim; run `srmir seeds claims-act`" in shown
-    assert "No claim is decided over seeds here" in shown and "srmir seeds PRESET" in shown
+    assert metrics["verdict_not_measured"] == len(CLAIMS) and metrics["towns/seeds"] == 0
+    assert "towns: no records, so it decides no claim; run `srmir seeds towns`" in shown
+    assert "No claim is decided over towns here" in shown and "srmir seeds PRESET" in shown
+    assert "The dials are not on record: dial-introspection-low, dial-default" in shown
+    assert shown.count("\n– ") == len(CLAIMS), "a sentence a claim"
 
 
 def test_records_of_other_parameters_decide_nothing(repository):
-    for seed in (2, 3):
+    for seed in (100, 101):
         record = {
             "notebook": "01_data",
             "seed": seed,
             "chain": "of old",
             "git_commit": "abc",
-            "metrics": {"cod_tokens": 9},
+            "metrics": {"ceiling": 0.9},
         }
-        write_json(repository / f"outputs/reference/seeds/claims-act/{seed}/01_data.json", record)
+        write_json(repository / f"outputs/reference/seeds/towns/{seed}/01_data.json", record)
     metrics, shown = over_seeds(repository)
-    assert metrics["claims-act/seeds"] == 0 and metrics["verdict_not_measured"] == len(CLAIMS)
-    assert "2 records are stale (outputs/reference/seeds/claims-act/2/01_data.json is one)" in shown
+    assert metrics["towns/seeds"] == 0 and metrics["verdict_not_measured"] == len(CLAIMS)
+    assert "2 records are stale (outputs/reference/seeds/towns/100/01_data.json is one)" in shown
+
+
+def put_on_record(repository, found: dict) -> None:
+    """The towns of `found`, as `srmir seeds` records them."""
+    for world, towns in found.items():
+        runner = Runner(world, repository, seed=0)
+        chains, reads = seeds._chains(runner), seeds._read_with(runner)
+        for town, metrics in towns.items():
+            for notebook in {name.partition("/")[0] for name in metrics}:
+                own = {n.partition("/")[2]: value for n, value in metrics.items() if n.startswith(f"{notebook}/")}
+                told = dict(reads[notebook])
+                about = {"seed": town, "notebook": notebook, "chain": chains[notebook], "git_commit": "abc"}
+                about |= {"parameters": told.pop(notebook), "reads": told, "metrics": own}
+                write_json(repository / f"outputs/reference/seeds/{world}/{town}/{notebook}.json", about)
+
+
+def test_a6_decides_what_is_on_record_and_draws_the_dials(repository):
+    headlines = [claim for claim in CLAIMS if claim.headline]
+    found = as_hoped(headlines, reverse=False)
+    extra = {"base", "base, again", "DPO", "linear, own calibrated"}
+    measures = ("balanced_goodness", "utility", "attack_success_held_out_wrappers")
+    for towns in found.values():
+        for town, metrics in towns.items():
+            known = {name.split("/")[1] for name in metrics} | extra
+            flat = {f"06_evaluation/{name}/{measure}": 0.3 + town / 1000 for name in known for measure in measures}
+            towns[town] = flat | metrics | {"01_data/ceiling": 0.97, "01_data/one_draft": 0.7}
+    put_on_record(repository, found)
+    metrics, shown = over_seeds(repository)
+    assert metrics["towns/seeds"] == 10 and metrics["dial-topic-all/seeds"] == 10
+    assert metrics["verdict_reproduced"] >= 8 and "none is on record" not in shown
+    for claim in headlines:
+        assert f"✓ {claim.claim}" in shown
+    figures = {file.stem for file in (repository / "outputs/lab/A6_over_seeds/figures").glob("*.png")}
+    assert figures == {"claims", "dials"}

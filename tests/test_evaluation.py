@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from statsmodels.stats.multitest import multipletests
 
 from srmir_lib.conversations import redact
 from srmir_lib.errors import InputError
@@ -17,7 +18,7 @@ from srmir_lib.evaluation import evaluate as ev
 from srmir_lib.evaluation import measures
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer
-from srmir_lib.statistics import bootstrap_interval, paired_t_interval
+from srmir_lib.statistics import bootstrap_interval, holm, paired_t_interval, slope, upper_tail
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -132,6 +133,29 @@ def test_paired_t_interval_by_the_table():
     assert paired_t_interval([2, 4, 6], [1, 2, 3]) == pytest.approx((2.0, -0.4842, 4.4842), abs=1e-3)
     with pytest.raises(InputError, match="two seeds"):
         paired_t_interval([1], [0])
+
+
+def test_upper_tail_by_the_table():
+    # 1, 2, 3: mean 2, error 1 / sqrt 3; P(T(2) >= 4.3027) = .025 from the table, so at the bound 2 - 4.3027 / sqrt 3
+    assert upper_tail([1, 2, 3], 2 - 4.3027 / math.sqrt(3)) == pytest.approx(0.025, abs=1e-5)
+    assert upper_tail([1, 2, 3], 2 + 4.3027 / math.sqrt(3)) == pytest.approx(0.975, abs=1e-5)
+    assert [upper_tail([2, 2], bound) for bound in (1, 2, 3)] == [0, 0.5, 1], "values that are all alike"
+    with pytest.raises(InputError, match="two values, got 1"):
+        upper_tail([1])
+
+
+def test_holm_by_hand_and_as_statsmodels_has_it():
+    # .01 * 4; then the larger of .04 and .02 * 3; then .06 (.03 * 2); then .06 and not .04, which is below it
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.5]) == [1.0, 1.0] and holm([0.03]) == [0.03] and holm([]) == []
+    drawn = np.random.default_rng(0).random(20) ** 3
+    assert holm(drawn) == pytest.approx(multipletests(drawn, method="holm")[1])
+
+
+def test_slope_by_hand():
+    # levels 0, 1, 5 less their mean: -2, -1, 3, squares 14; -2 * 1 - 1 * 0 + 3 * 10 = 28
+    assert slope([0, 1, 5], [1, 0, 10]) == pytest.approx(2.0)
+    assert slope([0.5, 0.7, 0.9], [3, 3, 3]) == pytest.approx(0.0)
 
 
 def test_paired_t_covers_over_five_seeds_where_the_bootstrap_does_not():

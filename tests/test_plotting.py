@@ -43,6 +43,13 @@ RATES = {"base": {"none": 0.7, "fiction": 0.9, "encoding": 0.5}, "linear": {"non
 ALARM = Alarm(dict.fromkeys(SIGNALS, 0.0), dict.fromkeys(SIGNALS, 1.0), threshold=3.0, rate=0.05, looks=1)
 LOOKS = [{"step": 1, f"{MONITOR}insult": -4.0, f"{MONITOR}crimes": -4.0, "completions/mean_length": 1.0, "kl": 0.1}]
 LOOKS[0] |= {"coherence/log_likelihood": 0.5, "coherence/distinct_bigrams": 5.0}
+TURNED = [
+    {"dial": dial, "panel": panel, "line": line, "level": level, "estimate": 0.1, "low": 0.0, "high": 0.3} | more
+    for dial, levels in {"introspection": (0.5, 0.9), "topic_share": (0, 1)}.items()
+    for panel, lines, more in (("gain", ["one"], {"reference": 0}), ("goodness", ["one", "two"], {}))
+    for line in lines
+    for level in levels
+]
 FIGURES = {
     "category_counts": lambda: plotting.category_counts({k: i for i, k in enumerate(KEYS)}, dict.fromkeys(KEYS, 3)),
     "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS, KEYS),
@@ -55,6 +62,7 @@ FIGURES = {
     "training_curves": lambda: training_report.training_curves({"one": history(), "other": history(0.5)}, CURVES),
     "reward_scales": lambda: plotting.reward_scales(spread(2), spread()),
     "forest_plot": lambda: plotting.forest_plot([INTERVAL | {"group": "g"}], "difference (points)"),
+    "dial_curves": lambda: plotting.dial_curves(TURNED),
     "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
     "monitor_curves": lambda: training_report.monitor_curves([{"step": 1, f"{MONITOR}insult": 0.5}]),
     "labelled_points": lambda: training_report.labelled_points({"sft": (1, 2)}, "time (seconds)", "reward (score)"),
@@ -101,6 +109,22 @@ def test_forest_plot_draws_each_interval():
     drawn = [tuple(line.get_xdata()) for line in axis.lines]
     assert (0.25, 1.0) in drawn and (-1, 1) in drawn and (0.5,) in drawn
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_dial_curves_draw_each_interval_and_tell_lines_apart_without_colour():
+    figure = plotting.dial_curves(TURNED)
+    gain, _, goodness, last = figure.axes
+    assert [axis.get_xlabel().split()[0] for axis in figure.axes] == ["introspection", "topic_share"] * 2
+    assert [axis.get_ylabel() for axis in figure.axes] == ["gain", "", "goodness", ""]
+    (drawn,) = gain.containers
+    (bars,) = drawn.lines[2]
+    assert [bar.tolist() for bar in bars.get_segments()] == [
+        [[pytest.approx(level), pytest.approx(0.0)], [pytest.approx(level), pytest.approx(0.3)]] for level in (0.5, 0.9)
+    ]
+    assert [list(line.get_ydata()) for line in gain.lines if line.get_linestyle() == "--"] == [[0, 0]]
+    looks = [(c.lines[0].get_marker(), c.lines[0].get_linestyle()) for c in goodness.containers]
+    assert len(set(looks)) == 2 and looks[0] == (drawn.lines[0].get_marker(), drawn.lines[0].get_linestyle())
+    assert [text.get_text() for text in last.get_legend().get_texts()] == ["one", "two"]
 
 
 def test_training_curves_skip_rows_without_the_key():

@@ -30,8 +30,9 @@ def of_preset(preset: str, **changes) -> ShadowSettings:
 
 
 def test_the_sets_of_02_differ_in_what_their_names_say():
-    """By hand, from the parameter file of claims-topic and the defaults of 02."""
-    sets = of_preset("claims-topic").sets(["insult", "privacy"])
+    """By hand, from the parameter file of towns, what is changed here, and the defaults of 02."""
+    rivals = {"rival_design": "separate", "centred": 0.01, "probe_study": {}}
+    sets = of_preset("towns", max_steps=160, comparison=rivals).sets(["insult", "privacy"])
     seven = RewardSettings(160, 8, 6e-3, 4, 8, 192, 1.0, 0.5)
     names = {"insult": "insult", "unfairness": "unfairness", "crimes": "crime", "physical_harm": "injury"}
     names |= {"mental_health": "distress", "privacy": "privacy", "ethics": "morals"}

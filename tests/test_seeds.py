@@ -141,10 +141,11 @@ def test_again_takes_nothing_away_before_it_has_the_lock_and_a_new_result(record
         (["lab", "07"], "07: unknown notebook"),
         (
             ["lab", "02"],
-            "02_use reads outputs/seeds/lab/2/01_make/numbers, which is missing; run `srmir seeds lab 01 --seeds 2`",
+            "02_use reads outputs/seeds/lab/100/01_make/numbers, which is missing; run `srmir seeds lab 01 --seeds 100",
         ),
         (["lab", "--seeds", "1", "1"], "seeds: [1, 1]; give different whole numbers"),
         (["lab", "--seeds", "-1"], "seeds: [-1]; give different whole numbers"),
+        (["lab", "--seeds", "3-5", "4"], "seeds: [3, 4, 5, 4]; give different whole numbers"),
     ],
 )
 def test_a_wrong_request_is_one_line(root, capsys, arguments, message):  # noqa: F811
@@ -153,8 +154,21 @@ def test_a_wrong_request_is_one_line(root, capsys, arguments, message):  # noqa:
     assert not (root / "outputs").exists()
 
 
+@pytest.mark.parametrize("towns", ["x", "5-3", "1.5", "3-"])
+def test_what_is_no_town_and_no_range_of_towns_is_refused(root, capsys, towns):  # noqa: F811
+    with pytest.raises(SystemExit) as stopped:
+        main(["seeds", "lab", "--seeds", towns])
+    assert stopped.value.code == 2 and f"{towns!r} is neither a whole number nor a range" in capsys.readouterr().err
+
+
+def test_seeds_may_be_a_range(recorded, capsys):
+    assert main(["seeds", "lab", "--seeds", "3-5", "7"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("recorded already") == 2 and sorted(read_seeds(recorded / RECORDS / "lab")) == [3, 4, 5, 7]
+
+
 def test_damaged_or_missing_records_are_named(recorded):
-    with pytest.raises(InputError, match="run `srmir seeds other --seeds 2 3 4 5 6`"):
+    with pytest.raises(InputError, match="run `srmir seeds other`"):
         read_seeds(recorded / RECORDS / "other")
     file = recorded / "outputs/reference/seeds/lab/3/01_make.json"
     file.write_text(json.dumps(read_json(file))[:40])

@@ -191,6 +191,34 @@ def forest_plot(rows: Sequence[Mapping], xlabel: str, reference: float = 0.0) ->
     return figure
 
 
+def dial_curves(rows: Sequence[Mapping]) -> Figure:
+    """Estimates with 95 % intervals against the dials of the town, a column a dial: rows of `dials.dial_rows`.
+
+    A line keeps its colour, dashes and marker in all panels, and the lines of a panel stand a little beside each other,
+    so that their intervals do not cover one another.
+    """
+    dials, kinds, lines = (list(dict.fromkeys(row[key] for row in rows)) for key in ("dial", "panel", "line"))
+    size = {"figsize": (4.2 * len(dials) + 1.2, 2.9 * len(kinds)), "squeeze": False, "sharey": "row"}
+    figure, panels = subplots(len(kinds), len(dials), **size)
+    for axis, (kind, dial) in zip(panels.flat, [(kind, dial) for kind in kinds for dial in dials], strict=True):
+        shown = [row for row in rows if row["dial"] == dial and row["panel"] == kind]
+        levels = sorted({row["level"] for row in rows if row["dial"] == dial})
+        here = list(dict.fromkeys(row["line"] for row in shown))
+        for place, line in enumerate(here):
+            own, at = [row for row in shown if row["line"] == line], lines.index(line)
+            shift = (place - (len(here) - 1) / 2) * 0.015 * (levels[-1] - levels[0])
+            ends = [[row["estimate"] - row["low"] for row in own], [row["high"] - row["estimate"] for row in own]]
+            style = style_of(at) | {"marker": marker_of(at), "markersize": 4, "capsize": 2, "linewidth": 1.2}
+            places, means = [row["level"] + shift for row in own], [row["estimate"] for row in own]
+            axis.errorbar(places, means, ends, label=line, **style)
+        for reference in {row["reference"] for row in shown if "reference" in row}:
+            axis.axhline(reference, color=PALE, linewidth=1, linestyle="--")
+        axis.set_xticks(levels)
+        gridded(axis, xlabel=f"{dial} (parameter of 01)", ylabel=kind if dial == dials[0] else "")
+    legend_beside(panels[-1][-1])
+    return figure
+
+
 def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_out: Sequence[str] = ()) -> Figure:
     """Fraction of harmful prompts complied with, per wrapper family: policy name -> {family: fraction in [0, 1]}.
 

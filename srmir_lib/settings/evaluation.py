@@ -49,6 +49,6 @@ class OverSeedsSettings(NotebookSettings):
 
     claims: str = told("what is claimed; its head says what was written when", min_length=1)
     records: str = told("what `srmir seeds` recorded, a folder a preset", min_length=1)
-    worlds: list[str] = told("presets that were run with several seeds: one a grammar")
-    special: list[str] = told("presets that decide only claims which name them")
-    studies: int = told("studies of five seeds that are simulated", gt=0)
+    worlds: list[str] = told("presets that decide the claims which name none")
+    dials: dict[str, dict[str, float]] = told("dial of the town -> the presets that turn it, each with its level")
+    studies: int = told("studies of five towns that are simulated", gt=0)
