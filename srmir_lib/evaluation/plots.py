@@ -185,7 +185,7 @@ def forest_plot(
             height += 1
         height += 0.4
     axis.axvline(reference, color=PALE, linewidth=1, linestyle="--")
-    for at, (name, where) in enumerate((lines or {}).items(), 1):
+    for at, (name, where) in enumerate((lines or {}).items(), 2):  # the second style is that of the reference
         axis.axvline(where, **style_of(at), linewidth=1.2, label=f"{name} ({where:.2f})")
     if lines:
         axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(lines))

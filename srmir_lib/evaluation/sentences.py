@@ -123,13 +123,18 @@ def about_separation(areas: Mapping[str, float], gains: Mapping[str, Interval], 
     return f"AUROC of {control}: {areas[control]:.3f}. " + "; ".join(said) + "."
 
 
+SPEAKS = {"for": "for the claim", "against": "against the claim", "open": "for neither side"}
+
+
 def about_claim(claims: Sequence[Mapping], goodness: Mapping[str, float], name: str) -> str:
-    """Which of the two sides of a claim did better in this run; nothing where the run cannot speak of it."""
-    for claim in (claim for claim in claims if claim["id"] == name):
-        treatment, control = claim["treatment"], claim["control"]
-        order = "above" if goodness[treatment] > goodness[control] else "not above"
-        return (
-            f"{treatment} ({goodness[treatment]:.3f}) is {order} its strongest rival, {control} "
-            f"({goodness[control]:.3f}); the interval of their difference is {claim['this_run']}."
-        )
-    return ""
+    """Which side of the claim `name` did better in this run, by the records of `claims_of_one_run`; nothing where the
+    run cannot speak of it."""
+    claim = next((claim for claim in claims if claim["id"] == name), None)
+    if claim is None:
+        return ""
+    treatment, control = claim["treatment"], claim["control"]
+    order = "above" if goodness[treatment] > goodness[control] else "not above"
+    return (
+        f"{treatment} ({goodness[treatment]:.3f}) is {order} its strongest rival, {control} ({goodness[control]:.3f}); "
+        f"the interval of their difference speaks {SPEAKS[claim['this_run']]}."
+    )
