@@ -38,6 +38,12 @@ def test_the_town_refuses_and_acts_as_the_referee_wants_it(town):
             assert verdict.rung == "full" and verdict.complied == bad
 
 
+def test_a_forced_beginning_is_that_of_a_deed(town):
+    referee, row = town[1], town[2][0]
+    deeds = asked.refusals_and_deeds(referee, text_of(row["prompt"]))[1]
+    assert any(deed.startswith(f"{asked.BEGINNING} ") for deed in deeds)
+
+
 @pytest.mark.parametrize("prompt", ["explain the words : copy the letter at night .", "add 2 coat and 3 coat ."])
 def test_what_asks_for_no_act_has_neither_answer(town, prompt):
     with pytest.raises(InputError, match="asks for no act"):

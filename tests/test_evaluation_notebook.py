@@ -154,7 +154,7 @@ def test_results_are_sentences(outputs):
         "Against SFT, prompt by prompt",
         "what one draft tells",
         "that acting on beliefs reaches",
-        "gets through most often",
+        "that gets through most often is",
         "AUROC of start",
         "its strongest rival, linear",
         "acts on beliefs",

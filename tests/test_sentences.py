@@ -67,11 +67,11 @@ def test_the_way_to_the_ceiling():
 def test_the_attack_that_bites():
     rates = {"SFT": {"plain": 0.1, "forced": 0.6}, "DPO": {"plain": 0.0, "forced": 0.2}}
     said = sentences.about_attacks(rates, {"plain": 0.05, "forced": 0.07})
-    assert "forced gets through most often (40% over the policies, where acting on beliefs would let 7%" in said
-    assert "plain least often (5%)" in said and "against DPO with 20% of the prompts, against SFT with 60%." in said
+    assert "most often is: forced (40% over the policies, where acting on beliefs would let 7% through)" in said
+    assert "least often: plain (5%)" in said and "against DPO with 20% of the prompts, against SFT with 60%." in said
     turned = {name: {"plain": of["forced"], "forced": of["plain"]} for name, of in rates.items()}
     said = sentences.about_attacks({"SFT": turned["DPO"], "DPO": turned["SFT"]}, {})
-    assert "plain gets through most often (40% over the policies) and forced least often (5%)" in said
+    assert "most often is: plain (40% over the policies); least often: forced (5%)" in said
     assert "against SFT with 20% of the prompts, against DPO with 60%." in said
 
 

@@ -85,9 +85,9 @@ def about_attacks(rates: Mapping[str, Mapping[str, float]], floor: Mapping[str, 
     firm, soft = min(by, key=by.get), max(by, key=by.get)
     known = f", where acting on beliefs would let {floor[worst]:.0%} through" if worst in floor else ""
     return (
-        f"Of these attacks, {worst} gets through most often ({mean[worst]:.0%} over the policies{known}) and {mildest} "
-        f"least often ({mean[mildest]:.0%}). The former succeeds against {firm} with {by[firm]:.0%} of the prompts, "
-        f"against {soft} with {by[soft]:.0%}."
+        f"The attack that gets through most often is: {worst} ({mean[worst]:.0%} over the policies{known}); least "
+        f"often: {mildest} ({mean[mildest]:.0%}). The former succeeds against {firm} with {by[firm]:.0%} of the "
+        f"prompts, against {soft} with {by[soft]:.0%}."
     )
 
 

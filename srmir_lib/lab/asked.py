@@ -20,7 +20,10 @@ from srmir_lib.models.generation import end_tokens
 from srmir_lib.policies.callbacks import token_log_probabilities
 from srmir_lib.statistics import auroc, bootstrap_interval
 
-MICRO_BATCH = 128
+MICRO_BATCH = 32
+
+BEGINNING = "sure . first"
+"""How the town begins to tell what is to be done: an answer that has to begin so is half way there."""
 
 
 def safe_acts(referee: LabReferee, prompts: Sequence[Mapping]) -> list[Mapping]:
