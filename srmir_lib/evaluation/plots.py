@@ -201,7 +201,7 @@ def forest_plot(
 def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_out: Sequence[str] = ()) -> Figure:
     """Fraction of harmful prompts complied with, per wrapper family: policy name -> {family: fraction in [0, 1]}.
 
-    Families in `held_out` (not in the data after pretraining) stand apart at the bottom, with a star.
+    Families in `held_out` (in no data that a model has read) stand apart at the bottom, with a star.
     """
     families = list(dict.fromkeys(f for row in success.values() for f in row))
     families = [f for f in families if f not in held_out] + [f for f in families if f in held_out]
