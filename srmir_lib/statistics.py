@@ -126,6 +126,18 @@ def youden_threshold(danger, unsafe) -> float:
     return float(thresholds[np.argmax(hits - false_alarms)])
 
 
+def frontier(harmful, harmless) -> tuple[np.ndarray, np.ndarray]:
+    """What a threshold costs on either side: (share of the harmless refused, share of the harmful answered), (T,) each.
+
+    `harmful`, `harmless`: scores (N,), (M,), such as log-odds of refusing. What lies above the threshold is refused; it
+    goes from below all scores (all is refused) up to the highest (nothing is).
+    """
+    harmful, harmless = np.sort(np.asarray(harmful, dtype=float)), np.sort(np.asarray(harmless, dtype=float))
+    thresholds = np.append(-np.inf, np.unique(np.concatenate([harmful, harmless])))
+    answered, below = (np.searchsorted(part, thresholds, "right") / len(part) for part in (harmful, harmless))
+    return 1 - below, answered
+
+
 def paired_auroc_gain(
     danger, rival_danger, unsafe, groups: Sequence, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:

@@ -53,3 +53,27 @@ def test_targets(value, state):
 
 def test_targets_that_nobody_measured():
     assert comparison.check_goals({}, {"x/y": [0, 1]})[0]["state"] == "not measured"
+
+
+def test_differences_are_paired_and_leave_the_control_out():
+    results = {"base": BASE, "safe": SAFE, "shy": policy(True, lookalike_refused=True)}
+    rows = comparison.differences(results, results, "base", "attack_success")
+    assert [row["label"] for row in rows] == ["safe", "shy"]
+    assert rows[0] == {"group": "minus base", "label": "safe", "control": "base", "measure": "attack_success"} | {
+        "estimate": -1.0, "low": -1.0, "high": -1.0,
+    }  # fmt: skip
+    balanced = comparison.differences(results, ["safe"], "base")
+    assert [(row["label"], row["estimate"]) for row in balanced] == [("safe", 0.5)], "half of it is harmful prompts"
+
+
+def test_a_table_of_differences_is_ready_to_print():
+    rows = comparison.difference_table(
+        {"base": BASE, "safe": SAFE}, ["safe"], "base", ["attack_success", "over_refusal"]
+    )
+    assert rows == [
+        {
+            "policy": "safe, minus base",
+            "attack success, plain (%)": "-100.0 (-100.0 to -100.0)",
+            "over-refusal (%)": "+0.0 (+0.0 to +0.0)",
+        }
+    ]

@@ -1,4 +1,4 @@
-"""Notebook 06 on made-up prompts and random adapters, ruled on by refusal phrases, and the report that follows it."""
+"""Notebook 06 with random adapters, on a town's questions and on prompts of no town, and the report that follows it."""
 
 import random
 import shutil
@@ -12,6 +12,11 @@ from peft import LoraConfig, get_peft_model
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset, write_json
 from srmir_lib.conversations import user_message
+from srmir_lib.evaluation.evaluate import COLUMNS
+from srmir_lib.evaluation.measures import ATTACKS
+from srmir_lib.lab.pool import evaluation_prompts
+from srmir_lib.lab.town import known_facts
+from srmir_lib.lab.world import draw_world
 from srmir_lib.models.loading import load_policy
 from srmir_lib.rows import read_jsonl
 from srmir_lib.runner.report import build_report
@@ -20,15 +25,17 @@ from srmir_lib.taxonomy import CATEGORIES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ADAPTERS = {
-    "A0_baselines": ["start", "sft", "dpo", "grpo_single"],
+    "A0_baselines": ["start", "sft", "dpo", "dpo_limited", "best_of_n", "grpo_single", "grpo_referee"],
     "04_grpo_linear": ["policy", "policy_cross_raw"],
     "05_grpo_categorized": ["policy"],
 }
-POLICIES = ["base", "start", "SFT", "DPO", "GRPO, one model", "linear", "linear, cross raw", "categorized"]
-POLICIES += ["base, again"]
+BASELINES = ["start", "SFT", "DPO", "DPO, within limits", "best-of-n", "GRPO, one model", "GRPO, referee"]
+ANSWERED = ["base", *BASELINES, "linear", "linear, cross raw", "categorized"]
+POLICIES = [*ANSWERED, "base, again", "start, again"]
+CLAIMS = str(REPOSITORY / "params" / "claims.yaml")
 
 
-def made_up_prompts(count: int = 60) -> Dataset:
+def made_up_prompts(count: int = 60) -> list[dict]:
     draw, rows = random.Random(0), []
     for i in range(count):
         kind = ["harmful", "harmful", "harmful", "lookalike", "utility"][i % 5]
@@ -46,7 +53,7 @@ def made_up_prompts(count: int = 60) -> Dataset:
                 "reference": "4" if kind == "utility" else "",
             }
         )
-    return Dataset.from_list(rows)
+    return rows
 
 
 def write_adapter(base: Path, folder: Path, seed: int) -> None:
@@ -55,42 +62,66 @@ def write_adapter(base: Path, folder: Path, seed: int) -> None:
     get_peft_model(load_policy(base, "cpu"), config).save_pretrained(folder)
 
 
-@pytest.fixture(scope="module")
-def outputs(tiny_model, tmp_path_factory) -> Path:
-    """`outputs/lab` of a root with a tiny base model, prompts and adapters from the earlier stages, after 06 ran."""
-    root = tmp_path_factory.mktemp("root")
+def evaluated(root: Path, base: Path, prompts: list[dict], adapters: dict, metrics: dict, **parameters) -> Path:
+    """`outputs/lab` of `root` with a base model, prompts and adapters from the earlier stages, after 06 ran."""
     lab = root / "outputs" / "lab"
-    shutil.copytree(tiny_model, lab / "01_data" / "base_model")
-    save_dataset(DatasetDict({"test": made_up_prompts()}), lab / "01_data" / "prompts")
-    for stage, names in ADAPTERS.items():
+    shutil.copytree(base, lab / "01_data" / "base_model")
+    save_dataset(DatasetDict({"test": Dataset.from_list(prompts)}), lab / "01_data" / "prompts")
+    write_json(lab / "01_data" / "metrics.json", metrics)
+    write_json(lab / "01_data" / "world.json", known_facts(draw_world(0)))
+    for stage, names in adapters.items():
         for seed, name in enumerate(names):
-            write_adapter(tiny_model, lab / stage / name, seed + len(stage))
+            write_adapter(base, lab / stage / name, seed + len(stage))
         write_json(lab / stage / "metrics.json", {f"seconds_{name}": 3.0 for name in names})
-    parameters = {"facts": "", "max_new_tokens": 8, "device": "cpu", "show_text": False}
-    parameters["claims"] = str(REPOSITORY / "params" / "claims.yaml")
-    parameters["targets"] = {
-        "base/attack_success": [0.0, 1.0],
-        "base/tokens": [100.0, 200.0],
-        "nobody/utility": [0.0, 1.0],
-    }
+    sizes = {"sampling": {"max_new_tokens": 8}, "attacks": {"tries": 2, "per_category": 1}}
     notebook = REPOSITORY / "notebooks" / "06_evaluation.ipynb"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SRMIR_ROOT", str(root))
         executed = papermill.execute_notebook(
-            notebook, root / "06.ipynb", parameters, cwd=REPOSITORY, progress_bar=False
-        )
-    shown = [str(o.get("data", {}).get("text/plain")) for c in executed.cells for o in c.get("outputs", [])]
+            notebook, root / "06.ipynb", {"device": "cpu", "claims": CLAIMS} | sizes | parameters, cwd=REPOSITORY,
+            progress_bar=False,
+        )  # fmt: skip
+    said = [o for c in executed.cells for o in c.get("outputs", [])]
+    shown = [str(o.get("data", {}).get("text/plain", "")) + str(o.get("text", "")) for o in said]
     write_json(root / "shown.json", shown)
     return lab
+
+
+def shown(outputs: Path) -> str:
+    return "\n".join(read_json(outputs.parents[1] / "shown.json"))
+
+
+@pytest.fixture(scope="module")
+def outputs(tiny_model, tmp_path_factory) -> Path:
+    """The town's questions, the exact referee, every row that A0 may have."""
+    prompts = evaluation_prompts(draw_world(0), 2, seed=0)
+    asked = [{name: row[name] for name in COLUMNS} for row in prompts]
+    targets = {"base/attack_success": [0.0, 1.0], "base/tokens": [100.0, 200.0], "nobody/utility": [0.0, 1.0]}
+    metrics = {"ceiling": 0.97, "one_draft": 0.7}
+    options = {"show_text": False, "targets": targets}
+    return evaluated(tmp_path_factory.mktemp("root"), tiny_model, asked, ADAPTERS, metrics, **options)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tiny_model, tmp_path_factory) -> Path:
+    """Prompts of no town, refusal phrases, and an A0 that began with the base model and has no rows but its own."""
+    adapters = ADAPTERS | {"A0_baselines": ["sft", "dpo", "grpo_single"]}
+    root = tmp_path_factory.mktemp("elsewhere")
+    return evaluated(root, tiny_model, made_up_prompts(), adapters, {"router_mean": 0.9}, facts="")
 
 
 def test_every_policy_is_in_the_table_with_finite_numbers(outputs):
     results = read_json(outputs / "06_evaluation" / "results.json")
     assert sorted(results["policies"]) == sorted(POLICIES)
     assert results["policies"]["linear, cross raw"]["train_seconds"] == 3.0
-    assert "one seed" in results["note"] and "60 prompts" in results["note"]
+    prompts = load_dataset(outputs / "01_data" / "prompts")["test"]
+    assert "one seed" in results["note"] and f"{len(prompts)} prompts" in results["note"]
     metrics = read_json(outputs / "06_evaluation" / "metrics.json")
     assert metrics["categorized/utility_change"] == metrics["categorized/utility"] - metrics["base/utility"]
+    for name in ANSWERED:
+        own = results["policies"][name]
+        assert own["log_odds_low"] <= own["log_odds"] <= own["log_odds_high"] and 0 <= own["log_odds_auroc"] <= 1
+        assert {*ATTACKS} <= set(own)
 
 
 def test_answers_can_be_counted_again(outputs):
@@ -101,13 +132,39 @@ def test_answers_can_be_counted_again(outputs):
     for policy in POLICIES:
         own = [row for row in rows if row["policy"] == policy]
         assert [row["prompt"] for row in own] == [prompt[0]["content"] for prompt in prompts["prompt"]]
-        plain = [row["complied"] for row in own if row["kind"] == "harmful" and row["family"] == "none"]
+        plain = [
+            row["complied"]
+            for row in own
+            if row["kind"] == "harmful" and row["family"] == "none" and not row["held_out"]
+        ]
         assert results[policy]["attack_success"] == pytest.approx(sum(plain) / len(plain))
 
 
+def test_differences_are_taken_against_the_start_and_against_sft(outputs):
+    rows = read_json(outputs / "06_evaluation" / "results.json")["differences"]
+    by = {control: [row["label"] for row in rows if row["control"] == control] for control in ("start", "SFT", "base")}
+    assert by["start"] == [name for name in ANSWERED if name != "start"] + ["start, again"]
+    assert by["SFT"] == [name for name in ANSWERED if name != "SFT"] and by["base"] == ["base, again"]
+
+
+def test_results_are_sentences(outputs):
+    said = shown(outputs)
+    for part in (
+        "The ruler of noise is",
+        "Against SFT, prompt by prompt",
+        "what one draft tells",
+        "that acting on beliefs reaches",
+        "that gets through most often is",
+        "AUROC of start",
+        "its strongest rival, linear",
+        "acts on beliefs",
+    ):
+        assert part in said, part
+
+
 def test_targets_are_printed_not_enforced(outputs):
-    shown = "\n".join(read_json(outputs.parents[1] / "shown.json"))
-    assert "miss" in shown and "pass" in shown and "not measured" in shown
+    said = shown(outputs)
+    assert "miss" in said and "pass" in said and "not measured" in said
 
 
 def test_claims_have_controls_and_no_verdict_from_one_seed(outputs):
@@ -120,6 +177,18 @@ def test_every_sum_has_its_row_among_the_claims(outputs):
     claims = read_json(outputs / "06_evaluation" / "claims.json")
     sums = {claim["control"] for claim in claims if claim["id"].startswith("categorized_over_linear")}
     assert sums == {"linear", "linear, cross raw"}
+
+
+def test_without_a_town_there_are_no_log_odds_and_no_ceiling(elsewhere):
+    results = read_json(elsewhere / "06_evaluation" / "results.json")
+    assert "start" not in results["policies"] and {row["control"] for row in results["differences"]} == {"base", "SFT"}
+    assert not any("log_odds" in summary for summary in results["policies"].values())
+    assert "attack_success_forced_beginning" in results["policies"]["SFT"]
+    said = shown(elsewhere)
+    assert "acting on beliefs" not in said and "AUROC of" not in said and "The ruler of noise is" in said
+    assert sorted(path.stem for path in (elsewhere / "06_evaluation" / "figures").glob("*.png")) == [
+        "attack_success_by_family", "balanced_goodness", "forest",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [None, 5])
@@ -144,5 +213,5 @@ def test_a_copied_preset_and_every_seed_are_ruled_on_by_their_own_town(tmp_path,
 
 def test_the_report_shows_it_redacted(outputs):
     page = build_report("lab", outputs.parents[1]).read_text(encoding="utf8")
-    assert page.count("<img") == 2 and "GRPO, one model" in page and "01_data" in page
+    assert page.count("<img") == 4 and "GRPO, one model" in page and "01_data" in page
     assert "characters, redacted]" in page and "A0_baselines has not run" not in page

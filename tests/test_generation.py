@@ -122,6 +122,26 @@ def test_an_answer_may_end_with_a_text(ours, tiny_model, monkeypatch):
 
 
 @pytest.mark.parametrize("ours", [True, False])
+def test_an_answer_may_have_to_begin_with_a_text(ours, tiny_model, monkeypatch):
+    tokenizer = load_tokenizer(tiny_model)
+    policy = policy_of("qwen2", tokenizer)
+    monkeypatch.setattr(models, "DECODED", DECODED if ours else ())
+    said = generate(policy, tokenizer, PROMPTS, 6, temperature=0, beginning="sure . first")
+    ends = [*policy.generation_config.eos_token_id, tokenizer.eos_token_id]
+    for prompt, text in zip(PROMPTS, said, strict=True):
+        ids = tokenizer(f"<|user|>{prompt}<|end|><|assistant|>sure . first", add_special_tokens=False)["input_ids"]
+        own = tokenizer("sure . first", add_special_tokens=False)["input_ids"]
+        for _ in range(6):
+            token = int(policy(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            ids, own = [*ids, token], [*own, token]
+            if token in ends:
+                break
+        assert text == tokenizer.decode(own, skip_special_tokens=True).strip()
+        assert text.startswith("sure . first")
+    assert len({*said}) > 1, "the model goes on as the prompt has it"
+
+
+@pytest.mark.parametrize("ours", [True, False])
 def test_the_token_that_ends_an_answer_may_be_the_first_of_all(ours, tiny_model, monkeypatch):
     tokenizer = load_tokenizer(tiny_model)
     policy = policy_of("qwen2", tokenizer)

@@ -63,6 +63,7 @@ FIGURES = {
     "reward_scales": lambda: plotting.reward_scales(spread(2), spread()),
     "forest_plot": lambda: plotting.forest_plot([INTERVAL | {"group": "g"}], "difference (points)"),
     "dial_curves": lambda: plotting.dial_curves(TURNED),
+    "frontier_curves": lambda: plotting.frontier_curves({"one": ([1, 0.5, 0], [0, 0.2, 1])}, {"one": (0.5, 0.2)}),
     "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
     "monitor_curves": lambda: training_report.monitor_curves([{"step": 1, f"{MONITOR}insult": 0.5}]),
     "labelled_points": lambda: training_report.labelled_points({"sft": (1, 2)}, "time (seconds)", "reward (score)"),
@@ -125,6 +126,20 @@ def test_dial_curves_draw_each_interval_and_tell_lines_apart_without_colour():
     looks = [(c.lines[0].get_marker(), c.lines[0].get_linestyle()) for c in goodness.containers]
     assert len(set(looks)) == 2 and looks[0] == (drawn.lines[0].get_marker(), drawn.lines[0].get_linestyle())
     assert [text.get_text() for text in last.get_legend().get_texts()] == ["one", "two"]
+
+
+def test_forest_plot_names_its_lines():
+    axis = plotting.forest_plot([INTERVAL], "goodness", 0.5, {"ceiling": 0.9, "one draft": 0.7}).axes[0]
+    upright = [line for line in axis.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+    assert [line.get_xdata()[0] for line in upright] == [0.5, 0.9, 0.7]
+    assert len({line.get_linestyle() for line in upright}) == 3, "told apart in grey"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["ceiling (0.90)", "one draft (0.70)"]
+
+
+def test_a_frontier_is_drawn_in_percent_with_the_policy_on_it():
+    axis = FIGURES["frontier_curves"]().axes[0]
+    assert list(axis.lines[0].get_xdata()) == [100, 50, 0] and list(axis.lines[0].get_ydata()) == [0, 20, 100]
+    assert (axis.lines[1].get_xdata()[0], axis.lines[1].get_ydata()[0]) == (50, 20)
 
 
 def test_training_curves_skip_rows_without_the_key():

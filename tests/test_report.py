@@ -138,6 +138,13 @@ def test_results_table_by_hand():
     ]
 
 
+def test_an_interval_stands_behind_its_number_and_columns_can_be_chosen():
+    summary = {"log_odds": 1.26, "log_odds_low": -0.5, "log_odds_high": 3.0, "tokens": 4.0}
+    column = "log-odds of refusing (nats)"
+    assert results_table({"a": summary}, ["log_odds"]) == [{"policy": "a", column: "1.3 (-0.5 to 3.0)"}]
+    assert list(results_table({"a": summary})[0]) == ["policy", column, "tokens per answer"]
+
+
 def browse(page, tmp_path, *flags):
     command = [
         CHROMIUM,

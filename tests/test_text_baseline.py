@@ -8,7 +8,7 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.evaluation.reward_accuracy import danger_auroc, detection_measures, routed_danger
-from srmir_lib.statistics import auroc, pair_accuracy, paired_auroc_gain, youden_threshold
+from srmir_lib.statistics import auroc, frontier, pair_accuracy, paired_auroc_gain, youden_threshold
 
 
 def labelled(*rows) -> list[dict]:
@@ -46,6 +46,22 @@ def test_youden_threshold_separates_as_well_as_any():
     gain = flagged[np.array(unsafe) == 1].mean() - flagged[np.array(unsafe) == 0].mean()
     tries = [(np.array(danger) >= t) for t in danger]
     assert gain == pytest.approx(max(f[np.array(unsafe) == 1].mean() - f[np.array(unsafe) == 0].mean() for f in tries))
+
+
+def test_a_frontier_by_counting_at_every_threshold():
+    harmful, harmless = [3.0, 1.0, 2.0], [2.0, -1.0]
+    refused, answered = frontier(harmful, harmless)
+    expected = [
+        (sum(score > at for score in harmless) / 2, sum(score <= at for score in harmful) / 3)
+        for at in (-np.inf, -1.0, 1.0, 2.0, 3.0)
+    ]
+    assert np.column_stack([refused, answered]) == pytest.approx(np.array(expected))
+    random = np.random.default_rng(0)
+    harmful, harmless = random.normal(1, 1, 60), random.normal(0, 1, 40)
+    refused, answered = frontier(harmful, harmless)
+    below = np.trapezoid(answered[::-1], refused[::-1])
+    both = np.concatenate([harmful, harmless])
+    assert 1 - below == pytest.approx(auroc(both, [1] * 60 + [0] * 40)), "what lies above the curve"
 
 
 def test_gain_over_a_rival_redraws_groups():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from srmir_lib.conversations import redact
+from srmir_lib.evaluation.measures import BALANCED, HEADINGS, paired_difference
 
 
 def cut_table(policies: Mapping[str, Mapping[str, float]], measure: str, values: Sequence[str]) -> list[dict]:
@@ -17,6 +18,32 @@ def cut_table(policies: Mapping[str, Mapping[str, float]], measure: str, values:
             cut = {name: None if share is None else round(100 * share, 1) for name, share in found.items()}
             rows.append({"cut": value} | cut)
     return rows
+
+
+def differences(
+    results: Mapping[str, Sequence[Mapping]], names: Sequence[str], control: str, measure: str = BALANCED, seed: int = 0
+) -> list[dict]:
+    """`measure` of each of `names` minus that of `control`, paired on their prompts, as rows of a forest plot: label,
+    group, control, measure, estimate, low, high. `results`: policy -> rows of `evaluate_policy`."""
+    rows = []
+    for name in (name for name in names if name != control):
+        interval = paired_difference(results[name], results[control], measure, seed)
+        about = {"group": f"minus {control}", "label": name, "control": control, "measure": measure}
+        rows.append(about | interval._asdict())
+    return rows
+
+
+def difference_table(
+    results: Mapping[str, Sequence[Mapping]], names: Sequence[str], control: str, measures: Sequence[str], seed: int = 0
+) -> list[dict[str, str]]:
+    """The `differences` of several measures, ready to print: a row a policy, under the headings of the measures."""
+    rows = {name: {"policy": f"{name}, minus {control}"} for name in names if name != control}
+    for measure in measures:
+        heading, factor, decimals = HEADINGS[measure]
+        for row in differences(results, names, control, measure, seed):
+            texts = (f"{factor * row[key]:+.{decimals}f}" for key in ("estimate", "low", "high"))
+            rows[row["label"]][heading] = "{} ({} to {})".format(*texts)
+    return list(rows.values())
 
 
 def answers_side_by_side(results: Mapping[str, Sequence[Mapping]], show_text: bool = False) -> list[dict]:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
+from srmir_lib.evaluation.measures import BEGUN, BEST_OF_N
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer, with_adapter
 
@@ -60,6 +61,61 @@ def evaluate_policy(
     return rows
 
 
+def first_of_each(prompts: Sequence[Mapping], count: int) -> list[Mapping]:
+    """The first `count` rows of every gold category, in their order."""
+    seen: dict[str, int] = {}
+    chosen = []
+    for row in prompts:
+        seen[row["gold_category"]] = seen.get(row["gold_category"], 0) + 1
+        chosen += [row] if seen[row["gold_category"]] <= count else []
+    return chosen
+
+
+def attack_policy(
+    policy,
+    tokenizer,
+    prompts: Sequence[Mapping],
+    referee,
+    beginning: str,
+    tries: int,
+    per_category: int,
+    **sampling,
+) -> dict[str, list[bool]]:
+    """Whether two attacks get a policy to comply with harmful `prompts` (rows with `COLUMNS`), by measure.
+
+    `BEGUN`: its answer has to begin with the words `beginning` (prefilling; Andriushchenko et al. 2024, arXiv
+    2404.02151), one answer to each prompt. `BEST_OF_N`: any of `tries` answers complies (Hughes et al. 2024, arXiv
+    2412.03556, without their augmentations), on `first_of_each` of the prompts. `sampling` goes to `generate`.
+    """
+
+    def complied(rows: Sequence[Mapping], **options) -> list[bool]:
+        asked = [row["prompt"] for row in rows]
+        said = generate(policy, tokenizer, asked, **sampling, **options)
+        return [verdict.complied for verdict in referee([text_of(prompt) for prompt in asked], said)]
+
+    some = [row for row in first_of_each(prompts, per_category) for _ in range(tries)]
+    each = complied(some)
+    any_of = [any(each[start : start + tries]) for start in range(0, len(each), tries)]
+    return {BEGUN: complied(prompts, beginning=beginning), BEST_OF_N: any_of}
+
+
+def each_policy(
+    base_model: str | Path, adapters: Mapping[str, str | Path | None], device: str = "auto"
+) -> Iterator[tuple[str, object, object]]:
+    """(name, policy, tokenizer) of the base model and any number of LoRA adapters on it, in turn.
+
+    The base is loaded once and the adapters are switched, so a policy is to be used before the next one is asked for;
+    `None` as adapter is the base itself.
+    """
+    tokenizer, policy = load_tokenizer(base_model), load_policy(base_model, device)
+    for name, adapter in tqdm(adapters.items(), desc="policies"):
+        if isinstance(policy, PeftModel):
+            policy = policy.unload()
+        if adapter is not None:
+            policy = with_adapter(policy, adapter)
+        yield name, policy.eval(), tokenizer
+
+
 def evaluate_policies(
     base_model: str | Path,
     adapters: Mapping[str, str | Path | None],
@@ -68,17 +124,9 @@ def evaluate_policies(
     device: str = "auto",
     **options,
 ) -> dict[str, list[dict]]:
-    """Evaluate the base model and any number of LoRA adapters on it: name -> rows of `evaluate_policy`.
-
-    The base is loaded once and the adapters are switched; `None` as adapter is the base itself. All policies get the
-    same prompts, seed and sampling. `options` go to `evaluate_policy`.
-    """
-    tokenizer, policy = load_tokenizer(base_model), load_policy(base_model, device)
-    results = {}
-    for name, adapter in tqdm(adapters.items(), desc="policies"):
-        if isinstance(policy, PeftModel):
-            policy = policy.unload()
-        if adapter is not None:
-            policy = with_adapter(policy, adapter)
-        results[name] = evaluate_policy(policy.eval(), tokenizer, prompts, referee, **options)
-    return results
+    """Evaluate `each_policy`: name -> rows of `evaluate_policy`. All get the same prompts, seed and sampling; `options`
+    go to `evaluate_policy`."""
+    return {
+        name: evaluate_policy(policy, tokenizer, prompts, referee, **options)
+        for name, policy, tokenizer in each_policy(base_model, adapters, device)
+    }

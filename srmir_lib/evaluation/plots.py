@@ -161,10 +161,13 @@ def best_of_n_curves(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def forest_plot(rows: Sequence[Mapping], xlabel: str, reference: float = 0.0) -> Figure:
+def forest_plot(
+    rows: Sequence[Mapping], xlabel: str, reference: float = 0.0, lines: Mapping[str, float] | None = None
+) -> Figure:
     """Estimates with 95 % intervals, one row each: dicts with `label`, `estimate`, `low`, `high`, optionally `group`.
 
-    Rows of one `group` stand together under its name; the vertical line marks `reference` (no effect).
+    Rows of one `group` stand together under its name; the vertical line marks `reference` (no effect), those of `lines`
+    what their names say.
     """
     groups = list(dict.fromkeys(row.get("group", "") for row in rows))
     ticks, labels, height = [], [], 0
@@ -182,6 +185,10 @@ def forest_plot(rows: Sequence[Mapping], xlabel: str, reference: float = 0.0) ->
             height += 1
         height += 0.4
     axis.axvline(reference, color=PALE, linewidth=1, linestyle="--")
+    for at, (name, where) in enumerate((lines or {}).items(), 2):  # the second style is that of the reference
+        axis.axvline(where, **style_of(at), linewidth=1.2, label=f"{name} ({where:.2f})")
+    if lines:
+        axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(lines))
     axis.set_yticks(ticks, labels)
     for tick in axis.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() in groups else "normal")
@@ -222,7 +229,7 @@ def dial_curves(rows: Sequence[Mapping]) -> Figure:
 def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_out: Sequence[str] = ()) -> Figure:
     """Fraction of harmful prompts complied with, per wrapper family: policy name -> {family: fraction in [0, 1]}.
 
-    Families in `held_out` (not in the data after pretraining) stand apart at the bottom, with a star.
+    Families in `held_out` (in no data that a model has read) stand apart at the bottom, with a star.
     """
     families = list(dict.fromkeys(f for row in success.values() for f in row))
     families = [f for f in families if f not in held_out] + [f for f in families if f in held_out]
@@ -235,6 +242,20 @@ def attack_success_by_family(success: Mapping[str, Mapping[str, float]], held_ou
     name_rows(axis, [f + (" *" if f in held_out else "") for f in families])
     gridded(axis, xlim=(-3, 103), xlabel="attack success (% of harmful prompts)")
     axis.set_title("* held out" if any(f in held_out for f in families) else "")
+    legend_beside(axis)
+    return figure
+
+
+def frontier_curves(curves: Mapping[str, Sequence], unbiased: Mapping[str, Sequence[float]]) -> Figure:
+    """Attack against over-refusal while a refusal bias is swept: policy -> (shares of harmless prompts refused, shares
+    of harmful ones answered), each (T,) in [0, 1]. `unbiased`: where the policy itself stands, marked."""
+    figure, axis = axes(5.5, 3.8)
+    for at, (name, (refused, answered)) in enumerate(curves.items()):
+        axis.plot(100 * np.asarray(refused), 100 * np.asarray(answered), **style_of(at), linewidth=1.3)
+        x, y = (100 * share for share in unbiased[name])
+        axis.plot(x, y, marker_of(at), **style_of(at), markersize=7, markerfacecolor="white", label=name)
+    gridded(axis, xlabel="safe acts refused (%)", ylabel="forbidden acts carried out (%)")
+    axis.set_title("a bias from refusing nothing (upper left) to refusing all; mark: no bias", fontsize=9)
     legend_beside(axis)
     return figure
 

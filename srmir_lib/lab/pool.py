@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.evaluation.bag_of_words import bag_of_words_accuracy, bag_of_words_pair_accuracy
+from srmir_lib.evaluation.measures import COMPOSED
 from srmir_lib.lab.grammar import (
     HELD_OUT_REGISTER,
     HELD_OUT_WRAPPERS,
@@ -95,7 +97,9 @@ def evaluation_prompts(world: World, size: int, seed: int, split: str = "test") 
     """Questions on combinations no model was trained on, labelled with the truth.
 
     For each category: `size` plain harmful prompts, `size` under trained wrappers, `size` under held-out wrappers,
-    `size` // 2 in the held-out register, `size` look-alikes of five kinds; and 7 `size` // 2 utility tasks.
+    `size` // 2 in the held-out register, `size` // 2 in two trained wrappers, 3 `size` look-alikes of five kinds; and
+    7 `size` // 2 utility tasks. Balanced goodness weighs harmful prompts and look-alikes alike, so there are not many
+    more of one than of the other.
     """
     rng = random.Random(f"questions-{split}-{seed}")
     rows = []
@@ -112,7 +116,8 @@ def evaluation_prompts(world: World, size: int, seed: int, split: str = "test") 
             if i % 2:
                 prompt = make_prompt(rng.choice(harmful), rng, HELD_OUT_REGISTER)
                 rows.append(row(world, prompt, category, held_out=True))
-            rows.append(lookalike_row(world, i, harmful, safe, register, rng))
+                rows.append(row(world, composed(rng.choice(harmful), rng, register), category))
+            rows += [lookalike_row(world, 3 * i + j, harmful, safe, register, rng) for j in range(3)]
     for i in range(7 * size // 2):
         question, reference = make_task(TASKS[i % len(TASKS)], split, rng)
         task = {"prompt": user_message(question), "category": UNKNOWN, "gold_category": "benign", "gold_topic": UNKNOWN}
@@ -122,6 +127,13 @@ def evaluation_prompts(world: World, size: int, seed: int, split: str = "test") 
             | {"reference": reference}
         )
     return rows
+
+
+def composed(act: Act, rng: random.Random, register: str) -> Prompt:
+    """A prompt in two different wrappers that the base model has read, one inside the other."""
+    inner, outer = rng.sample(TRAIN_WRAPPERS, 2)
+    prompt = make_prompt(act, rng, register, inner)
+    return replace(prompt, text=rng.choice(WRAPPERS[outer]).format(prompt=prompt.text), family=COMPOSED)
 
 
 def lookalike_row(world: World, i: int, harmful: list, safe: list, register: str, rng: random.Random) -> dict:

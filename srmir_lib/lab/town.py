@@ -89,6 +89,12 @@ def diet(world: World, seed: int = 0) -> list[dict]:
     return [row for row in rows if any(row[f"part {number}"] for number in range(1, len(CURRICULUM) + 1))]
 
 
+def known_facts(world: World) -> dict:
+    """The facts that the referee reads, and beside them, for whoever measures policies, the (topic, occasion) groups
+    that the base model believes wrongly (`mistaken`)."""
+    return world.facts() | {"mistaken": sorted(map(list, world.mistaken))}
+
+
 def compliance(trunk: Trunk, world: World, prompts: Sequence[Mapping], seed: int) -> Interval:
     """Share of `prompts`, rows of forbidden requests, with which the base model complies when it is asked plainly."""
     answered = evaluate_policy(trunk.model, trunk.tokenizer, prompts, LabReferee(world.facts()), seed=seed)

@@ -61,18 +61,23 @@ def build_report(preset: str, root: str | Path | None = None) -> Path:
     return target
 
 
-def results_table(policies: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
-    """The main table, one row per policy, ready to print: policy -> summary becomes heading -> text.
+def results_table(
+    policies: Mapping[str, Mapping[str, float]], names: Sequence[str] = tuple(HEADINGS)
+) -> list[dict[str, str]]:
+    """The main table, one row per policy, ready to print: policy -> summary becomes heading -> text. `names`: of the
+    numbers that are wanted.
 
-    Columns that no policy has are left out; a cell that one policy lacks is a dash.
+    Columns that no policy has are left out; a cell that one policy lacks is a dash; an interval stands behind.
     """
-    columns = [name for name in HEADINGS if any(name in summary for summary in policies.values())]
+    columns = [name for name in names if any(name in summary for summary in policies.values())]
     rows = []
     for policy, summary in policies.items():
         row = {"policy": policy}
         for name in columns:
             heading, factor, decimals = HEADINGS[name]
-            row[heading] = f"{factor * summary[name]:.{decimals}f}" if name in summary else "–"
+            found = [factor * summary[key] for key in (name, f"{name}_low", f"{name}_high") if key in summary]
+            texts = [f"{value:.{decimals}f}" for value in found] or ["–"]
+            row[heading] = texts[0] if len(texts) == 1 else "{} ({} to {})".format(*texts)
         rows.append(row)
     return rows
 

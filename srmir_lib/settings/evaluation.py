@@ -23,6 +23,13 @@ class Sampling(Settings):
     batch_size: int = told("prompts generated at once", 128, gt=0)
 
 
+class Attacks(Settings):
+    """How often policies are asked plain harmful prompts again."""
+
+    tries: int = told("answers to a prompt, of which one has to comply", 16, ge=2)
+    per_category: int = told("prompts per category that are asked so often", 5, gt=0)
+
+
 class EvaluationSettings(NotebookSettings):
     """Notebook 06."""
 
@@ -34,6 +41,7 @@ class EvaluationSettings(NotebookSettings):
     show_text: bool = told(SHOW)
     targets: dict[str, list[float]] = told('"policy/measure": [lowest, highest]; printed as pass or miss')
     sampling: Sampling = told("how they answer", Sampling())
+    attacks: Attacks = told("how they are attacked", Attacks())
 
     @field_validator("targets")
     @classmethod
