@@ -62,6 +62,13 @@ def test_the_tokens_of_a_group_and_their_probabilities(tiny_model):
             assert values[row, place].item() == pytest.approx(likely[at - 1, ids[at]].item(), abs=1e-4)
 
 
+def test_an_answer_that_was_cut_has_no_end(tiny_model):
+    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    length = len(tokenizer.encode("first get ready", add_special_tokens=False))
+    _, mask, tokens = group_log_probabilities([policy], tokenizer, user_message("a"), ["no", "first get ready"], length)
+    assert tokens[0][-1] == tokenizer.eos_token != tokens[1][-1] and mask[1].sum() == len(tokens[1]) == length
+
+
 ANSWERS = [["I can not .", "sure", "sure", "I can not ."], ["sure"] * 4, ["sure", "I can't", "sure", "sure"]]
 WORTH = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.5, 0.52]])
 REWARDS = {

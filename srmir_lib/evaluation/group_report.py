@@ -19,11 +19,12 @@ deviations of a calibrated score, and such a difference is next to none."""
 
 
 def group_log_probabilities(
-    models: Sequence, tokenizer, prompt, answers: Sequence[str]
+    models: Sequence, tokenizer, prompt, answers: Sequence[str], longest: int | None = None
 ) -> tuple[list[Tensor], Tensor, list[list[str]]]:
     """Log-probabilities in nats, (G, T) under each of `models`, of the tokens of G answers to one prompt; the mask
-    (G, T), 1 for tokens and 0 for padding; and the tokens as texts, a list an answer. Each ends with its end token."""
-    asked, said = answer_ids(models[0], tokenizer, [prompt] * len(answers), answers)
+    (G, T), 1 for tokens and 0 for padding; and the tokens as texts, a list an answer. Each ends with its end token, but
+    for one that was cut at `longest` tokens."""
+    asked, said = answer_ids(models[0], tokenizer, [prompt] * len(answers), answers, longest)
     begin = len(asked[0]) - 1  # position t predicts token t + 1
     read = [token_log_probabilities(model, asked, said, len(said))[0] for model in models]
     tokens = [[tokenizer.decode([number]) for number in ids] for ids in said]

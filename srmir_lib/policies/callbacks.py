@@ -69,12 +69,15 @@ def token_log_probabilities(
     return values
 
 
-def answer_ids(model, tokenizer, prompts: Sequence, answers: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+def answer_ids(
+    model, tokenizer, prompts: Sequence, answers: Sequence[str], longest: int | None = None
+) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of prompts (conversations), up to where the answer begins, and of answers, with the token that ends
-    one."""
+    one; an answer of `longest` tokens was cut there, and has none."""
     asked = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
     end = end_tokens(tokenizer, model.generation_config)[:1]
-    return asked, [tokenizer.encode(text, add_special_tokens=False) + end for text in answers]
+    said = [tokenizer.encode(text, add_special_tokens=False) for text in answers]
+    return asked, [ids if longest is not None and len(ids) >= longest else ids + end for ids in said]
 
 
 class RunCallback(TrainerCallback):
