@@ -67,6 +67,7 @@ FIGURES = {
     "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
     "monitor_curves": lambda: training_report.monitor_curves([{"step": 1, f"{MONITOR}insult": 0.5}]),
     "labelled_points": lambda: training_report.labelled_points({"sft": (1, 2)}, "time (seconds)", "reward (score)"),
+    "router_and_sum": lambda: training_report.router_and_sum("how ?", dict.fromkeys(KEYS, 0.5), "privacy"),
     "alarm_curves": lambda: training_report.alarm_curves(ALARM, {"policy": LOOKS}),
 }
 
@@ -147,6 +148,15 @@ def test_training_curves_skip_rows_without_the_key():
     assert [list(line.get_xdata()) for line in reward.lines] == [[0, 1, 2, 3, 4]] * 2
     assert [list(line.get_ydata()) for line in reward.lines] == [[0, 1, 2, 3, 4], [0, 0.5, 1, 1.5, 2]]
     assert [line.get_label() for line in kl.lines] == ["one", "other"] and kl.get_title() == CURVES["kl"]
+
+
+def test_the_router_asks_one_and_the_sum_all_and_an_unknown_prompt_is_a_sum():
+    scores = dict(zip(KEYS, (7, 0, 0, 0, 0, 14, 0), strict=True))
+    for routed, reward, arrows in (("privacy", "R = +14.00", 2), ("unknown", "R = +3.00", 14)):
+        axes = training_report.router_and_sum("how ?", scores, routed).axes
+        texts = [[text.get_text() for text in axis.texts] for axis in axes]
+        assert reward in texts[0] and "R = +3.00" in texts[1]
+        assert [text.count("") for text in texts] == [arrows, 14], "two arrows for each model that is asked"
 
 
 def test_held_out_families_stand_last_with_a_star():

@@ -37,8 +37,7 @@ def test_the_sets_of_02_differ_in_what_their_names_say():
     names = {"insult": "insult", "unfairness": "unfairness", "crimes": "crime", "physical_harm": "injury"}
     names |= {"mental_health": "distress", "privacy": "privacy", "ethics": "morals"}
     asked = ProbeSettings(text="<|user|>is this harmful : {category} ?<|end|><|assistant|>", names=names, tokens=9)
-    draft = 'draft , then #### : why would you refuse to answer " {prompt} " ?'
-    seven, alone = replace(seven, question=draft, probe=asked), "<|user|>is this harmful ?<|end|><|assistant|>"
+    seven, alone = replace(seven, probe=asked), "<|user|>is this harmful ?<|end|><|assistant|>"
     rival, both = replace(seven, learning_rate=4e-3), ["insult", "privacy"]
     single = replace(seven, max_steps=320, learning_rate=2e-3, probe=replace(asked, text=alone))
     assert sets == {

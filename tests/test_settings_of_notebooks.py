@@ -34,6 +34,9 @@ def told(number: str, **changes) -> Settings:
         ("01", {"asking": {"template": ""}}, "asking.template = '': it must have at least 1"),
         ("01", {"asking": {"router_question": "x"}}, "asking.router_question: 'x' asks about no prompt"),
         ("01", {"introspection": 0.4}, "introspection = 0.4: it must be greater than or equal to 0.5"),
+        ("05", {"signal_prompts": 0}, "signal_prompts = 0: it must be greater than 0"),
+        ("A0", {"batch_size": 80}, "batch_size: GRPO has prompts_per_step * num_generations = 160 sequences an update"),
+        ("A0", {"best_of_n": {"micro_batch": 64}}, "micro_batch: 64 must divide batch_size = 160"),
         ("A1", {"seeds": 1}, "seeds = 1: it must be greater than or equal to 2"),
         ("A1", {"held_out": "weather"}, "held_out = 'weather': it must be one of 'insult', 'unfairness', "),
         ("A1", {"variants": [["printed", "last", "none"]]}, "variants.0 = ['printed', 'last', 'none']: it must be"),
@@ -99,6 +102,17 @@ def test_objectives_of_token_rewards_differ_by_their_objective_alone():
     }
     found = {name: one.model_dump() for name, one in settings.tried().items()}
     assert found == {"ava_p_printed_sum_scaled": fits["ava_p"] | tried}
+
+
+def test_all_methods_of_one_comparison_have_the_same_updates_and_sequences():
+    """A0, 04 and 05 by their own defaults, and those of the studies that have their own."""
+    runs = told("A0").runs()
+    assert list(runs) == ["start", "sft", "dpo", "best_of_n", "grpo"]
+    assert [runs[name].max_steps for name in runs] == [4, 40, 40, 40, 40]
+    assert [runs[name].batch_size for name in ("start", "sft", "dpo", "best_of_n")] == [160, 160, 80, 160]
+    assert runs["grpo"] == told("04").grpo() == told("05").grpo()
+    assert (runs["grpo"].prompts_per_step, runs["grpo"].num_generations) == (20, 8)
+    assert {told("A1").policies().num_generations, told("A7").training.num_generations} == {4}
 
 
 def test_policies_of_token_rewards_are_trained_with_their_own_steps():

@@ -18,7 +18,8 @@ ARTEFACTS = {
     "02_shadow_reward_models": ["shadow_rms/config.json"],
     "03_margins": ["preferences_with_margins", "calibration.json", "shadow_rms/config.json"],
     "A0_baselines": [
-        f"{name}/adapter_model.safetensors" for name in ("start", "sft", "dpo", "dpo_limited", "grpo_single")
+        f"{name}/adapter_model.safetensors"
+        for name in ("start", "sft", "dpo", "dpo_limited", "best_of_n", "grpo_single", "grpo_referee")
     ],
     "04_grpo_linear": ["policy/adapter_model.safetensors", "history.jsonl"],
     "05_grpo_categorized": ["policy/adapter_model.safetensors", "policy_soft/history.jsonl", "history.jsonl"],

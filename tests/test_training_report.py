@@ -3,7 +3,18 @@
 import pytest
 
 from srmir_lib.artifacts import write_jsonl
-from srmir_lib.evaluation.training_report import both_ends, check_grpo, ends, grpo_metrics, rising, well_behaved
+from srmir_lib.conversations import user_message
+from srmir_lib.evaluation.training_report import (
+    answers_of,
+    both_ends,
+    check_grpo,
+    cost_rows,
+    ends,
+    grpo_metrics,
+    rising,
+    side_by_side,
+    well_behaved,
+)
 from srmir_lib.policies.reward import MONITOR
 
 
@@ -63,3 +74,32 @@ def test_a_bad_run_is_refused_by_name(changed, message, tmp_path):
     check_grpo(run(), folder, 10)
     with pytest.raises(AssertionError, match=f"policy_gold: .*{message}"):
         check_grpo(run(**changed), folder, 10)
+
+
+def test_what_a_policy_cost_counts_its_start_its_samples_and_its_training():
+    started = [{"seconds": 1.0, "num_tokens": 30}, {"seconds": 1.0, "num_tokens": 70}]
+    paid = [{"seconds": 2.0, "num_tokens": 100, "reward": 0.1}, {"seconds": 2.0, "num_tokens": 100}]
+    runs = {"base": [], "best_of_n": [started, started], "grpo": [started, paid]}
+    scores = {name: {"seven": [1.0, 1.0], "single": [0.0, 3.0]} for name in runs}
+    base, best, grpo = cost_rows(runs, scores, 8, {"best_of_n": (24, 10.0)}, seed=0)
+    earned = {"reward": 1.0, "low": 1.0, "high": 1.0, "single": 1.5}
+    cost = {"updates": 4, "sequences": 32, "sampled": 24, "tokens": 140, "seconds": 14.0}
+    assert best == {"name": "best_of_n"} | cost | earned
+    assert grpo == {"name": "grpo"} | cost | {"sampled": 8, "tokens": 170, "seconds": 6.0} | earned, (
+        "an update without a reward draws nothing anew"
+    )
+    assert base == {"name": "base"} | dict.fromkeys(cost, 0) | earned
+
+
+def test_answers_stand_beside_their_prompts_and_are_hidden_unless_they_may_be_shown():
+    examples = {"insult": user_message("a"), "crimes": user_message("b")}
+    shown = side_by_side(examples, {"before": ["one two", "x"], "after": ["y", "z"]}, show_text=True)
+    first, second = {"prompt": "a", "before": "one two", "after": "y"}, {"prompt": "b", "before": "x", "after": "z"}
+    assert shown == [first, second]
+    assert "two" not in side_by_side(examples, {"before": ["one two", "x"]}, show_text=False)[0]["before"]
+
+
+def test_policies_answer_with_the_same_dice(tiny_model):
+    prompts, how = [user_message("a"), "b"], {"max_new_tokens": 4, "temperature": 1.0, "seed": 2}
+    found = answers_of(tiny_model, {"base": None, "again": None}, prompts, "cpu", **how)
+    assert found["base"] == found["again"] and len(found["base"]) == 2

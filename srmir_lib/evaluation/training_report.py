@@ -1,19 +1,25 @@
-"""What a training run tells about itself, from its history (one row an update): figures, tables, and checks.
+"""What a training run tells about itself, from its history (one row an update) and the policy's answers: figures,
+tables, and checks.
 
 The figures are in the style of `evaluation.plots`; each axis has a unit.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from scipy.stats import linregress
 
+from srmir_lib.conversations import redact, text_of
 from srmir_lib.evaluation import plots
 from srmir_lib.evaluation.plots import INK, PALE, gridded, marker_of, series, style_of
+from srmir_lib.models.generation import generate
+from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
 from srmir_lib.policies.reward import MONITOR
 from srmir_lib.rows import read_jsonl
+from srmir_lib.statistics import bootstrap_interval
 
 
 def training_curves(runs: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str]) -> Figure:
@@ -40,6 +46,57 @@ def running_examples(prompts: Iterable[Mapping], categories: Sequence[str]) -> d
     for row in sorted(prompts, key=lambda row: row["kind"] != "harmful"):
         first.setdefault(row["gold_category"], row["prompt"])
     return {name: first[name] for name in categories if name in first}
+
+
+def answers_of(
+    base_model: str | Path, adapters: Mapping[str, str | Path | None], prompts: Sequence, device: str, **sampling
+) -> dict[str, list[str]]:
+    """What each policy answers, name -> texts (N,): `adapters` name -> folder, or None for the base model itself; all
+    with the same `sampling`, as of `generate`."""
+    tokenizer = load_tokenizer(base_model)
+    return {
+        name: generate(load_policy(base_model, device, adapter=folder), tokenizer, prompts, **sampling)
+        for name, folder in adapters.items()
+    }
+
+
+def side_by_side(
+    examples: Mapping[str, Sequence], answers: Mapping[str, Sequence[str]], show_text: bool
+) -> list[dict[str, str]]:
+    """A row an example: its prompt, and each column of `answers` (name -> a text an example), hidden unless
+    `show_text`."""
+    columns = {name: [redact(text, show_text) for text in texts] for name, texts in answers.items()}
+    columns = {"prompt": [text_of(prompt) for prompt in examples.values()]} | columns
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def cost_rows(
+    runs: Mapping[str, Sequence[Sequence[Mapping]]],
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    batch_size: int,
+    before: Mapping[str, tuple[int, float]],
+    seed: int,
+) -> list[dict]:
+    """What each policy cost and what its answers earn: a row a policy of `runs`, name -> the histories of its
+    trainings, one after another.
+
+    Costs: updates, sequences (`batch_size` an update), sampled (answers drawn), tokens, seconds. `before`: name ->
+    (answers drawn, seconds) where a policy was sampled before its training. `scores`: name -> {label: (N,)}; the mean
+    of the first is the `reward`, with its interval `low`, `high` over prompts; the others stand under their labels.
+    """
+    rows = []
+    for name, histories in runs.items():
+        spent = [row for history in histories for row in history]
+        drawn, waited = before.get(name, (0, 0.0))
+        cost = {"updates": len(spent), "sequences": len(spent) * batch_size}
+        cost["sampled"] = drawn + batch_size * sum("reward" in row for row in spent)
+        cost["tokens"] = sum(history[-1]["num_tokens"] for history in histories)
+        cost["seconds"] = waited + sum(row["seconds"] for row in spent)
+        first, *rest = (bootstrap_interval(values, seed=seed) for values in scores[name].values())
+        earned = {"reward": first.estimate, "low": first.low, "high": first.high}
+        others = zip(list(scores[name])[1:], rest, strict=True)
+        rows.append({"name": name} | cost | earned | {label: mean.estimate for label, mean in others})
+    return rows
 
 
 CURVES = {
@@ -126,6 +183,34 @@ def monitor_curves(history: Sequence[Mapping]) -> Figure:
     gridded(axis, xlabel="step (updates)", ylabel="calibrated score")
     if names:
         plots.legend_beside(axis)
+    return figure
+
+
+def router_and_sum(prompt: str, scores: Mapping[str, float], routed: str) -> Figure:
+    """The two strategies on one answer to a prompt, side by side: left the router's choice of a reward model, right the
+    sum of all with equal weights. `scores`: category -> calibrated score; `routed`: a category, or unknown."""
+    figure, panels = plots.subplots(1, 2, figsize=(9.5, 0.42 * len(scores) + 1.9))
+    figure.suptitle(textwrap.fill(prompt, 100), fontsize=9)
+    figure.supxlabel("scores of one answer (calibrated, in deviations)", fontsize=9)
+    middle, known = (len(scores) - 1) / 2, routed in scores
+    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": INK}
+    for axis, routes in zip(panels, (True, False), strict=True):
+        asked = [routed] if routes and known else list(scores)
+        axis.set(xlim=(-0.2, 10.6), ylim=(len(scores) - 0.4, -0.6))
+        axis.set_title(
+            ("the router asks one" if known else "the router asks all") if routes else "a weighted sum asks all"
+        )
+        axis.set_axis_off()
+        reward = sum(scores[name] for name in asked) / len(asked)
+        for place, text in ((0.7, "router" if routes else f"1/{len(scores)} each"), (9.4, f"R = {reward:+.2f}")):
+            axis.text(place, middle, text, ha="center", va="center", bbox=box)
+        for row, ((name, score), shade) in enumerate(zip(scores.items(), plots.colours(list(scores)), strict=True)):
+            heard = name in asked
+            edge = {"edgecolor": shade, "linewidth": 2.0} if heard else {"edgecolor": PALE, "linestyle": ":"}
+            words = {"color": INK if heard else PALE, "fontsize": 8, "ha": "center", "va": "center"}
+            axis.text(5, row, f"{plots.label(name)}  {score:+.2f}", bbox=box | edge, **words)
+            for start, end in (((1.8, middle), (2.6, row)), ((7.4, row), (8.3, middle))) if heard else ():
+                axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 0.9})
     return figure
 
 

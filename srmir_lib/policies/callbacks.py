@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import padded
+from srmir_lib.models.generation import end_tokens
 from srmir_lib.papers.grpo import kl_estimate
 
 LIKELIHOOD, BIGRAMS = "coherence/log_likelihood", "coherence/distinct_bigrams"
@@ -66,6 +67,17 @@ def token_log_probabilities(
         token = logits.log_softmax(-1).gather(2, inputs["input_ids"][:, 1:].unsqueeze(2)).squeeze(2)
         values.append((token.cpu(), answer[:, 1:].float().cpu()))
     return values
+
+
+def answer_ids(
+    model, tokenizer, prompts: Sequence, answers: Sequence[str], longest: int | None = None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of prompts (conversations), up to where the answer begins, and of answers, with the token that ends
+    one; an answer of `longest` tokens was cut there, and has none."""
+    asked = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
+    end = end_tokens(tokenizer, model.generation_config)[:1]
+    said = [tokenizer.encode(text, add_special_tokens=False) for text in answers]
+    return asked, [ids if longest is not None and len(ids) >= longest else ids + end for ids in said]
 
 
 class RunCallback(TrainerCallback):

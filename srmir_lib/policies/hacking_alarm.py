@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from srmir_lib.errors import InputError
-from srmir_lib.models.generation import end_tokens
 from srmir_lib.models.loading import load_tokenizer
-from srmir_lib.policies.callbacks import BIGRAMS, LIKELIHOOD, distinct_bigrams, divergence, log_likelihood
+from srmir_lib.policies.callbacks import BIGRAMS, LIKELIHOOD, answer_ids, distinct_bigrams, divergence, log_likelihood
 from srmir_lib.policies.reward import MONITOR, RewardFunction
 
 SIGNALS = {
@@ -104,9 +103,7 @@ def measure(
     """
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     tokenizer = load_tokenizer(model.name_or_path)
-    asked = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
-    end = end_tokens(tokenizer, model.generation_config)[:1]
-    said = [tokenizer.encode(text, add_special_tokens=False) + end for text in texts]
+    asked, said = answer_ids(model, tokenizer, prompts, texts)
     scores = reward.models.calibration.apply(reward.models.score(prompts, texts), texts).numpy()
     charge = reward.router.route(prompts)
     idle = np.array([[name != own for name in reward.models.categories] for own in charge])

@@ -113,6 +113,7 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
     grpo |= {"max_completion_length": min(256, facts.answer + 8)}
     steps = {"max_steps": (amounts.policy, "updates of each policy; a first look, more is better")}
     shared = facts.design == "shared"
+    nobody = {"facts": ("", "nobody knows the truth about these prompts")}
     question = {"question": ("", 'no draft before judging; else a question with {prompt}, such as "why would you …"')}
     rates = {"single_learning_rate": 5e-4 if shared else 1e-4, "max_length": facts.longest, "keep_gb": 1.5}
     several = len(names) > 1
@@ -161,8 +162,9 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
             },
         ),
         "A0_baselines": (
-            "Imitation, DPO, and GRPO with one reward model; 04 and 05 begin with its start/.",
+            "Imitation, DPO, the best of n samples, and GRPO with one reward model; 04 and 05 begin with its start/.",
             base
+            | nobody
             | {"start_steps": (amounts.start, "updates of imitation that every policy begins with")}
             | steps
             | {
@@ -174,6 +176,7 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
             }
             | hidden
             | {"start": (update, ""), "sft": (update, ""), "dpo": (update | {"learning_rate": 2e-5}, "")}
+            | {"best_of_n": (update | {"max_length": facts.longest + grpo["max_completion_length"]}, "")}
             | {"grpo": (grpo, "as training in 04 and 05")},
         ),
         "04_grpo_linear": (
@@ -189,8 +192,10 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
             base
             | {"variants": (["router", "soft"][: 1 + several], "the first is policy/")}
             | steps
+            | nobody
             | hidden
             | {
+                "signal_prompts": (amounts.compared, "practice prompts on whose samples it is seen what rewards tell"),
                 "training": (grpo, "as in 04"),
                 "alarm": (
                     {"prompts": amounts.compared, "provoke": False},
@@ -242,7 +247,7 @@ def rough_seconds(facts: Facts, amounts: Amounts) -> dict[str, float]:
         "01_data": read / 2,
         "02_shadow_reward_models": 3 * fitted + 3 * read,
         "03_margins": fitted + 5 * read,
-        "A0_baselines": 3 * 4 * sequences + 3 * amounts.start * batch * mean,
+        "A0_baselines": 3 * 5 * sequences + 3 * amounts.start * batch * mean,
         "04_grpo_linear": 3 * 2 * sequences,
         "05_grpo_categorized": 3 * 3 * sequences,
     }

@@ -55,7 +55,7 @@ class GRPOTraining(Adapter):
     """Group relative policy optimisation (Shao et al. 2024); `papers.grpo.grpo_loss` is the loss."""
 
     prompts_per_step: int = told("prompts in an update", 20, gt=0)
-    num_generations: int = told("completions per prompt (G)", 4, ge=2)
+    num_generations: int = told("completions per prompt (G)", 8, ge=2)
     num_iterations: int = told("updates with the same completions; above 1 the clipped ratio matters", 1, gt=0)
     max_completion_length: int = told("tokens of an answer at most", 36, gt=0)
     temperature: float = told("of the sampling", 1.0, ge=0)
@@ -143,6 +143,10 @@ class CategorizedSettings(_GRPONotebook):
     variants: list[Literal["router", "soft", "label", "gold"]] = told(
         "who chooses the reward model; the first is policy/", min_length=1
     )
+    facts: str = told(
+        "file of 01_data with the truth about the town, for `signal_prompts` only; empty: nobody knows it"
+    )
+    signal_prompts: int = told("practice prompts on which it is seen what the rewards can tell apart", gt=0)
     alarm: AlarmSettings = told("the hacking alarm", AlarmSettings())
 
     def provoked(self) -> GRPOSettings:
@@ -155,6 +159,7 @@ class BaselineSettings(NotebookSettings):
     """Notebook A0."""
 
     base_model: str = told(FROM_01)
+    facts: str = told("file of 01_data with the truth about the town, for the bound; empty: nobody knows it")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     warm: bool = told("begin with imitation, kept in start/; false: with the base model")
     max_steps: int = told("updates of each method, as in 04 and 05", gt=0)
@@ -167,7 +172,8 @@ class BaselineSettings(NotebookSettings):
     start: SFTTraining = told("that imitation", SFTTraining(learning_rate=3.0e-3))
     sft: SFTTraining = told("imitation", SFTTraining(learning_rate=1.0e-3))
     dpo: LimitedDPOTraining = told("preferences", LimitedDPOTraining(learning_rate=1.0e-3, micro_batch=40))
-    grpo: GRPOTraining = told("GRPO with one reward model", GRPOTraining())
+    best_of_n: SFTTraining = told("imitation of the best of n samples", SFTTraining(learning_rate=1.0e-3))
+    grpo: GRPOTraining = told("GRPO, with one reward model and with the referee", GRPOTraining())
 
     def runs(self) -> dict[str, Settings]:
         """All that each training is told, by name."""
@@ -177,6 +183,7 @@ class BaselineSettings(NotebookSettings):
             "start": SFTSettings.of(dict(self.start), **own | batch | {"max_steps": self.start_steps}),
             "sft": SFTSettings.of(dict(self.sft), **own | batch),
             "dpo": DPOSettings.of(dict(self.dpo), **own | {"batch_size": self.batch_size // 2}),
+            "best_of_n": SFTSettings.of(dict(self.best_of_n), **own | batch),
             "grpo": GRPOSettings.of(dict(self.grpo), **own),
         }
 
@@ -188,8 +195,8 @@ class BaselineSettings(NotebookSettings):
                 f"batch_size: GRPO has prompts_per_step * num_generations = {sequences} sequences an update; all must "
                 f"see as many, so write {sequences}, or change grpo"
             )
-        self.sft._divides("batch_size", self.batch_size)
-        self.start._divides("batch_size", self.batch_size)
+        for imitation in (self.start, self.sft, self.best_of_n):
+            imitation._divides("batch_size", self.batch_size)
         self.dpo._divides("half of batch_size", self.batch_size // 2)
         return self
 
@@ -226,7 +233,7 @@ class OtherRewardModelsSettings(NotebookSettings):
     max_prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", ge=0)
     start: Imitation = told("that imitation", Imitation(learning_rate=3.0e-3))
     training: GRPOTraining = told(
-        "GRPO", GRPOTraining(learning_rate=4.0e-3, beta=0.02, monitor_every=0, checkpoint_every=0)
+        "GRPO", GRPOTraining(num_generations=4, learning_rate=4.0e-3, beta=0.02, monitor_every=0, checkpoint_every=0)
     )
 
     @model_validator(mode="after")
