@@ -1,5 +1,6 @@
 """The report: what it holds, what it admits is missing, and a real browser reading poisoned model output."""
 
+import fcntl
 import json
 import re
 import shutil
@@ -110,6 +111,15 @@ def test_a_preset_has_the_stages_that_it_has_parameters_for(run):
     _, text = parse(build_report("mine", run))
     assert "0 of 2 stages" in text and "01_data has not run" in text and "00_tour" not in text
     assert "This preset evaluates no policies" in text and "06_evaluation has not run" not in text
+
+
+def test_a_stage_that_runs_now_is_said_so(run):
+    write_json(run / "outputs" / "lab" / ".01_data.work" / "key.json", "key")
+    with (run / "outputs" / "lab" / ".01_data.work" / "key.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _, text = parse(build_report("lab", run))
+        assert "01_data is running now" in text and "01_data has not run" not in text
+    assert "01_data has not run" in parse(build_report("lab", run))[1], "its run was killed"
 
 
 def test_nothing_active_and_nothing_from_outside(run):

@@ -17,6 +17,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import HEADINGS
 from srmir_lib.rows import read_jsonl
 from srmir_lib.runner.manifest import check_times, elapsed
+from srmir_lib.runner.series import at_work
 from srmir_lib.runner.stage import find_root
 
 STAGES = {
@@ -114,6 +115,7 @@ def _stage(folder: Path, title: str) -> dict:
         else:
             state = "done" if manifest.get("ok", True) else "failed"
             check_times(manifest)
+        state = "running" if at_work(folder.parent / f".{folder.name}.work") else state
         stage = {"name": folder.name, "title": title, "state": state, "ran": folder.is_dir()}
         return stage | {"manifest": manifest or {}, "metrics": metrics, "pictures": _pictures(folder)}
 
