@@ -214,4 +214,7 @@ def test_a_copied_preset_and_every_seed_are_ruled_on_by_their_own_town(tmp_path,
 def test_the_report_shows_it_redacted(outputs):
     page = build_report("lab", outputs.parents[1]).read_text(encoding="utf8")
     assert page.count("<img") == 4 and "GRPO, one model" in page and "01_data" in page
+    asked = [prompt[-1]["content"] for prompt in load_dataset(outputs / "01_data" / "prompts")["test"]["prompt"]]
+    shown = page + "\n".join(read_json(outputs.parents[1] / "shown.json"))
+    assert [text for text in asked if text in shown] == [], "a prompt is shown whole"
     assert "characters, redacted]" in page and "A0_baselines has not run" not in page

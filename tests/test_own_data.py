@@ -351,6 +351,19 @@ def run_series(root: Path, model: Path, rows: list[dict], capsys) -> None:
     assert sorted(read_json(outputs / "03_margins" / "calibration.json")["categories"]) == names
     assert (outputs / "05_grpo_categorized" / "policy" / "adapter_model.safetensors").is_file()
     assert sum(map(len, load_dataset(outputs / "01_data" / "preferences").values())) == len(rows)
+    texts = [row[side] for row in rows for side in row.keys() & {"prompt", "chosen", "rejected"}]
+    hidden = {turn["content"] for text in texts for turn in (user_message(text) if isinstance(text, str) else text)}
+    for stage in sorted(path.name for path in outputs.glob("0*")) + ["A0_baselines"]:
+        said = shown_in(outputs / stage / f"{stage}.ipynb")
+        assert ("redacted]" in said) == (stage[:2] not in ("01", "03")), f"{stage}: which notebooks show texts"
+        assert [text for text in hidden if text in said] == [], f"{stage} shows a text whole"
+
+
+def shown_in(executed: Path) -> str:
+    """All that the cells of an executed notebook print and display."""
+    cells = json.loads(executed.read_text(encoding="utf8"))["cells"]
+    found = [output for cell in cells for output in cell.get("outputs", [])]
+    return "\n".join("".join(part) for o in found for part in (o.get("text", ""), *o.get("data", {}).values()))
 
 
 COVERED = {("llama", FORMS[0]), ("qwen3", FORMS[1]), ("gpt_neox", FORMS[3])}

@@ -1,5 +1,6 @@
 """The report: what it holds, what it admits is missing, and a real browser reading poisoned model output."""
 
+import fcntl
 import json
 import re
 import shutil
@@ -8,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from srmir_lib.artifacts import write_json, write_jsonl
+from srmir_lib.artifacts import read_json, write_json, write_jsonl
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.plots import forest_plot
 from srmir_lib.runner.report import build_report, results_table
@@ -110,6 +111,29 @@ def test_a_preset_has_the_stages_that_it_has_parameters_for(run):
     _, text = parse(build_report("mine", run))
     assert "0 of 2 stages" in text and "01_data has not run" in text and "00_tour" not in text
     assert "This preset evaluates no policies" in text and "06_evaluation has not run" not in text
+
+
+def test_parameters_left_at_the_defaults_stand_apart(run):
+    (run / "notebooks").mkdir()
+    cell = {"cell_type": "code", "source": "seed: int = 0\nnote: str = ''\nsteps: int = 8\nsizes: list = [1]"}
+    cell["metadata"] = {"tags": ["parameters"]}
+    write_json(run / "notebooks" / "06_evaluation.ipynb", {"cells": [cell], "metadata": {}})
+    file = run / "outputs" / "lab" / "06_evaluation" / "manifest.json"
+    told = {"seed": 7, "note": "", "steps": 8, "sizes": [1], "gone": 1}
+    write_json(file, read_json(file) | {"parameters": told})
+    page = build_report("lab", run).read_text(encoding="utf8")
+    changed, _, usual = page.partition("<summary>Parameters</summary>")[2].partition("left at the notebook")
+    names = [re.findall(r"<tr><td>(\w+)</td>", part) for part in (changed, usual)]
+    assert names == [["seed", "gone"], ["note", "steps", "sizes"]]
+
+
+def test_a_stage_that_runs_now_is_said_so(run):
+    write_json(run / "outputs" / "lab" / ".01_data.work" / "key.json", "key")
+    with (run / "outputs" / "lab" / ".01_data.work" / "key.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _, text = parse(build_report("lab", run))
+        assert "01_data is running now" in text and "01_data has not run" not in text
+    assert "01_data has not run" in parse(build_report("lab", run))[1], "its run was killed"
 
 
 def test_nothing_active_and_nothing_from_outside(run):

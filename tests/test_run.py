@@ -456,6 +456,7 @@ def start_and_wait_for(root: Path, file: str) -> tuple[subprocess.Popen, list[ps
 def test_killed_run_goes_on_where_it_was_and_leaves_no_kernel(root, capsys):
     (root / "srmir_lib").rmdir()
     run, kernels = start_and_wait_for(root, "part.txt")
+    assert Runner("lab").status(Runner("lab").plan(["01_make"]))[0].state == "running"
     run.kill()
     run.communicate()
     assert kernels and not psutil.wait_procs(kernels, timeout=20)[1], "the kernel outlived its runner"

@@ -236,6 +236,18 @@ def test_one_model_for_everything_answers_for_any_category(tiny_model, router, t
     assert all(row["routed"] == row["scores"][ALL] for row in read(target))
 
 
+def test_a_category_may_be_written_as_the_name_that_became_its_key(tiny_model, tmp_path):
+    folder, keys = tmp_path / "two", ["insult", "Other_things"]
+    rows = [row | {"category": dict(zip(CATEGORIES, keys, strict=True))[row["category"]]} for row in preferences()]
+    fit_set(tiny_model, {"train": Dataset.from_list(rows)}, folder, keys, SETTINGS)
+    asked = [GOOD | {"category": name} for name in ("Other things", "Other_things", " Insult")]
+    source, target = write(tmp_path / "in.jsonl", asked), tmp_path / "out.jsonl"
+    score_file(str(folder), str(source), str(target), device="cpu", raw=True)
+    found = read(target)
+    assert [row["routed"] for row in found] == [row["scores"][keys[n]] for n, row in zip((1, 1, 0), found, strict=True)]
+    assert [row["category"] for row in found] == [row["category"] for row in asked], "the row stays as it was written"
+
+
 GOOD = {"prompt": "a", "response": "b"}
 
 

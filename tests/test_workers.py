@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def manifest(root: Path, name: str) -> dict:
     return json.loads((root / "outputs/lab" / name / "manifest.json").read_text())
 
 
-def test_two_stages_that_need_the_same_run_side_by_side(root, capfd):
+def test_two_stages_that_need_the_same_run_side_by_side(root, capfd, monkeypatch):
+    monkeypatch.setattr(Board.__init__, "__defaults__", (None, 0.05))  # stands are shown twenty times a second
     assert main(["run", "lab", "--jobs", "2"]) == 0
     assert [manifest(root, name)["jobs"] for name in ("01_make", "02_left", "03_right", "04_end")] == [1, 2, 2, 1]
     told, each = (root / "here_02_left").read_text(), threads(jobs=2)
@@ -75,6 +77,8 @@ def test_two_stages_that_need_the_same_run_side_by_side(root, capfd):
     assert [manifest(root, name)["threads"] for name in ("01_make", "02_left")] == [cores(), each]
     said = capfd.readouterr().out
     assert said.index("03_right: running") < said.index("02_left: done"), "both begin before one ends"
+    places = re.findall(r"  cell (\d+)/(\d+) ", said)
+    assert places and all(int(at) <= int(of) for at, of in places), "never beyond the last cell"
     table = [line.split()[0] for line in said.splitlines() if " done " in line]
     assert table == ["01_make", "02_left", "03_right", "04_end"], "the table is in running order"
     assert main(["run", "lab", "--jobs", "2"]) == 0

@@ -119,6 +119,20 @@ def prompt_key(prompt: Sequence[Mapping]) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
+_KEYS = {name.casefold(): key for key, full in CATEGORIES.items() for name in (key, full)}
+
+
+def category_key(value: object) -> str:
+    """The key of a category's name: what is neither letter, digit nor hyphen becomes an underscore; the names of the
+    taxonomy become its keys; no name is `UNKNOWN`; what can be no name is an `InputError`."""
+    if value is None or value == UNKNOWN:
+        return UNKNOWN
+    if isinstance(value, bool) or not isinstance(value, str | int) or not re.search(r"\w", str(value)):
+        raise InputError(f"category is {value!r}; it must be a name, or null for none")
+    name = str(value).strip()
+    return _KEYS.get(name.casefold()) or re.sub(r"[^\w-]+", "_", name).strip("_")
+
+
 @dataclass
 class _Names:
     """Categories as they were read: one key must not stand for two names."""
@@ -127,22 +141,15 @@ class _Names:
     folded: dict[str, str] = field(default_factory=dict)
 
     def key(self, value: object) -> str:
-        """The key of a category's name: what is neither letter, digit nor hyphen becomes an underscore; the names of
-        the taxonomy become its keys; no name is `UNKNOWN`."""
+        """As `category_key`; a key that stood for another name before is an `InputError`."""
         if value is None or value == UNKNOWN:
             return UNKNOWN
-        if isinstance(value, bool) or not isinstance(value, str | int) or not re.search(r"\w", str(value)):
-            raise InputError(f"category is {value!r}; it must be a name, or null for none")
-        name = str(value).strip()
-        key = _TAXONOMY.get(name.casefold()) or re.sub(r"[^\w-]+", "_", name).strip("_")
+        key, name = category_key(value), str(value).strip()
         other = self.folded.setdefault(key.casefold(), name)
         if other != name:
             raise InputError(f"category is {name!r}, and {other!r} elsewhere; write one name in one way")
         self.read[key] = name
         return key
-
-
-_TAXONOMY = {name.casefold(): key for key, full in CATEGORIES.items() for name in (key, full)}
 
 
 def _parts(source: Path) -> dict[str, Path]:

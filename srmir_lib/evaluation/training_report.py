@@ -63,10 +63,10 @@ def answers_of(
 def side_by_side(
     examples: Mapping[str, Sequence], answers: Mapping[str, Sequence[str]], show_text: bool
 ) -> list[dict[str, str]]:
-    """A row an example: its prompt, and each column of `answers` (name -> a text an example), hidden unless
+    """A row an example: its prompt, and each column of `answers` (name -> a text an example), all masked unless
     `show_text`."""
-    columns = {name: [redact(text, show_text) for text in texts] for name, texts in answers.items()}
-    columns = {"prompt": [text_of(prompt) for prompt in examples.values()]} | columns
+    texts = {"prompt": [text_of(prompt) for prompt in examples.values()]} | dict(answers)
+    columns = {name: [redact(text, show_text) for text in column] for name, column in texts.items()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

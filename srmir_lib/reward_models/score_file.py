@@ -25,6 +25,7 @@ from srmir_lib.data.jsonl import (
     seven_digits,
     taken,
 )
+from srmir_lib.data.own_files import category_key
 from srmir_lib.errors import InputError, numbered
 from srmir_lib.taxonomy import ALL, UNKNOWN
 
@@ -49,10 +50,11 @@ def score_file(
 
     `source`: as `rows.rows_in` reads it; `target`: JSON lines.
     `scores`: category -> number, higher is better, calibrated unless `raw`; `mean`: their mean; `routed`: the score of
-    the row's own category, which is its column `category`, else what the folder `router` says, else null (the mean if
-    that is "unknown"). `calibration`: another file than the set's own; `base_model`: where the base model lies now;
-    `too_long`: a row that is longer than the model reads is an `InputError` (refuse), is scored without the middle of
-    its longest messages (cut), or is left out (skip); `chunk`: rows in memory at a time.
+    the row's own category, which is its column `category` (a key, or the name that became it), else what the folder
+    `router` says, else null (the mean if that is "unknown"). `calibration`: another file than the set's own;
+    `base_model`: where the base model lies now; `too_long`: a row that is longer than the model reads is an
+    `InputError` (refuse), is scored without the middle of its longest messages (cut), or is left out (skip); `chunk`:
+    rows in memory at a time.
     """
     started, categories, names = time.monotonic(), _categories(models), [prefix + name for name in COLUMNS]
     scale = Path(calibration or Path(models) / "calibration.json")
@@ -137,7 +139,7 @@ class _Scorer:
         prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
         scores = self.models.score(prompts, responses)
         scores = scores if self.calibration is None else self.calibration.apply(scores, responses)
-        names = [row.get("category") for row in rows]
+        names = [_own(row, self.models.categories) for row in rows]
         homeless = [at for at, name in enumerate(names) if name is None]
         if self.router and homeless:
             with numbered(homeless):
@@ -171,6 +173,12 @@ def _categories(models: str) -> list[str]:
     return categories
 
 
+def _own(row: dict, categories: Sequence[str]) -> object:
+    """The category that a row names, as a model's key where it has the name that `srmir check` makes that key of."""
+    category = row.get("category")
+    return category if category is None or category in categories or categories == [ALL] else category_key(category)
+
+
 def _problem(row: dict, categories: Sequence[str]) -> str:
     """What is wrong with a row, or ""."""
     missing = [name for name in ("prompt", "response") if name not in row]
@@ -178,9 +186,9 @@ def _problem(row: dict, categories: Sequence[str]) -> str:
         return f"lacks {', '.join(missing)}"
     try:
         as_chat(row["prompt"]), as_answer(row["response"])
+        category = _own(row, categories)
     except InputError as error:
         return str(error)
-    category = row.get("category")
     if category is not None and category != UNKNOWN and category not in categories and categories != [ALL]:
-        return f"category is {category!r}; there are models for {', '.join(categories)}, and {UNKNOWN}"
+        return f"category is {row['category']!r}; there are models for {', '.join(categories)}, and {UNKNOWN}"
     return ""

@@ -6,6 +6,7 @@ looks stands in `templates/report.html`; here is gathered what it shows.
 """
 
 import base64
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import HEADINGS
 from srmir_lib.rows import read_jsonl
 from srmir_lib.runner.manifest import check_times, elapsed
+from srmir_lib.runner.notebook import Notebook
+from srmir_lib.runner.series import at_work
 from srmir_lib.runner.stage import find_root
 
 STAGES = {
@@ -119,8 +122,20 @@ def _stage(folder: Path, title: str) -> dict:
         else:
             state = "done" if manifest.get("ok", True) else "failed"
             check_times(manifest)
+        state = "running" if at_work(folder.parent / f".{folder.name}.work") else state
         stage = {"name": folder.name, "title": title, "state": state, "ran": folder.is_dir()}
+        stage |= {"parameters": _parameters(folder, (manifest or {}).get("parameters") or {})}
         return stage | {"manifest": manifest or {}, "metrics": metrics, "pictures": _pictures(folder)}
+
+
+def _parameters(folder: Path, told: dict) -> dict[str, dict]:
+    """The parameters that a stage ran with: those that its notebook has another value of, and those as it has them."""
+    book = folder.parents[2] / "notebooks" / f"{folder.name}.ipynb"
+    notebook = Notebook.load(book) if book.is_file() else None
+    usual = json.loads(json.dumps(notebook.parameters({}, book.name))) if notebook else {}
+    same = {name: value for name, value in told.items() if name in usual and usual[name] == value}
+    changed = {name: value for name, value in told.items() if name not in same}
+    return {"Parameters": changed, "Parameters left at the notebook's defaults": same}
 
 
 def _pictures(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ its checks included, has run to its end.
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,17 @@ class Result:
     seconds: float | None = None
     peak_memory_mb: float | None = None
     started: str = ""
+
+
+def at_work(work: Path) -> bool:
+    """Whether a live run is in this work folder: it holds the lock of its `key.json`, which dies with its process."""
+    try:
+        with (work / "key.json").open() as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
 
 
 def with_setting(values: dict, path: list[str], value: object) -> dict:
@@ -135,8 +146,9 @@ class Runner:
         return "damaged" if records.damaged(folder, manifest["outputs"]) else "done"
 
     def status(self, tasks: list[Task]) -> list[Result]:
-        """How each stage stands; nothing is run or changed."""
-        return [self._result(task, self.state(task)) for task in tasks]
+        """How each stage stands, running or its `state`; nothing is run or changed."""
+        states = ("running" if at_work(self.work(task.name)) else self.state(task) for task in tasks)
+        return [self._result(task, state) for task, state in zip(tasks, states, strict=True)]
 
     def run(self, tasks: list[Task], say=print, jobs: int = 1, again: bool = False) -> Iterator[Result]:
         """Run what is not done (`again`: all), in order, yielding a result a stage. Stops at the first failure with
@@ -150,7 +162,7 @@ class Runner:
             raise InputError(f"--jobs {jobs}: give a number from 1 on")
         waiting, begun, failure = list(tasks), {}, None
         needs, board = needs_of(tasks), Board()
-        with self._lock(), Workers(board, jobs) as workers:
+        with self._lock(), ExitStack() as held, Workers(board, jobs) as workers:
             while waiting or workers.busy:
                 task, together = (None, False) if failure else next_to_start(waiting, workers.busy, needs, jobs)
                 try:
@@ -165,6 +177,7 @@ class Runner:
                         say(f"{task.name}: running")
                         begun[task.name] = task, self._begin(task, jobs if together else 1)
                         work, given = self.work(task.name), {"output_dir": self.shown(self.work(task.name))}
+                        fcntl.flock(held.enter_context((work / "key.json").open()), fcntl.LOCK_EX)
                         executed = work / f"{task.name}.ipynb"
                         workers.start(together, task.notebook, executed, task.given | given, self.root)
                         if together:

@@ -40,7 +40,7 @@ class Workers:
 
     def start(self, together: bool, notebook: Notebook, *arguments) -> None:
         """Have a thread `execute` the notebook, its kernel polite if others run `together` with it."""
-        watch = Watch(notebook.name, len(notebook.cells), self.board)
+        watch = Watch(notebook.name, len(notebook.cells) + 1, self.board)  # papermill adds one, with the parameters
         environment = self.polite if together else {}
         self.running[self.pool.submit(execute, notebook.path, *arguments, watch, environment)] = watch
 
