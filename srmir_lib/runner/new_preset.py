@@ -111,6 +111,7 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
     update = {"learning_rate": 1e-4, "micro_batch": 4, "max_length": facts.longest}
     grpo = {"learning_rate": 5e-5, "prompts_per_step": amounts.prompts, "num_generations": ANSWERS, "micro_batch": 4}
     grpo |= {"max_completion_length": min(256, facts.answer + 8)}
+    room = facts.longest + 4 * grpo["max_completion_length"]  # broken characters are read as several tokens each
     steps = {"max_steps": (amounts.policy, "updates of each policy; a first look, more is better")}
     shared = facts.design == "shared"
     nobody = {"facts": ("", "nobody knows the truth about these prompts")}
@@ -176,7 +177,7 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
             }
             | hidden
             | {"start": (update, ""), "sft": (update, ""), "dpo": (update | {"learning_rate": 2e-5}, "")}
-            | {"best_of_n": (update | {"max_length": facts.longest + grpo["max_completion_length"]}, "")}
+            | {"best_of_n": (update | {"max_length": room}, "")}
             | {"grpo": (grpo, "as training in 04 and 05")},
         ),
         "04_grpo_linear": (
