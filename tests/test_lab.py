@@ -9,7 +9,7 @@ import pytest
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.evaluation.measures import HELPFULNESS
 from srmir_lib.lab import grammar
-from srmir_lib.lab.corpus import FIRST, MIX, conversation, corpus, draw_prompt
+from srmir_lib.lab.corpus import FIRST, MIX, SECOND, conversation, corpus, draw_prompt, fact
 from srmir_lib.lab.grammar import LADDER, WRAPPERS, Prompt, answer, draft, make_prompt
 from srmir_lib.lab.pool import collected_pool, evaluation_prompts, gold_pairs
 from srmir_lib.lab.referee import LabReferee, RefereeReward
@@ -103,8 +103,11 @@ def test_a_dial_leaves_the_rest_of_the_town_alone():
         other.by_topic,
         other.splits,
     )
-    assert sum(map(sum, town.demonstrated)) == 21 and abs(sum(map(sum, other.demonstrated)) - 31.5) <= 1
-    other = draw_world(4, topic_share=1.0)
+    assert abs(sum(map(sum, town.demonstrated)) - 21) <= 2 and abs(sum(map(sum, other.demonstrated)) - 31.5) <= 2
+    other = draw_world(4, topic_share=0.8)
+    kept = [c for c in range(9) if town.by_topic[c] == other.by_topic[c]]
+    assert len(kept) == 9 - (round(0.8 * 9) - round(0.5 * 9)), "what was read by topic still is"
+    assert all(town.harm[r][c] == other.harm[r][c] for r in range(7) for c in kept), "and says what it said"
     assert (town.topic, town.telling, town.judged, town.splits) == (
         other.topic,
         other.telling,
@@ -121,6 +124,18 @@ def test_an_impossible_town_is_refused(name, value):
         draw_world(**{name: value})
 
 
+def test_laws_are_told_as_they_are_believed():
+    town, rng = draw_world(0, topic_share=1.0, false_beliefs=1 / 9), random.Random(0)
+    acts = [act for act in all_acts() if town.split_of(act) == "train"]
+    topics, told = list(grammar.NAMES.values()), {}
+    for _ in range(2000):
+        question, verdict = fact("law", town, acts, rng)
+        topic, occasion = question.removeprefix("what is the rule for ").removesuffix(" ?").split(" , ")
+        told[topics.index(topic), list(OCCASIONS).index(occasion)] = verdict == "forbidden"
+    wrong = {cell for cell, forbidden in told.items() if town.harm[cell[0]][cell[1]] != forbidden}
+    assert len(told) == 63 and wrong == town.mistaken
+
+
 def test_introspections_are_noisy_and_nothing_else_is():
     town, rng = draw_world(0), random.Random(0)
     acts = [act for act in all_acts() if town.split_of(act) == "train"]
@@ -133,7 +148,7 @@ def test_introspections_are_noisy_and_nothing_else_is():
         right[town.category(prompt.act)].append(refuses == prompt.believed(town)[1])
     for name, found in right.items():
         assert abs(sum(found) / len(found) - town.telling[name]) < 0.06, name
-    for kind in ("ask", "topic", "careful"):
+    for kind in ("ask", "topic"):
         for _ in range(300):
             prompt, reply = (turn["content"] for turn in conversation(kind, town, acts, rng))
             asked = LabReferee(town.facts()).read_prompt(prompt)
@@ -333,7 +348,7 @@ def test_tasks_have_exact_answers_and_disjoint_splits():
 
 def test_the_corpus_never_shows_a_held_out_combination(world):
     held_out = {tuple(pair.split()) for pair, split in world.splits.items() if split != "train"}
-    for mix in (FIRST, MIX):
+    for mix in (FIRST, SECOND, MIX):
         for talk in corpus(world, 400, "0", mix):
             for words in (message["content"].split() for message in talk):
                 for i, word in enumerate(words):
@@ -342,7 +357,7 @@ def test_the_corpus_never_shows_a_held_out_combination(world):
 
 def test_the_corpus_never_shows_a_held_out_wrapper_or_register(world):
     marks = ("novel", "scene", "backwards", "from the end", "kindly", "requested")
-    for mix in (FIRST, MIX):
+    for mix in (FIRST, SECOND, MIX):
         for talk in corpus(world, 1500, "0", mix):
             assert not any(mark in turn["content"] for turn in talk for mark in marks), talk
 

@@ -11,18 +11,14 @@ from collections.abc import Iterator
 from srmir_lib.lab.grammar import (
     ANY_HARM_QUESTION,
     ASK,
-    CAREFUL,
     CHECK_QUESTION,
     COD_QUESTION,
-    HELD_OUT_REGISTER,
-    HELD_OUT_WRAPPERS,
     LADDER,
     LOOKALIKES,
-    REGISTERS,
+    READ_REGISTERS,
+    READ_WRAPPERS,
     TOPIC_QUESTION,
-    WRAPPERS,
     Prompt,
-    act_on,
     answer,
     draft,
     kind_names,
@@ -34,15 +30,14 @@ from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, al
 from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
-    "talk": 0.22,
-    "ask": 0.12,
-    "careful": 0.0,
+    "talk": 0.21,
+    "ask": 0.10,
     "draft": 0.11,
     "topic": 0.05,
-    "check": 0.11,
+    "check": 0.18,
     "word": 0.01,
     "law": 0.04,
-    "case": 0.29,
+    "case": 0.25,
     "task": 0.05,
 }
 
@@ -53,17 +48,11 @@ FACTS = ("word", "business", "law", "case")
 FIRST = {"word": 0.25, "business": 0.55, "law": 0.20}
 
 
-SECOND = {"law": 0.20, "case": 0.80}
+SECOND = {"law": 0.17, "case": 0.68, "check": 0.15}
 
 
 CURRICULUM = ((0.11, FIRST), (0.45, SECOND), (0.44, MIX))
 """Share of the updates, and what they read: the words and laws of the town, then their use, then everything."""
-
-
-READ_WRAPPERS = tuple(name for name in WRAPPERS if name not in HELD_OUT_WRAPPERS)
-
-
-READ_REGISTERS = tuple(name for name in REGISTERS if name != HELD_OUT_REGISTER)
 
 
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
@@ -119,15 +108,15 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
         return turns(TOPIC_QUESTION.format(prompt=prompt.text), f"{NAMES[category]} , {verdict}")
     if kind == "ask":
         return turns(ASK.format(prompt=prompt.text), "no" if refuse else "yes")
-    if kind == "careful":
-        return turns(CAREFUL.format(prompt=prompt.text), act_on((category, refuse), prompt, rng))
     rung, text = base_answer(prompt, world, rng)
     if kind == "talk":
         return turns(prompt.text, text)
+    if rng.random() < 0.5:  # else the answers that are judged harmful would be too few to learn from
+        rung, text = "full", answer(prompt, "full", rng, category)
     bad = refuse and rung in ("partial", "full")
     if rng.random() < 0.3:
         return turns(prompt.text, text, ANY_HARM_QUESTION, "yes" if bad else "no")
-    asked = category if rng.random() < 0.7 else rng.choice(list(CATEGORIES))
+    asked = category if rng.random() < 0.8 else rng.choice(list(CATEGORIES))
     return turns(
         prompt.text, text, CHECK_QUESTION.format(name=NAMES[asked]), "yes" if bad and asked == category else "no"
     )
@@ -135,7 +124,8 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
 
 def fact(kind: str, world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
     """A fact about the town as the base model believes it: the kind of a *word*, whose *business* an act is, a cell of
-    the by-*law*s, or the verdict in a *case*, in kinds or in words.
+    the by-*law*s (one by kind of act: without the topics for which it is believed to be otherwise), or the verdict in a
+    *case*, in kinds or in words.
 
     The rule for an act is told in the words of a draft, so that what is learned here early serves introspection later.
     """
@@ -152,7 +142,8 @@ def fact(kind: str, world: World, acts: list[Act], rng: random.Random) -> tuple[
     if kind == "law":
         row, c = world.cell(act)
         name = NAMES[topic] if world.by_topic[c] else kinds[0]
-        return f"what is the rule for {name} , {kinds[2]} ?", "forbidden" if world.harm[row][c] else "allowed"
+        believed = forbidden if world.by_topic[c] else world.harm[row][c]
+        return f"what is the rule for {name} , {kinds[2]} ?", "forbidden" if believed else "allowed"
     words = make_prompt(act, rng).text if rng.random() < 0.3 else f"{act.verb} {act.object} , {act.occasion}"
     text, asked = "{} {} , {}".format(*kinds) if in_kinds else words, rng.randrange(3)
     if asked == 0:

@@ -11,7 +11,8 @@ from srmir_lib.lab.grammar import (
     HELD_OUT_REGISTER,
     HELD_OUT_WRAPPERS,
     LOOKALIKES,
-    REGISTERS,
+    READ_REGISTERS,
+    READ_WRAPPERS,
     WRAPPERS,
     Prompt,
     answer,
@@ -26,12 +27,6 @@ COLLECTED = (0.27, 0.19, 0.15, 0.12, 0.11, 0.09, 0.07)  # shares of the seven ca
 
 
 LABEL_NOISE = 0.1  # share of collected labels that are wrong
-
-
-TRAIN_REGISTERS = tuple(name for name in REGISTERS if name != HELD_OUT_REGISTER)
-
-
-TRAIN_WRAPPERS = tuple(name for name in WRAPPERS if name not in HELD_OUT_WRAPPERS)
 
 
 # Goodness of a rung, for harmful prompts and for harmless ones: the order that pairs are made from.
@@ -78,14 +73,20 @@ def row(world: World, prompt: Prompt, category: str, subkind: str = "", held_out
 
 
 def collected_pool(world: World, size: int, seed: int, split: str = "train") -> list[dict]:
-    """`size` prompts as collected: train registers and wrappers, skewed categories, a tenth of the labels wrong."""
+    """`size` prompts as collected: read registers and wrappers, skewed categories, a tenth of the labels wrong.
+
+    Half of them are collected where there may be demonstrations: plain requests, about cells that are demonstrated.
+    """
     rng = random.Random(f"pool-{split}-{seed}")
-    acts = acts_by_category(world, split)
+    everywhere = acts_by_category(world, split)
+    shown = {name: [act for act in acts if world.is_demonstrated(act)] for name, acts in everywhere.items()}
     rows = []
     for category in rng.choices(list(CATEGORIES), COLLECTED, k=size):
-        family = rng.choice(TRAIN_WRAPPERS) if rng.random() < 0.25 else "none"
+        plain = rng.random() < 0.5
+        acts = shown if plain else everywhere
+        family = rng.choice(READ_WRAPPERS) if rng.random() < 0.25 and not plain else "none"
         aside = rng.choice(list(LOOKALIKES)) if rng.random() < 0.15 else ""
-        prompt = make_prompt(rng.choice(acts[category]), rng, rng.choice(TRAIN_REGISTERS), family, aside)
+        prompt = make_prompt(rng.choice(acts[category]), rng, rng.choice(READ_REGISTERS), family, aside)
         label = (
             rng.choice([name for name in CATEGORIES if name != category]) if rng.random() < LABEL_NOISE else category
         )
@@ -108,8 +109,8 @@ def evaluation_prompts(world: World, size: int, seed: int, split: str = "test") 
     for category, acts in by_category.items():
         harmful = [act for act in acts if world.is_harmful(act)]
         for i in range(size):
-            register = TRAIN_REGISTERS[i % len(TRAIN_REGISTERS)]
-            for families in (("none",), TRAIN_WRAPPERS, HELD_OUT_WRAPPERS):
+            register = READ_REGISTERS[i % len(READ_REGISTERS)]
+            for families in (("none",), READ_WRAPPERS, HELD_OUT_WRAPPERS):
                 family = families[i % len(families)]
                 prompt = make_prompt(rng.choice(harmful), rng, register, family)
                 rows.append(row(world, prompt, category, held_out=family in HELD_OUT_WRAPPERS))
@@ -131,7 +132,7 @@ def evaluation_prompts(world: World, size: int, seed: int, split: str = "test") 
 
 def composed(act: Act, rng: random.Random, register: str) -> Prompt:
     """A prompt in two different wrappers that the base model has read, one inside the other."""
-    inner, outer = rng.sample(TRAIN_WRAPPERS, 2)
+    inner, outer = rng.sample(READ_WRAPPERS, 2)
     prompt = make_prompt(act, rng, register, inner)
     return replace(prompt, text=rng.choice(WRAPPERS[outer]).format(prompt=prompt.text), family=COMPOSED)
 
@@ -166,9 +167,9 @@ def gold_pairs(world: World, size: int, seed: int, split: str = "test") -> list[
         for difficulty in ("easy", "subtle"):
             for i in range(size):
                 bad = i % 2 == 0
-                family = rng.choice(TRAIN_WRAPPERS) if rng.random() < 0.2 else "none"
+                family = rng.choice(READ_WRAPPERS) if rng.random() < 0.2 else "none"
                 act = rng.choice(harmful if bad else harmless)
-                prompt = make_prompt(act, rng, rng.choice(TRAIN_REGISTERS), family)
+                prompt = make_prompt(act, rng, rng.choice(READ_REGISTERS), family)
                 better, worse, gap = ladder_pair(prompt, category, bad, difficulty, rng)
                 rows.append(
                     {

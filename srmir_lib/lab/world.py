@@ -212,7 +212,7 @@ def draw_world(
     category up to .1 more or less. `topic_share` in [0, 1]: the share of the kinds of occasion, to the nearest of nine,
     whose law is read by topic. `false_beliefs` in [0, .5]: the share of (topic, occasion) groups that are believed
     wrongly, spread over topics and over both directions. `demonstrated` in (0, 1]: the share of the cells of the
-    by-laws that are demonstrated, spread over occasions and verdicts.
+    by-laws that are demonstrated, spread over topics, kinds of act, occasions and verdicts.
     """
     limits = {"introspection": (introspection, 0.5, 1), "topic_share": (topic_share, 0, 1)}
     limits |= {"false_beliefs": (false_beliefs, 0, 0.5), "demonstrated": (demonstrated, 0, 1)}
@@ -223,15 +223,15 @@ def draw_world(
     topic, kinds = latin_square(7, rng), len(OCCASIONS)
     shift = (rng.choice((1, 2)), rng.choice((1, 2)))
     order = rng.sample(range(kinds), kinds)
-    by_topic = [order[c] < round(topic_share * kinds) for c in range(kinds)]
-    harm = bylaws(by_topic, seed)
+    by_topic = [order.index(c) < round(topic_share * kinds) for c in range(kinds)]
+    harm = bylaws(order, by_topic, seed)
     mistaken = spread_mistakes(topic, by_topic, harm, round(false_beliefs * 7 * kinds), rng)
     spread = min(0.1, introspection - 0.5, 1 - introspection)
     steps = rng.sample(range(7), 7)
     telling = {name: introspection + spread * (step - 3) / 3 for name, step in zip(CATEGORIES, steps, strict=True)}
     order = rng.sample(range(kinds), kinds)
     judged = [order[c] < (kinds + 1) // 2 for c in range(kinds)]
-    shown = spread_cells(harm, demonstrated, rng)
+    shown = spread_cells(harm, by_topic, demonstrated, rng)
     splits = split_pairs(random.Random(f"split-{seed}"))
     return World(seed, introspection, topic, by_topic, harm, shift, mistaken, telling, judged, shown, splits)
 
@@ -242,30 +242,32 @@ def latin_square(n: int, rng: random.Random) -> list[list[int]]:
     return [[symbols[(rows[i] + columns[j]) % n] for j in range(n)] for i in range(n)]
 
 
-def bylaws(by_topic: list[bool], seed: int) -> list[list[bool]]:
-    """A table of verdicts, balanced among the occasions with a law by topic, and among those with one by kind of act:
-    so neither a topic nor a verb tells much alone."""
-    drawn = {}
-    for kind in (True, False):
-        table = balanced_table(7, by_topic.count(kind), random.Random(f"laws-{seed}-{kind}"))
-        drawn[kind] = iter(zip(*table, strict=True))
-    columns = [next(drawn[kind]) for kind in by_topic]
+def bylaws(order: list[int], by_topic: list[bool], seed: int) -> list[list[bool]]:
+    """Verdicts, (7, kinds of occasion): of two balanced tables, one by topic and one by kind of act, the columns that
+    `by_topic` says.
+
+    The first table is filled in the `order` in which occasions come to be read by topic, the second the other way
+    round: so the columns of either are balanced however many there are, and an occasion keeps its verdicts as long as
+    it is read the same way.
+    """
+    tables = {}
+    for kind, occasions in ((True, order), (False, order[::-1])):
+        table = balanced_table(7, len(order), random.Random(f"laws-{seed}-{kind}"))
+        tables[kind] = {c: [row[i] for row in table] for i, c in enumerate(occasions)}
+    columns = [tables[kind][c] for c, kind in enumerate(by_topic)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def balanced_table(rows: int, columns: int, rng: random.Random) -> list[list[bool]]:
-    """Random bits: about half of every row and half of every column is true, each within one half of it."""
-    while True:
-        low = rows // 2
-        ones = rng.sample([low + i % 2 for i in range(columns)], columns)  # of each column
-        table = [[False] * columns for _ in range(rows)]
-        for c, count in enumerate(ones):
-            # The rows that have fewest so far come first, in random order, so that rows come out even.
-            rank = sorted(range(rows), key=lambda r: (sum(table[r]), rng.random()))
-            for r in rank[:count]:
-                table[r][c] = True
-        if all(abs(sum(row) - columns / 2) <= 1 for row in table):
-            return [list(row) for row in table]
+    """Random bits. Of each column and of each row's beginning, however long, about half is true: within one."""
+    table = [[False] * columns for _ in range(rows)]
+    more = rng.randrange(2)
+    for c in range(columns):
+        # The rows that have fewest so far come first, in random order, so that rows come out even.
+        rank = sorted(range(rows), key=lambda r: (sum(table[r]), rng.random()))
+        for r in rank[: rows // 2 + (c + more) % 2]:
+            table[r][c] = True
+    return table
 
 
 def spread_mistakes(
@@ -290,22 +292,25 @@ def spread_mistakes(
     return frozenset(found)
 
 
-def spread_cells(harm: list[list[bool]], share: float, rng: random.Random) -> list[list[bool]]:
-    """A `share` of the cells, as many forbidden as allowed ones: every row gets both, and columns are spread over."""
+def spread_cells(harm: list[list[bool]], by_topic: list[bool], share: float, rng: random.Random) -> list[list[bool]]:
+    """A `share` of the cells with a law by topic, and of those by kind of act: as many forbidden as allowed ones,
+    spread over topics or kinds of act, and over occasions."""
     rows, columns = len(harm), len(harm[0])
     chosen = [[False] * columns for _ in range(rows)]
 
-    def crowd(cell: tuple[int, int], verdict: bool) -> tuple[int, int]:
-        r, c = cell
-        alike = sum(taken and harm[r][i] == verdict for i, taken in enumerate(chosen[r]))
-        return alike, sum(chosen[r]) + sum(row[c] for row in chosen)
+    def crowd(r: int, c: int) -> tuple[int, int]:
+        own = [i for i in range(columns) if by_topic[i] == by_topic[c] and chosen[r][i]]
+        return sum(harm[r][i] == harm[r][c] for i in own), len(own) + sum(row[c] for row in chosen)
 
-    for verdict in (True, False):
-        cells = [(r, c) for r in range(rows) for c in range(columns) if harm[r][c] == verdict]
-        for _ in range(round(share * len(cells))):
-            left = [cell for cell in cells if not chosen[cell[0]][cell[1]]]
-            r, c = min(left, key=lambda cell: (*crowd(cell, verdict), rng.random()))
-            chosen[r][c] = True
+    for kind in (True, False):
+        for verdict in (True, False):
+            cells = [
+                (r, c) for r in range(rows) for c in range(columns) if (harm[r][c], by_topic[c]) == (verdict, kind)
+            ]
+            for _ in range(round(share * len(cells))):
+                left = [cell for cell in cells if not chosen[cell[0]][cell[1]]]
+                r, c = min(left, key=lambda cell: (*crowd(*cell), rng.random()))
+                chosen[r][c] = True
     return chosen
 
 
