@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     about = "run the notebooks of a preset with several seeds, and record their metrics in outputs/reference/seeds"
     seeds = _command(commands, "seeds", _seeds, about)
     seeds.add_argument("notebooks", nargs="*", metavar="NN", help="only these; what they read must be done")
-    about = "towns, such as 7 or 110-114 (default: 100-109); docs/claims.md says which are used up"
-    seeds.add_argument("--seeds", nargs="+", type=_towns, default=[_towns("100-109")], metavar="N", help=about)
+    about = "towns, such as 7 or 110-114; docs/claims.md says which are for what, and which are used up"
+    seeds.add_argument("--seeds", nargs="+", type=_towns, required=True, metavar="N", help=about)
     seeds.add_argument("--again", action="store_true", help="also what is on record with the same parameters")
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")

@@ -256,7 +256,7 @@ def test_a_sentence_says_what_the_row_holds():
     found = records([0.1, 0.2, 0.3, 0.4, 0.5], [0.0] * 5) | {9: {}}
     assert sentence(decide(claim, found)) == (
         "✓ a beats b: +0.300 [+0.104, +0.496], wanted above 0 by 0.02 or more: reproduced in 5 towns (act), p 0.013 by "
-        "Holm; ten towns resolve 0.05; left out: 9"
+        "Holm; so many towns resolve 0.05; left out: 9"
     )
     assert ", p below 0.001 by Holm" in sentence(decide(claim, records([0.1, 0.1, 0.1], [0.0] * 3)))
     assert sentence(decide(claim, {})) == "– a beats b: not measured (act)"
@@ -391,7 +391,7 @@ def over_seeds(repository) -> tuple[dict, str]:
 def test_without_records_no_claim_is_decided_and_a6_says_so(repository):
     metrics, shown = over_seeds(repository)
     assert metrics["verdict_not_measured"] == len(CLAIMS) and metrics["towns/seeds"] == 0
-    assert "towns: no records, so it decides no claim; run `srmir seeds towns`" in shown
+    assert "towns: no records, so it decides no claim; run `srmir seeds towns --seeds …`" in shown
     assert "No claim is decided over towns here" in shown and "srmir seeds PRESET" in shown
     assert "The dials are not on record: dial-introspection-low, dial-default" in shown
     assert shown.count("\n– ") == len(CLAIMS), "a sentence a claim"

@@ -137,10 +137,10 @@ def test_again_takes_nothing_away_before_it_has_the_lock_and_a_new_result(record
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "nope: unknown preset; there are lab"),
-        (["lab", "07"], "07: unknown notebook"),
+        (["nope", "--seeds", "100"], "nope: unknown preset; there are lab"),
+        (["lab", "07", "--seeds", "100"], "07: unknown notebook"),
         (
-            ["lab", "02"],
+            ["lab", "02", "--seeds", "100"],
             "02_use reads outputs/seeds/lab/100/01_make/numbers, which is missing; run `srmir seeds lab 01 --seeds 100",
         ),
         (["lab", "--seeds", "1", "1"], "seeds: [1, 1]; give different whole numbers"),
@@ -168,7 +168,7 @@ def test_seeds_may_be_a_range(recorded, capsys):
 
 
 def test_damaged_or_missing_records_are_named(recorded):
-    with pytest.raises(InputError, match="run `srmir seeds other`"):
+    with pytest.raises(InputError, match="run `srmir seeds other --seeds …`"):
         read_seeds(recorded / RECORDS / "other")
     file = recorded / "outputs/reference/seeds/lab/3/01_make.json"
     file.write_text(json.dumps(read_json(file))[:40])

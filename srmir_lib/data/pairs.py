@@ -24,8 +24,8 @@ SAID = ("policy", "own")
 def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: float = 1.0) -> list:
     """Equal counts: of every category and verdict `per_group` rows, or as many as the smallest group has.
 
-    `benign_ratio`: rows believed harmless per row believed harmful, where there are enough. A category without any row
-    is an `InputError`: it cannot be balanced, only collected.
+    `benign_ratio`: rows said to be harmless per row said to be harmful, where there are enough. A category without any
+    row is an `InputError`: it cannot be balanced, only collected.
     """
     groups = defaultdict(list)
     for row in rows:

@@ -41,7 +41,7 @@ class Claim(BaseModel):
     ("trend"). It should lie `above` a bound, `below` one, or `within` plus or minus one; `smallest` is the least
     distance beyond the bound that counts. Several controls, or a `*` in one, are rivals: the strongest of a town
     counts. `worlds`: the presets that decide it; none named: those that the reader asks about. `headline`: its verdict
-    is corrected for those of the other headlines. `resolves`: the effect that ten towns show in four studies of five,
+    is corrected for those of the other headlines. `resolves`: the effect that its towns show in four studies of five,
     by the spread between development towns.
     """
 
@@ -230,7 +230,7 @@ def sentence(row: Mapping) -> str:
     if (p := row["adjusted_p"]) is not None:
         said += f", p {f'{p:.3f}' if p >= 0.001 else 'below 0.001'} by Holm"
     if row["resolves"] is not None:
-        said += f"; ten towns resolve {row['resolves']:g}"
+        said += f"; so many towns resolve {row['resolves']:g}"
     left_out = ", ".join(map(str, row["left_out"]))
     return f"{said}; left out: {left_out}" if left_out else said
 

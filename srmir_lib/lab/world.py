@@ -202,7 +202,7 @@ class World:
 def draw_world(
     seed: int = 0,
     introspection: float = 0.7,
-    topic_share: float = 0.5,
+    topic_share: float = 4 / 9,
     false_beliefs: float = 0.04,
     demonstrated: float = 1 / 3,
 ) -> World:

@@ -130,7 +130,7 @@ def _records(folder: str | Path) -> list[dict]:
             raise InputError(f"{file} and {first[1]} were run with different parameters; {fix}")
         records.append(record)
     if not records:
-        raise InputError(f"{folder}: no records; run `srmir seeds {folder.name}`")
+        raise InputError(f"{folder}: no records; run `srmir seeds {folder.name} --seeds …`")
     return records
 
 

@@ -44,16 +44,16 @@ class Collection(Settings):
     """How much is collected to learn from."""
 
     pool_size: int = told("prompts collected for training", 6000, gt=0)
-    per_group: int = told("demonstrations per category and verdict", 60, gt=0)
+    per_group: int = told("demonstrations per category and verdict", 110, gt=0)
     practice_per_group: int = told("prompts to practise on, per category and verdict", 120, gt=0)
-    benign_ratio: float = told("of those, prompts believed harmless per prompt believed harmful", 1.1, gt=0)
+    benign_ratio: float = told("of those, prompts drafted harmless per prompt drafted harmful", 1.1, gt=0)
     policy_samples: int = told("policy answers per demonstration, rejected in the pairs", 2, gt=0)
 
 
 class EvaluationData(Settings):
     """How much is collected to choose and to test with."""
 
-    validation_size: int = told("prompts collected for validation", 400, gt=0)
+    validation_size: int = told("prompts collected for validation", 800, gt=0)
     questions: int = told("evaluation prompts per category and kind", 20, gt=0)
     pairs: int = told("gold test pairs per category and difficulty", 40, gt=0)
     acts: int = told("acts that the base model is asked about, to see what it knows", 300, ge=50, le=2000)
