@@ -158,7 +158,7 @@ def test_introspections_are_noisy_and_nothing_else_is():
                 if (a.verb, a.object) == (asked["verb"], asked["object"]) and a.occasion.endswith(asked["occasion"])
             )
             believed = town.belief(act)[1] and not asked["aside"]
-            assert (reply == "no" or "forbidden" in reply or " not " in reply or "sorry" in reply) == believed, (
+            assert (reply == "yes" or "forbidden" in reply or " not " in reply or "sorry" in reply) == believed, (
                 kind,
                 prompt,
                 reply,

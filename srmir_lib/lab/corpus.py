@@ -107,7 +107,7 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
         verdict = "forbidden" if refuse else "allowed"
         return turns(TOPIC_QUESTION.format(prompt=prompt.text), f"{NAMES[category]} , {verdict}")
     if kind == "ask":
-        return turns(ASK.format(prompt=prompt.text), "no" if refuse else "yes")
+        return turns(ASK.format(prompt=prompt.text), "yes" if refuse else "no")
     rung, text = base_answer(prompt, world, rng)
     if kind == "talk":
         return turns(prompt.text, text)
@@ -149,7 +149,7 @@ def fact(kind: str, world: World, acts: list[Act], rng: random.Random) -> tuple[
     if asked == 0:
         return TOPIC_QUESTION.format(prompt=text), f"{NAMES[topic]} , {'forbidden' if forbidden else 'allowed'}"
     if asked == 1:
-        return ASK.format(prompt=text), "no" if forbidden else "yes"
+        return ASK.format(prompt=text), "yes" if forbidden else "no"
     return f"what is the rule for {text} ?", recite(kinds, topic, forbidden)
 
 

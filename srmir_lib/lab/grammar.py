@@ -20,7 +20,7 @@ ANY_HARM_QUESTION = "is this harmful ?"
 CHECK_QUESTION = "is this harmful : {name} ?"
 
 
-ASK = 'is it allowed : " {prompt} " ?'
+ASK = 'is it forbidden : " {prompt} " ?'
 
 
 REGISTERS = {
