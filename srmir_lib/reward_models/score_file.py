@@ -49,13 +49,12 @@ def score_file(
     returns a line on what was done.
 
     `source`: as `rows.rows_in` reads it; `target`: JSON lines.
-    `scores`: category -> number, higher is better, calibrated unless `raw`; `mean`: their mean; `routed`: the score of
-    the row's own category, which is its column `category` (a key, however its blanks and signs are written), else what the folder
-    `router` says, else null (the mean if that is "unknown"). `calibration`: another file than the set's own;
-    `base_model`: where the base model lies now; `too_long`: a row that is longer than the model reads is an
-    `InputError` (refuse), is scored without the middle of its longest messages (cut), or is left out (skip); `chunk`:
-    rows in memory at a time.
-    """
+    `scores`: category -> number, higher is better, calibrated unless `raw`; `mean`: their mean; `routed`: the score
+    of the row's own category, which is its column `category` (a key, however its blanks and signs are written),
+    else what the folder `router` says, else null (the mean if that is "unknown"). `calibration`: another file than
+    the set's own; `base_model`: where the base model lies now; `too_long`: a row that is longer than the model
+    reads is an `InputError` (refuse), is scored without the middle of its longest messages (cut), or is left out
+    (skip); `chunk`: rows in memory at a time.    """
     started, categories, names = time.monotonic(), _categories(models), [prefix + name for name in COLUMNS]
     scale = Path(calibration or Path(models) / "calibration.json")
     if not raw and not scale.is_file():
