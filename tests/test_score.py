@@ -240,7 +240,7 @@ def test_a_category_may_be_written_as_the_name_that_became_its_key(tiny_model, t
     folder, keys = tmp_path / "two", ["insult", "Other_things"]
     rows = [row | {"category": dict(zip(CATEGORIES, keys, strict=True))[row["category"]]} for row in preferences()]
     fit_set(tiny_model, {"train": Dataset.from_list(rows)}, folder, keys, SETTINGS)
-    asked = [GOOD | {"category": name} for name in ("Other things", "Other_things", " Insult")]
+    asked = [GOOD | {"category": name} for name in ("Other things", "Other_things", " insult")]
     source, target = write(tmp_path / "in.jsonl", asked), tmp_path / "out.jsonl"
     score_file(str(folder), str(source), str(target), device="cpu", raw=True)
     found = read(target)

@@ -25,7 +25,7 @@ from srmir_lib.data.jsonl import (
     seven_digits,
     taken,
 )
-from srmir_lib.data.own_files import category_key
+from srmir_lib.data.own_files import spelled_as_key
 from srmir_lib.errors import InputError, numbered
 from srmir_lib.taxonomy import ALL, UNKNOWN
 
@@ -49,13 +49,12 @@ def score_file(
     returns a line on what was done.
 
     `source`: as `rows.rows_in` reads it; `target`: JSON lines.
-    `scores`: category -> number, higher is better, calibrated unless `raw`; `mean`: their mean; `routed`: the score of
-    the row's own category, which is its column `category` (a key, or the name that became it), else what the folder
-    `router` says, else null (the mean if that is "unknown"). `calibration`: another file than the set's own;
-    `base_model`: where the base model lies now; `too_long`: a row that is longer than the model reads is an
-    `InputError` (refuse), is scored without the middle of its longest messages (cut), or is left out (skip); `chunk`:
-    rows in memory at a time.
-    """
+    `scores`: category -> number, higher is better, calibrated unless `raw`; `mean`: their mean; `routed`: the score
+    of the row's own category, which is its column `category` (a key, however its blanks and signs are written),
+    else what the folder `router` says, else null (the mean if that is "unknown"). `calibration`: another file than
+    the set's own; `base_model`: where the base model lies now; `too_long`: a row that is longer than the model
+    reads is an `InputError` (refuse), is scored without the middle of its longest messages (cut), or is left out
+    (skip); `chunk`: rows in memory at a time."""
     started, categories, names = time.monotonic(), _categories(models), [prefix + name for name in COLUMNS]
     scale = Path(calibration or Path(models) / "calibration.json")
     if not raw and not scale.is_file():
@@ -174,9 +173,10 @@ def _categories(models: str) -> list[str]:
 
 
 def _own(row: dict, categories: Sequence[str]) -> object:
-    """The category that a row names, as a model's key where it has the name that `srmir check` makes that key of."""
+    """The category that a row names, as a model's key where its spelling is all that differs ("Other things")."""
     category = row.get("category")
-    return category if category is None or category in categories or categories == [ALL] else category_key(category)
+    key = spelled_as_key(category) if isinstance(category, str) else category
+    return key if key in categories else category
 
 
 def _problem(row: dict, categories: Sequence[str]) -> str:
