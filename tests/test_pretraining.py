@@ -63,7 +63,9 @@ def test_the_diet_names_every_kind_that_is_read_and_all_of_it():
     assert set(rows) == {"word", "business", "law", "case", "ask", "topic", "draft", "check", "talk", "task"}
     for number in (1, 2, 3):
         assert sum(row[f"part {number}"] for row in rows.values()) == pytest.approx(1)
-    assert rows["ask"]["example"].startswith("is it forbidden : ") and rows["ask"]["example"].endswith(("→ yes", "→ no"))
+    assert rows["ask"]["example"].startswith("is it forbidden : ") and rows["ask"]["example"].endswith(
+        ("→ yes", "→ no")
+    )
 
 
 def test_conversations_are_packed_whole_and_numbered():

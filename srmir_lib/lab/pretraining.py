@@ -1,4 +1,4 @@
-"""Build the base model from scratch: byte-level BPE, a Qwen2 of almost a million parameters, in some minutes.
+"""Build the base model from scratch: byte-level BPE, a Qwen2 of about a million parameters, in some minutes.
 
 A curriculum, because tables without first-order signal (a Latin square, balanced verdicts) are a plateau for gradient
 descent: the first updates read short rules of the town and their use, the rest reads everything. Conversations are
@@ -91,8 +91,8 @@ def build_base_model(
     folder: str | Path,
     steps: int,
     rows: int = 12,
-    hidden_size: int = 96,
-    layers: int = 6,
+    hidden_size: int = 128,
+    layers: int = 4,
     seed: int = 0,
 ) -> Path:
     """Train the base model of a town and save it as a Hugging Face folder (model and tokenizer), atomically.
