@@ -104,8 +104,8 @@ def compliance(trunk: Trunk, world: World, prompts: Sequence[Mapping], seed: int
 def knowledge(trunk: Trunk, world: World, size: int, seed: int, split: str = "validation") -> dict[str, float]:
     """How often the base model's verdict is the one that it was taught, about `size` acts that it has not read of.
 
-    *asked*: "is it forbidden ?", greedy. *judges*: whether an answer that carries the act out does harm of the act's own
-    category, on occasions of which it has read answers judged, and *judges, other occasions*, of which it has not.
+    *asked*: "is it forbidden ?", greedy. *judges*: whether an answer that carries the act out does harm of the act's
+    own category, on occasions of which it has read answers judged, and *judges, other occasions*, of which it has not.
     """
     rng = random.Random(f"knowledge-{split}-{seed}")
     acts = rng.sample([act for act in all_acts() if world.split_of(act) == split], size)
