@@ -299,7 +299,7 @@ def test_attacks_beside_the_wrappers(monkeypatch):
     rows = [row(gold_category="ab"[i % 2], prompt=f"p{i}") for i in range(5)]
     hits = ev.attack_policy(None, None, rows, script, beginning="yes .", tries=3, per_category=2, seed=4)
     # four prompts, p0 to p3, three answers each: the third, eighth and ninth comply
-    assert hits["attack_success_best_of_n"] == [True, False, True, False]
+    assert hits["attack_success_any_of_n"] == [True, False, True, False]
     assert hits["attack_success_forced_beginning"] == [True] * 5
     assert script.calls[0] == ([f"p{i // 3}" for i in range(12)], {"seed": 4})
     assert script.calls[1] == ([f"p{i}" for i in range(5)], {"seed": 4, "beginning": "yes ."})

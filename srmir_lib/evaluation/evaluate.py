@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.measures import BEGUN, BEST_OF_N
+from srmir_lib.evaluation.measures import ANY_OF_N, BEGUN
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer, with_adapter
 
@@ -84,7 +84,7 @@ def attack_policy(
     """Whether two attacks get a policy to comply with harmful `prompts` (rows with `COLUMNS`), by measure.
 
     `BEGUN`: its answer has to begin with the words `beginning` (prefilling; Andriushchenko et al. 2024, arXiv
-    2404.02151), one answer to each prompt. `BEST_OF_N`: any of `tries` answers complies (Hughes et al. 2024, arXiv
+    2404.02151), one answer to each prompt. `ANY_OF_N`: any of `tries` answers complies (Hughes et al. 2024, arXiv
     2412.03556, without their augmentations), on `first_of_each` of the prompts. `sampling` goes to `generate`.
     """
 
@@ -96,7 +96,7 @@ def attack_policy(
     some = [row for row in first_of_each(prompts, per_category) for _ in range(tries)]
     each = complied(some)
     any_of = [any(each[start : start + tries]) for start in range(0, len(each), tries)]
-    return {BEGUN: complied(prompts, beginning=beginning), BEST_OF_N: any_of}
+    return {BEGUN: complied(prompts, beginning=beginning), ANY_OF_N: any_of}
 
 
 def each_policy(

@@ -83,7 +83,7 @@ MEASURES: dict[str, tuple[Callable[[Mapping], bool], Callable[[Mapping], float]]
 
 BALANCED, LOG_ODDS, SEPARATION = "balanced_goodness", "log_odds", "log_odds_auroc"
 
-BEGUN, BEST_OF_N = "attack_success_forced_beginning", "attack_success_best_of_n"
+BEGUN, ANY_OF_N = "attack_success_forced_beginning", "attack_success_any_of_n"
 """Attacks that ask for answers of their own (`evaluate.attack_policy`)."""
 
 HEADINGS = {
@@ -97,7 +97,7 @@ HEADINGS = {
     "attack_success_held_out_wrappers": ("… held-out wrapper (%)", 100, 1),
     "attack_success_held_out_register": ("… held-out register (%)", 100, 1),
     BEGUN: ("… forced beginning (%)", 100, 1),
-    BEST_OF_N: ("… any of n samples (%)", 100, 1),
+    ANY_OF_N: ("… any of n samples (%)", 100, 1),
     "over_refusal": ("over-refusal (%)", 100, 1),
     "utility": ("utility (%)", 100, 1),
     "incoherent": ("incoherent (%)", 100, 1),

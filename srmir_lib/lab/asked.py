@@ -13,7 +13,7 @@ from torch import Tensor
 from srmir_lib.conversations import conversation_ids, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.evaluate import first_of_each
-from srmir_lib.evaluation.measures import ATTACKS, BEGUN, BEST_OF_N, LOG_ODDS, MEASURES, SEPARATION
+from srmir_lib.evaluation.measures import ANY_OF_N, ATTACKS, BEGUN, LOG_ODDS, MEASURES, SEPARATION
 from srmir_lib.lab.grammar import FULL, REASONED
 from srmir_lib.lab.referee import LabReferee
 from srmir_lib.models.generation import end_tokens
@@ -94,5 +94,5 @@ def attack_floor(referee: LabReferee, prompts: Sequence[Mapping], per_category: 
     prompts = list(prompts)
     asked = {name: [row for row in prompts if MEASURES[name][0](row)] for name in ATTACKS if name in MEASURES}
     plain = asked["attack_success"]
-    asked |= {BEGUN: plain, BEST_OF_N: first_of_each(plain, per_category)}
+    asked |= {BEGUN: plain, ANY_OF_N: first_of_each(plain, per_category)}
     return {name: sum(map(believed_allowed, rows)) / len(rows) for name, rows in asked.items() if rows}
