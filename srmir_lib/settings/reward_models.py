@@ -148,7 +148,7 @@ class ShadowSettings(NotebookSettings):
     learning_rate: float = told("of the seven, at the first update; falls linearly to zero", gt=0)
     question: str = told("answered with a draft before judging; empty: none")
     labelled: str = told("folder in 01_data of responses that people labelled (design pooled); empty: none")
-    null_run: bool = told("the models learned from a model that knows nothing")
+    null_run: bool = told("the models learned from a model whose drafts tell nothing")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told("false: only the beginning of each text, for real data")
     training: RewardTraining = told("how a model is trained", RewardTraining())
