@@ -137,18 +137,21 @@ def test_linear_and_categorized_differ_by_one_parameter(preset):
 STRATEGIES = ("linear", "categorized", "soft")
 
 
+def is_builder(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name == "reward_of"
+
+
 def test_linear_and_categorized_differ_by_one_call():
     books = [nbformat.read(ROOT / f"notebooks/{name}.ipynb", 4) for name in ("04_grpo_linear", "05_grpo_categorized")]
     parameters = [code(book.cells)[0].splitlines() for book in books]
     shared = [[line for line in lines if line.split(":")[0] not in WATCHED] for lines in parameters]
     assert [a.split(":")[0] for a, b in zip(*shared, strict=True) if a != b] == ["variants"]
     training = [next(source for source in code(book.cells) if "train_grpo(" in source) for book in books]
-    rest, strategies = [], []
-    for source in training:
-        tree = ast.parse(source)
-        builder = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
+    rest = [[ast.unparse(node) for node in ast.parse(source).body if not is_builder(node)] for source in training]
+    strategies = []
+    for book in books:
+        (builder,) = (node for source in code(book.cells) for node in ast.parse(source).body if is_builder(node))
         strategies.append({n.value for n in ast.walk(builder) if getattr(n, "value", 0) in STRATEGIES})
-        rest.append([ast.unparse(node) for node in tree.body if node is not builder])
     assert strategies == [{"linear"}, {"categorized", "soft"}]
     assert rest[0] == rest[1], "around the one call that builds the reward, both train in the same way"
 
