@@ -142,12 +142,12 @@ class Command:
         places = ("--model", model, "--input", source, "--output", self.target, "--device", "cpu")
         return main(["annotate", *map(str, places), "--scale", "none", *map(str, options)])
 
-    def refused(self, code: int, *parts: str) -> None:
-        """The command gave up with one line that says all of this, and left nothing."""
+    def unsaid(self, code: int, *parts: str) -> list[str]:
+        """What of this is missing in the one line with which the command gave up; it left nothing."""
         said = self.capsys.readouterr().err
         assert code == 2 and said.count("\n") == 1 and said.startswith("srmir: "), said
-        assert all(part in said for part in parts), said
         assert not self.target.exists()
+        return [part for part in parts if part not in said]
 
     def rows(self, code: int) -> list[dict]:
         assert code == 0, self.capsys.readouterr().err
@@ -190,7 +190,7 @@ GOOD = {"prompt": "hi", "response": "no ."}
     ],
 )
 def test_score_names_the_row_that_it_cannot_read(command, case, parts):
-    command.refused(command.score(case), *parts)
+    assert not command.unsaid(command.score(case), *parts)
 
 
 GOOD_PAIR = {"prompt": "hi", "chosen": "no .", "rejected": "yes ."}
@@ -225,7 +225,7 @@ DIALOGUE = [*user_message("hi"), *assistant_message("hello"), *user_message("cop
     ],
 )
 def test_annotate_names_the_row_that_it_cannot_read(command, case, parts):
-    command.refused(command.annotate(case), *parts)
+    assert not command.unsaid(command.annotate(case), *parts)
 
 
 def test_peoples_columns_are_kept_beside_ours(command):
@@ -246,7 +246,7 @@ def test_a_folders_own_margin_is_kept_as_well(command, tmp_path):
     rows = [{"prompt": "hi", "chosen": "no .", "rejected": "yes .", "margin": 3.0}]
     folder, target = save_dataset(Dataset.from_list(rows), tmp_path / "pairs"), tmp_path / "new"
     command.target = target
-    command.refused(command.annotate(folder), "row 1: has a column margin already")
+    assert not command.unsaid(command.annotate(folder), "row 1: has a column margin already")
     assert command.annotate(folder, "--prefix", "legend_") == 0
     assert load_dataset(target).column_names == ["prompt", "chosen", "rejected", "margin", "legend_margin"]
     assert load_dataset(target)["margin"][:] == [3.0]
@@ -258,7 +258,7 @@ def test_a_folders_own_margin_is_kept_as_well(command, tmp_path):
 @pytest.mark.parametrize("design", ["plain", "separate", "pooled"])
 def test_a_row_that_is_too_long_is_named_before_the_first_is_scored(command, design, monkeypatch):
     monkeypatch.setattr(ShadowRewardModels, "score", lambda *_: pytest.fail("scored before all lengths were known"))
-    command.refused(
+    assert not command.unsaid(
         command.score("s_toolong.jsonl", models=design), "row 701: ", "the model reads at most", "--too-long"
     )
 
@@ -287,7 +287,7 @@ def test_seven_hundred_rows_are_scored_without_the_one_that_is_too_long(command)
 
 
 def test_a_file_of_long_rows_is_not_skipped_to_nothing(command):
-    command.refused(command.score([LONG], "--too-long", "skip"), "every row is too long")
+    assert not command.unsaid(command.score([LONG], "--too-long", "skip"), "every row is too long")
 
 
 def test_the_longest_messages_lose_their_middle_and_no_more_than_needed():
@@ -316,7 +316,9 @@ def gpt2(tmp_path_factory) -> Path:
 
 
 def test_annotate_treats_long_rows_alike_whatever_the_model(command, gpt2):
-    command.refused(command.annotate("a_toolong.jsonl", model=gpt2), "row 2: ", " tokens, the model reads at most 256")
+    assert not command.unsaid(
+        command.annotate("a_toolong.jsonl", model=gpt2), "row 2: ", " tokens, the model reads at most 256"
+    )
     rows = command.rows(command.annotate("a_toolong.jsonl", "--too-long", "skip", model=gpt2))
     assert "margins of 1 pairs (1 too long: left out)" in command.capsys.readouterr().out
     assert [row["chosen"] for row in rows] == [read(CASES / "a_toolong.jsonl")[0]["chosen"]]
@@ -335,7 +337,7 @@ def test_a_folder_loses_the_rows_that_are_skipped(command, gpt2, tmp_path):
 
 def test_examples_of_a_direction_are_checked_too(command, gpt2, tmp_path):
     examples = write(tmp_path / "harmful.jsonl", [GOOD, {"prompt": "hi", "response": "first check it " * 200}])
-    command.refused(
+    assert not command.unsaid(
         command.annotate("a_plain.jsonl", "--harmful", examples, model=gpt2), "harmful.jsonl: row 2: ", "256"
     )
     assert command.annotate("a_plain.jsonl", "--harmful", examples, "--too-long", "cut", model=gpt2) == 0
@@ -347,7 +349,7 @@ def test_an_encoder_without_a_limit_in_its_tokenizer_has_that_of_its_positions(c
     write_json(bert / "tokenizer_config.json", {k: v for k, v in config.items() if k != "model_max_length"})
     rows = [GOOD_PAIR | {"chosen": "no end", "rejected": "sure here"}, GOOD_PAIR | {"rejected": "then that " * 50}]
     options = ("--refusal", "sorry no")
-    command.refused(command.annotate(rows, *options, model=bert), "row 2: ", "at most 64")
+    assert not command.unsaid(command.annotate(rows, *options, model=bert), "row 2: ", "at most 64")
     assert len(command.rows(command.annotate(rows, *options, "--too-long", "cut", model=bert))) == 2
 
 
@@ -380,7 +382,7 @@ def test_a_system_message_is_scored_under_a_template_that_wants_it_first(command
     write_json(sets["system first"] / "config.json", config | thinking)
     try:
         (row,) = command.rows(command.score("s_system.jsonl", models="system first"))
-        command.refused(
+        assert not command.unsaid(
             command.score(
                 [GOOD, GOOD | {"prompt": [*user_message("a"), SYSTEM, *user_message("b")]}], models="system first"
             ),
@@ -400,10 +402,10 @@ def test_a_system_message_is_scored_under_a_template_that_wants_it_first(command
     ],
 )
 def test_a_template_without_a_system_message_names_the_row(command, template, said):
-    command.refused(command.score("s_system.jsonl", models=template), "row 1: ", said)
-    command.refused(command.annotate("a_system.jsonl", model=template), "row 1: ", said)
+    assert not command.unsaid(command.score("s_system.jsonl", models=template), "row 1: ", said)
+    assert not command.unsaid(command.annotate("a_system.jsonl", model=template), "row 1: ", said)
     rows = [GOOD_PAIR, GOOD_PAIR | {"prompt": [SYSTEM, *user_message("hi")]}]
-    command.refused(command.annotate(rows, model=template), "row 2: ", said)
+    assert not command.unsaid(command.annotate(rows, model=template), "row 2: ", said)
 
 
 def test_a_system_message_reaches_the_model(command, models):
@@ -433,9 +435,11 @@ def test_tools_as_the_template_takes_them(command, models):
     assert set(row["scores"]) == set(CATEGORIES)
     text = render(load_tokenizer(models["calls tools"]), [case["prompt"]], [case["response"]])[0]
     assert '<|assistant|><call>[{"id": "1"}]<|end|><|tool|>42<|end|>' in text, "a call without a content is no None"
-    command.refused(command.score("s_tool.jsonl"), "row 1: the chat template leaves out its tool calls")
+    assert not command.unsaid(command.score("s_tool.jsonl"), "row 1: the chat template leaves out its tool calls")
     said = [turn | {"content": turn["content"] or "wait"} for turn in case["prompt"]]
-    command.refused(command.score([case | {"prompt": said}]), "row 1: the chat template leaves out its tool calls")
+    assert not command.unsaid(
+        command.score([case | {"prompt": said}]), "row 1: the chat template leaves out its tool calls"
+    )
     refusing = (
         "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('only user') }}{% endif %}{% endfor %}"
     )

@@ -110,8 +110,12 @@ def test_more_notebooks_than_cores_have_one_thread_each(monkeypatch):
 
 def test_after_a_failure_what_runs_comes_to_its_end_and_nothing_else_begins(root, capfd):
     stage(root, "02_left", ["01_make"], MEET.format(other="here_03_right"), "assert seed > 0, 'seed is zero'")
-    late = MEET.format(other="here_02_left") + "time.sleep(2)"
-    stage(root, "03_right", ["01_make"], late)
+    meet, imported = MEET.format(other="here_02_left"), "from srmir_lib.runner.series import at_work"
+    mine, other = (f"at_work(stage.root / 'outputs/lab/.{name}.work')" for name in ("03_right", "02_left"))
+    late = (
+        f"while {other}:\n    assert time.monotonic() < deadline, 'it failed, and is not running'\n    time.sleep(0.05)"
+    )
+    stage(root, "03_right", ["01_make"], meet, f"{imported}\n{late}\nassert {mine}, 'this one is'")
     assert main(["run", "lab", "--jobs", "2"]) == 1
     out, error = capfd.readouterr()
     assert error.startswith("srmir: 02_left, cell 5, In [5]: AssertionError: seed is zero") and error.count("\n") == 1

@@ -119,23 +119,12 @@ def prompt_key(prompt: Sequence[Mapping]) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
-_KEYS = {name.casefold(): key for key, full in CATEGORIES.items() for name in (key, full)}
+_TAXONOMY = {name.casefold(): key for key, full in CATEGORIES.items() for name in (key, full)}
 
 
 def spelled_as_key(name: str) -> str:
     """A name in the letters of a key: what is neither letter, digit nor hyphen becomes an underscore."""
     return re.sub(r"[^\w-]+", "_", name).strip("_")
-
-
-def category_key(value: object) -> str:
-    """The key of a category's name: as it is spelled, but the names of the taxonomy become its keys, and no name is
-    `UNKNOWN`; what can be no name is an `InputError`."""
-    if value is None or value == UNKNOWN:
-        return UNKNOWN
-    if isinstance(value, bool) or not isinstance(value, str | int) or not re.search(r"\w", str(value)):
-        raise InputError(f"category is {value!r}; it must be a name, or null for none")
-    name = str(value).strip()
-    return _KEYS.get(name.casefold()) or spelled_as_key(name)
 
 
 @dataclass
@@ -146,10 +135,14 @@ class _Names:
     folded: dict[str, str] = field(default_factory=dict)
 
     def key(self, value: object) -> str:
-        """As `category_key`; a key that stood for another name before is an `InputError`."""
+        """The key of a category's name: as it is spelled, but the names of the taxonomy become its keys, and no name is
+        `UNKNOWN`."""
         if value is None or value == UNKNOWN:
             return UNKNOWN
-        key, name = category_key(value), str(value).strip()
+        if isinstance(value, bool) or not isinstance(value, str | int) or not re.search(r"\w", str(value)):
+            raise InputError(f"category is {value!r}; it must be a name, or null for none")
+        name = str(value).strip()
+        key = _TAXONOMY.get(name.casefold()) or spelled_as_key(name)
         other = self.folded.setdefault(key.casefold(), name)
         if other != name:
             raise InputError(f"category is {name!r}, and {other!r} elsewhere; write one name in one way")

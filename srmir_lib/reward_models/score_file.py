@@ -54,7 +54,8 @@ def score_file(
     else what the folder `router` says, else null (the mean if that is "unknown"). `calibration`: another file than
     the set's own; `base_model`: where the base model lies now; `too_long`: a row that is longer than the model
     reads is an `InputError` (refuse), is scored without the middle of its longest messages (cut), or is left out
-    (skip); `chunk`: rows in memory at a time."""
+    (skip); `chunk`: rows in memory at a time.
+    """
     started, categories, names = time.monotonic(), _categories(models), [prefix + name for name in COLUMNS]
     scale = Path(calibration or Path(models) / "calibration.json")
     if not raw and not scale.is_file():
@@ -186,9 +187,9 @@ def _problem(row: dict, categories: Sequence[str]) -> str:
         return f"lacks {', '.join(missing)}"
     try:
         as_chat(row["prompt"]), as_answer(row["response"])
-        category = _own(row, categories)
     except InputError as error:
         return str(error)
+    category = _own(row, categories)
     if category is not None and category != UNKNOWN and category not in categories and categories != [ALL]:
         return f"category is {row['category']!r}; there are models for {', '.join(categories)}, and {UNKNOWN}"
     return ""

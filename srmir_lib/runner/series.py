@@ -7,7 +7,7 @@ its checks included, has run to its end.
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,9 +160,9 @@ class Runner:
         """
         if jobs < 1:
             raise InputError(f"--jobs {jobs}: give a number from 1 on")
-        waiting, begun, failure = list(tasks), {}, None
+        waiting, begun, locks, failure = list(tasks), {}, {}, None
         needs, board = needs_of(tasks), Board()
-        with self._lock(), ExitStack() as held, Workers(board, jobs) as workers:
+        with self._lock(), Workers(board, jobs) as workers:
             while waiting or workers.busy:
                 task, together = (None, False) if failure else next_to_start(waiting, workers.busy, needs, jobs)
                 try:
@@ -177,7 +177,8 @@ class Runner:
                         say(f"{task.name}: running")
                         begun[task.name] = task, self._begin(task, jobs if together else 1)
                         work, given = self.work(task.name), {"output_dir": self.shown(self.work(task.name))}
-                        fcntl.flock(held.enter_context((work / "key.json").open()), fcntl.LOCK_EX)
+                        locks[task.name] = (work / "key.json").open()
+                        fcntl.flock(locks[task.name], fcntl.LOCK_EX)
                         executed = work / f"{task.name}.ipynb"
                         workers.start(together, task.notebook, executed, task.given | given, self.root)
                         if together:
@@ -195,6 +196,8 @@ class Runner:
                     if kept:
                         say(f"{name}: files of yours stood where results belong; they lie in {self.shown(kept)} now")
                     yield self._result(begun[name][0], "done")
+                finally:
+                    locks.pop(name).close()
         if failure:
             raise failure
 
