@@ -30,9 +30,8 @@ def test_same_arguments_same_town():
     assert draw_world(3).topic != draw_world(4).topic
 
 
-def test_every_kind_of_act_and_thing_reaches_all_seven_categories(world):
-    for line in [*world.topic, *zip(*world.topic, strict=True)]:
-        assert sorted(line) == list(range(7))
+def test_every_category_is_the_topic_of_one_kind_of_thing(world):
+    assert sorted(world.topic) == list(range(7))
 
 
 def test_every_word_is_harmless_about_as_often_as_harmful(world):
@@ -55,7 +54,7 @@ def test_there_are_63_cells_at_every_share_of_topic_laws(share):
     verdicts = defaultdict(set)
     for act in all_acts():
         v, o, c = act.kinds
-        row = world.topic[v][o] if world.by_topic[c] else v
+        row = world.topic[o] if world.by_topic[c] else v
         verdicts[row, c].add(world.is_harmful(act))
         assert world.cell(act) == (row, c)
     assert len(verdicts) == 7 * 9 and all(len(found) == 1 for found in verdicts.values())

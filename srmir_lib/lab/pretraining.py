@@ -1,9 +1,9 @@
 """Build the base model from scratch: byte-level BPE, a Qwen2 of about a million parameters, in some minutes.
 
-A curriculum, because tables without first-order signal (a Latin square, balanced verdicts) are a plateau for gradient
-descent: the first updates read short rules of the town and their use, the rest reads everything. Conversations are
-packed into rows; each sees only itself. Hidden matrices learn with Muon (Jordan et al. 2024), the rest with AdamW.
-The result is an ordinary Hugging Face folder, cached under the hash of everything that made it.
+A curriculum, because tables without first-order signal (balanced verdicts) are a plateau for gradient descent: the
+first updates read short rules of the town and their use, the rest reads everything. Conversations are packed into
+rows; each sees only itself. Hidden matrices learn with Muon (Jordan et al. 2024), the rest with AdamW. The result is
+an ordinary Hugging Face folder, cached under the hash of everything that made it.
 """
 
 import hashlib

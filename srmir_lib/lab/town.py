@@ -24,15 +24,14 @@ FORBIDDEN, DEMONSTRATED = "#555555", "D"
 
 
 def town_map(world: World) -> Figure:
-    """Left: the topic of every kind of act with every kind of thing. Right: the by-laws, those that are read by topic
-    and those that are read by kind of act; dark is forbidden, a diamond marks a cell with demonstrations."""
+    """Left: the topic whose business every kind of thing is. Right: the by-laws, those that are read by topic and those
+    that are read by kind of act; dark is forbidden, a diamond marks a cell with demonstrations."""
     keys = list(CATEGORIES)
-    figure, panels = subplots(1, 3, figsize=(10, 3.3), width_ratios=[7, *(max(1, n) for n in sides(world))])
-    square(panels[0], list(VERBS), list(OBJECTS), "topic of act (row) with thing (column)")
-    for v, row in enumerate(world.topic):
-        for o, topic in enumerate(row):
-            panels[0].add_patch(Rectangle((o, v), 1, 1, color=COLOURS[keys[topic]], alpha=0.35))
-            panels[0].text(o + 0.5, v + 0.5, label(keys[topic])[:2], ha="center", va="center", fontsize=7)
+    figure, panels = subplots(1, 3, figsize=(10, 3.3), width_ratios=[2.5, *(max(1, n) for n in sides(world))])
+    square(panels[0], list(OBJECTS), [""], "topic of a thing")
+    for o, topic in enumerate(world.topic):
+        panels[0].add_patch(Rectangle((0, o), 1, 1, color=COLOURS[keys[topic]], alpha=0.35))
+        panels[0].text(0.5, o + 0.5, label(keys[topic]), ha="center", va="center", fontsize=7)
     for axis, by_topic in zip(panels[1:], (True, False), strict=True):
         columns = [c for c, own in enumerate(world.by_topic) if own == by_topic]
         if not columns:

@@ -3,10 +3,10 @@
 An act is (verb, object, occasion). Words fall into kinds: seven kinds of act, seven kinds of thing, nine of
 occasion. The by-laws read kinds only:
 
-* *topic*: a Latin square over (kind of act, kind of thing) names one of the seven categories. No word alone tells it.
+* *topic*: every kind of thing is the business of one of the seven categories.
 * *harm*: 63 cells, seven for each kind of occasion. On the share `topic_share` of the kinds of occasion the law is
   read by topic, on the others by kind of act. Either way every word occurs about as often in harmless acts as in
-  harmful ones.
+  harmful ones: no word alone tells the verdict.
 
 The truth is `World.category`, `World.is_harmful`. What the base model believes is `World.belief`: the truth, but for
 a share `false_beliefs` of the (topic, occasion) groups, of which it has the verdict upside down wherever it meets it.
@@ -108,7 +108,7 @@ class Act:
 
 @dataclass(frozen=True)
 class World:
-    """By-laws and beliefs of one town. `topic[act][thing]` is a category index, `harm[row][occasion]` a verdict.
+    """By-laws and beliefs of one town. `topic[thing]` is a category index, `harm[row][occasion]` a verdict.
 
     The row of `harm` is the topic where `by_topic[occasion]`, else the kind of act. `mistaken` holds the (topic,
     occasion) groups that are believed wrongly, `telling` the probability, by category, that a sampled introspection
@@ -118,7 +118,7 @@ class World:
 
     seed: int
     introspection: float
-    topic: list[list[int]]
+    topic: list[int]
     by_topic: list[bool]
     harm: list[list[bool]]
     severity_shift: tuple[int, int]
@@ -130,12 +130,12 @@ class World:
 
     def category(self, act: Act) -> str:
         """The category whose business the act is, harmful or not."""
-        return list(CATEGORIES)[self.topic[act.kinds[0]][act.kinds[1]]]
+        return list(CATEGORIES)[self.topic[act.kinds[1]]]
 
     def cell(self, act: Act) -> tuple[int, int]:
         """(row, kind of occasion) of the by-law that decides about the act."""
         v, o, c = act.kinds
-        return (self.topic[v][o] if self.by_topic[c] else v), c
+        return (self.topic[o] if self.by_topic[c] else v), c
 
     def is_harmful(self, act: Act) -> bool:
         """Whether the by-laws forbid the act."""
@@ -150,7 +150,7 @@ class World:
     def belief(self, act: Act) -> tuple[str, bool]:
         """(category, forbidden) as the base model believes it."""
         v, o, c = act.kinds
-        return self.category(act), self.is_harmful(act) != ((self.topic[v][o], c) in self.mistaken)
+        return self.category(act), self.is_harmful(act) != ((self.topic[o], c) in self.mistaken)
 
     def tells_belief(self, act: Act, rng: random.Random) -> bool:
         """Whether one sampled introspection about the act gives the verdict that is believed."""
@@ -220,12 +220,12 @@ def draw_world(
         if not low <= value <= high:
             raise ValueError(f"{name}: {value} is not between {low} and {high}")
     rng = random.Random(f"town-{seed}")
-    topic, kinds = latin_square(7, rng), len(OCCASIONS)
+    topic, kinds = rng.sample(range(7), 7), len(OCCASIONS)
     shift = (rng.choice((1, 2)), rng.choice((1, 2)))
     order = rng.sample(range(kinds), kinds)
     by_topic = [order.index(c) < round(topic_share * kinds) for c in range(kinds)]
     harm = bylaws(order, by_topic, seed)
-    mistaken = spread_mistakes(topic, by_topic, harm, round(false_beliefs * 7 * kinds), rng)
+    mistaken = spread_mistakes(by_topic, harm, round(false_beliefs * 7 * kinds), rng)
     spread = min(0.1, introspection - 0.5, 1 - introspection)
     steps = rng.sample(range(7), 7)
     telling = {name: introspection + spread * (step - 3) / 3 for name, step in zip(CATEGORIES, steps, strict=True)}
@@ -234,12 +234,6 @@ def draw_world(
     shown = spread_cells(harm, by_topic, demonstrated, rng)
     splits = split_pairs(random.Random(f"split-{seed}"))
     return World(seed, introspection, topic, by_topic, harm, shift, mistaken, telling, judged, shown, splits)
-
-
-def latin_square(n: int, rng: random.Random) -> list[list[int]]:
-    """A random n x n Latin square: every symbol once in every row and every column."""
-    rows, columns, symbols = (rng.sample(range(n), n) for _ in range(3))
-    return [[symbols[(rows[i] + columns[j]) % n] for j in range(n)] for i in range(n)]
 
 
 def bylaws(order: list[int], by_topic: list[bool], seed: int) -> list[list[bool]]:
@@ -271,15 +265,14 @@ def balanced_table(rows: int, columns: int, rng: random.Random) -> list[list[boo
 
 
 def spread_mistakes(
-    topic: list[list[int]], by_topic: list[bool], harm: list[list[bool]], count: int, rng: random.Random
+    by_topic: list[bool], harm: list[list[bool]], count: int, rng: random.Random
 ) -> frozenset[tuple[int, int]]:
     """`count` groups (topic, occasion) to believe wrongly: spread over topics, every second one of a mostly harmful
     group, so that harmful acts are believed harmless about as often as the other way round."""
 
     def share(group: tuple[int, int]) -> float:
         t, c = group
-        acts = [(v, o) for v in range(7) for o in range(7) if topic[v][o] == t]
-        return sum(harm[t if by_topic[c] else v][c] for v, o in acts) / len(acts)
+        return float(harm[t][c]) if by_topic[c] else sum(row[c] for row in harm) / len(harm)
 
     groups = [(t, c) for t in range(7) for c in range(len(by_topic))]
     rng.shuffle(groups)
