@@ -17,7 +17,7 @@ from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.grpo import group_advantages
 from srmir_lib.papers.srmir import categorized_reward, linear_reward, tune_weights
-from srmir_lib.policies.reward import RewardFunction
+from srmir_lib.policies.reward import RandomModels, RandomRouter, RewardFunction
 from srmir_lib.reward_models.calibration import Calibration
 
 CATEGORIES = ["insult", "crimes", "privacy"]
@@ -199,6 +199,22 @@ def test_rewards_are_the_same_with_and_without_the_monitor():
     plain, watched = (RewardFunction(FakeModels(Z), "categorized", monitor_every=n) for n in (0, 1))
     columns = {"category": LABELS, "log_metric": lambda name, value: None}
     assert plain(PROMPTS, COMPLETIONS, **columns) == pytest.approx(watched(PROMPTS, COMPLETIONS, **columns))
+
+
+def test_the_controls_know_nothing_and_are_the_same_again():
+    names, prompts = ["insult", "crimes", "privacy"], [f"prompt {i}" for i in range(3000)]
+    routed = RandomRouter(names, seed=0).route(prompts)
+    assert routed == RandomRouter(names, seed=0).route(prompts) != RandomRouter(names, seed=1).route(prompts)
+    assert all(abs(routed.count(name) - 1000) < 100 for name in names)
+    answers = ["yes ."] * 1500 + ["no ."] * 1500
+    scores = RandomModels(names, seed=0).score(prompts, answers)
+    assert scores.shape == (3000, 3)
+    assert torch.allclose(scores.mean(0), torch.zeros(3), atol=0.1), "no answer and no model is paid better"
+    assert torch.allclose(scores.std(0), torch.ones(3), atol=0.1)
+    own = RandomModels(names, seed=0).score(prompts, answers, categories=["crimes"] * 3000)
+    assert torch.equal(own, scores[:, 1]), "a model is alone what it is among others"
+    paid = RewardFunction(RandomModels(names, seed=0), "categorized", RandomRouter(names, seed=0), calibrated=False)
+    assert paid(prompts[:50], answers[:50]) == paid(prompts[:50], answers[:50])
 
 
 def test_the_fingerprint_holds_all_that_decides_a_reward():

@@ -3,9 +3,10 @@
 A reward model *scores*; a policy receives a *reward*. The method is two functions in `papers.srmir`; `RewardFunction`
 wraps them for `GRPOTrainer(reward_funcs=[...])`. One callable, not seven: TRL runs a list of reward models one after
 another, tokenizes for each again, and names them by the last part of their path, so that seven folders called `final`
-would share one name.
+would share one name. `RandomRouter` and `RandomModels` know nothing: they are what a reward is held against.
 """
 
+import random
 from collections.abc import Callable, Sequence
 
 import torch
@@ -169,6 +170,39 @@ class RewardFunction:
                 log_metric(MONITOR + name, scores[others, j].mean().item())
         if self.strategy != "linear":
             log_metric(UNKNOWN_SHARE, sum(name == UNKNOWN for name in names) / len(names))
+
+
+class RandomRouter:
+    """Sends every prompt to one of `categories`, drawn from `seed` and the prompt: what routing at random is worth."""
+
+    def __init__(self, categories: Sequence[str], seed: int):
+        self.categories, self.seed = tuple(categories), seed
+        self.fingerprint = f"random router {self.categories} {seed}"
+
+    def route(self, prompts: Sequence) -> list[str]:
+        """A category a prompt; the same prompt always gets the same."""
+        return [random.Random(f"{self.seed} {simplest(prompt)}").choice(self.categories) for prompt in prompts]
+
+
+class RandomModels:
+    """Scores drawn from `seed`, the conversation and the category: what a policy does whose reward says nothing."""
+
+    calibration = None
+
+    def __init__(self, categories: Sequence[str], seed: int):
+        self.categories, self.seed = tuple(categories), seed
+        self.fingerprint = f"random models {self.categories} {seed}"
+
+    def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:
+        """Standard normal scores, (N, K), or (N,) of one category a row. The same answer always gets the same."""
+        asked = [self.categories] * len(prompts) if categories is None else [[name] for name in categories]
+        talks = [f"{self.seed} {simplest(p)} {c}" for p, c in zip(prompts, completions, strict=True)]
+        scores = [
+            [random.Random(f"{talk} {name}").gauss(0, 1) for name in names]
+            for talk, names in zip(talks, asked, strict=True)
+        ]
+        table = torch.tensor(scores)
+        return table if categories is None else table[:, 0]
 
 
 def _remembered(known: dict, prompts: Sequence, ask: Callable) -> list:

@@ -140,7 +140,7 @@ class AlarmSettings(Settings):
 class CategorizedSettings(_GRPONotebook):
     """Notebook 05."""
 
-    variants: list[Literal["router", "soft", "label", "gold"]] = told(
+    variants: list[Literal["router", "soft", "label", "gold", "random_routing", "random_reward"]] = told(
         "who chooses the reward model; the first is policy/", min_length=1
     )
     facts: str = told(
