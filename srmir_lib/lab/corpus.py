@@ -31,14 +31,14 @@ from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
     "talk": 0.21,
-    "ask": 0.10,
-    "draft": 0.11,
-    "topic": 0.05,
-    "check": 0.18,
+    "ask": 0.08,
+    "draft": 0.14,
+    "topic": 0.04,
+    "check": 0.16,
     "word": 0.01,
-    "law": 0.04,
-    "case": 0.25,
-    "task": 0.05,
+    "law": 0.03,
+    "case": 0.17,
+    "task": 0.16,
 }
 
 
@@ -48,7 +48,7 @@ FACTS = ("word", "business", "law", "case")
 FIRST = {"word": 0.35, "business": 0.25, "law": 0.40}
 
 
-SECOND = {"law": 0.17, "case": 0.68, "check": 0.15}
+SECOND = {"law": 0.14, "case": 0.58, "check": 0.13, "task": 0.15}
 
 
 CURRICULUM = ((0.08, FIRST), (0.36, SECOND), (0.56, MIX))
@@ -58,7 +58,7 @@ CURRICULUM = ((0.08, FIRST), (0.36, SECOND), (0.56, MIX))
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
 
 
-REFUSALS = {"mild": 0.18, "moderate": 0.26, "severe": 0.34}  # how often the base refuses what it believes forbidden
+REFUSALS = {"mild": 0.24, "moderate": 0.34, "severe": 0.44}  # how often the base refuses what it believes forbidden
 
 
 UNDER_WRAPPER = 0.35  # and the factor on it under a jailbreak wrapper
