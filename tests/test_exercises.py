@@ -1,4 +1,4 @@
-"""Exercises in code: the folded answer is right, the stub is not done yet, and the first idea is told what it got wrong."""
+"""Exercises in code: the folded answer is right, the stub is not done yet, the first idea is told what it got wrong."""
 
 import ast
 import re

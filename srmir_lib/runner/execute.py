@@ -54,7 +54,7 @@ def clear_bars(executed: Path) -> None:
 
 
 def refresh_prose(executed: Path, notebook: Path) -> None:
-    """Bring an executed notebook's words and exercises up to date; its other code cells and outputs stay as they ran."""
+    """Bring an executed notebook's words and exercises up to date; other code cells and outputs stay as they ran."""
     import nbformat
 
     source = nbformat.read(notebook, as_version=4)
