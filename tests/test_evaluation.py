@@ -16,6 +16,7 @@ from srmir_lib.conversations import redact
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation import evaluate as ev
 from srmir_lib.evaluation import measures
+from srmir_lib.evaluation.comparison import learned_policies
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.statistics import bootstrap_interval, holm, paired_t_interval, slope, upper_tail
@@ -207,6 +208,12 @@ def test_diversity_by_hand_and_naively():
     pairs = [cosine(x, y) for i, x in enumerate(texts) for j, y in enumerate(texts) if i != j]
     assert measures.self_similarity(texts) == pytest.approx(sum(pairs) / len(pairs))
     assert measures.self_similarity(["", "only one"]) == 0.0
+
+
+def test_no_oracle_and_no_control_may_be_called_best():
+    told = ["GRPO, referee", "categorized, gold", "categorized, random reward", "categorized, random routing"]
+    honest = ["DPO", "best-of-n", "GRPO, one model", "linear, own raw", "categorized", "categorized, soft"]
+    assert learned_policies(["base", "start", "SFT", *told, *honest]) == honest
 
 
 def test_normalise():

@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset, write_json
 from srmir_lib.conversations import user_message
+from srmir_lib.evaluation.comparison import learned_policies
 from srmir_lib.evaluation.evaluate import COLUMNS
-from srmir_lib.evaluation.measures import ATTACKS
+from srmir_lib.evaluation.measures import ATTACKS, BALANCED
 from srmir_lib.lab.pool import evaluation_prompts
 from srmir_lib.lab.town import known_facts
 from srmir_lib.lab.world import draw_world
@@ -27,10 +28,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ADAPTERS = {
     "A0_baselines": ["start", "sft", "dpo", "dpo_limited", "best_of_n", "grpo_single", "grpo_referee"],
     "04_grpo_linear": ["policy", "policy_cross_raw"],
-    "05_grpo_categorized": ["policy", "policy_gold"],
+    "05_grpo_categorized": ["policy", "policy_gold", "policy_random_reward"],
 }
 BASELINES = ["start", "SFT", "DPO", "DPO, within limits", "best-of-n", "GRPO, one model", "GRPO, referee"]
-ANSWERED = ["base", *BASELINES, "linear", "linear, cross raw", "categorized", "categorized, gold"]
+RANDOM = "categorized, random reward"
+ANSWERED = ["base", *BASELINES, "linear", "linear, cross raw", "categorized", "categorized, gold", RANDOM]
 POLICIES = [*ANSWERED, "base, again", "start, again"]
 CLAIMS = str(REPOSITORY / "params" / "claims.yaml")
 
@@ -122,6 +124,12 @@ def test_every_policy_is_in_the_table_with_finite_numbers(outputs):
         own = results["policies"][name]
         assert own["log_odds_low"] <= own["log_odds"] <= own["log_odds_high"] and 0 <= own["log_odds_auroc"] <= 1
         assert {*ATTACKS} <= set(own)
+
+
+def test_the_best_is_the_best_of_those_that_may_be_called_so(outputs):
+    scores = {n: s[BALANCED] for n, s in read_json(outputs / "06_evaluation" / "results.json")["policies"].items()}
+    best = max(learned_policies(scores.keys() - {"base, again", "start, again"}), key=scores.get)
+    assert f"{best}, the best learned policy, has {scores[best]:.3f}" in shown(outputs)
 
 
 def test_answers_can_be_counted_again(outputs):

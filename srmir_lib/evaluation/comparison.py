@@ -1,9 +1,20 @@
 """Policies side by side: measures cut by category or wrapper, samples of answers, and what a run was asked to reach."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from srmir_lib.conversations import redact
 from srmir_lib.evaluation.measures import BALANCED, HEADINGS, paired_difference
+
+COMPARED_WITH = ("base", "start", "SFT")
+"""Policies that others are held against."""
+
+TOLD = (", referee", ", gold", ", random")
+"""What marks the names of policies that were told what no user knows, or nothing: oracles and controls."""
+
+
+def learned_policies(names: Iterable[str]) -> list[str]:
+    """Those of `names` that learned from what a user has, and so may be called best."""
+    return [name for name in names if name not in COMPARED_WITH and not any(end in name for end in TOLD)]
 
 
 def cut_table(policies: Mapping[str, Mapping[str, float]], measure: str, values: Sequence[str]) -> list[dict]:
