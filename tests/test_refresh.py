@@ -1,13 +1,16 @@
 """A reward that is learned again while a policy trains: from what the policy says by then, and to the same result when
 the training is killed."""
 
+import random
+import shutil
+
 import pytest
 import torch
 from datasets import Dataset
 from fit_set import fit_set
 from test_training import grpo, numbers
 
-from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.artifacts import read_json, write_json, write_jsonl
 from srmir_lib.conversations import assistant_message, opens_with_refusal, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.training_report import check_grpo, of_one_reward, well_behaved
@@ -101,8 +104,6 @@ def test_pairs_hold_what_the_policy_says_at_the_refresh(trained, before, trunk, 
 
 def drawn_at(step: int) -> list[dict]:
     """The twelve demonstrations of a refresh."""
-    import random
-
     return random.Random(f"3 {step}").sample(list(DEMONSTRATIONS), 12)
 
 
@@ -143,14 +144,16 @@ def test_a_killed_run_goes_on_with_the_reward_that_it_had(trained, before, trunk
     resumed = train_grpo(tiny_model, PROMPTS, reward, tmp_path / "policy", grpo(**UPDATES), resume=True)
     assert calls == [4] and numbers(resumed) == numbers(history)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-    write_json(tmp_path / "policy" / "training.json", read_json(folder / "training.json"))  # the same key
     assert train_grpo(tiny_model, PROMPTS, refreshed(before, trunk), folder, grpo(**UPDATES), resume=True) == history
 
 
 def test_another_refresh_is_another_training(before, trunk):
     plain = refreshed(before, trunk).fingerprint
     assert refreshed(before, trunk).fingerprint == plain
-    assert len({plain, refreshed(before, trunk, every=1).fingerprint, refreshed(before, trunk, prompts=3).fingerprint}) == 3
+    assert (
+        len({plain, refreshed(before, trunk, every=1).fingerprint, refreshed(before, trunk, prompts=3).fingerprint})
+        == 3
+    )
 
 
 def test_a_reward_counts_as_followed_up_to_its_first_refresh(tmp_path):
@@ -160,22 +163,13 @@ def test_a_reward_counts_as_followed_up_to_its_first_refresh(tmp_path):
     assert of_one_reward(rows) == rows and of_one_reward(marked) == rows[:12]
     assert well_behaved(marked)["reward rose"] and not well_behaved(rows)["reward rose"]
     for name, history in (("marked", marked), ("falling", rows)):
-        (tmp_path / name).mkdir()
-        write_rows(tmp_path / name, history)
+        write_jsonl(tmp_path / name / "history.jsonl", history)
     check_grpo(marked, tmp_path / "marked", 24)
     with pytest.raises(AssertionError, match="falling: the reward that a policy follows must not fall"):
         check_grpo(rows, tmp_path / "falling", 24)
 
 
-def write_rows(folder, history) -> None:
-    from srmir_lib.artifacts import write_jsonl
-
-    write_jsonl(folder / "history.jsonl", history)
-
-
 def test_models_that_new_pairs_cannot_train_are_refused(before, trunk, tmp_path):
-    import shutil
-
     shutil.copytree(before, tmp_path / "set")
     fit = read_json(before / "fit.json")
     fit["key"]["settings"]["objective"] = "margin"

@@ -398,9 +398,7 @@ def test_several_rewards_are_normalised_each_in_its_group_before_they_are_summed
     monkeypatch.setattr(training, "GRPOTrainer", Watched)
     monkeypatch.setattr(training, "_save", lambda trainer, *rest: trainer.state.log_history)
     # TRL shuffles the rows of a batch among its micro-batches: here there is one, and their order does not matter
-    history = train_grpo(
-        tiny_model, PROMPTS, [lambda **c: small, lambda **c: large], tmp_path / "p", grpo(max_steps=1)
-    )
+    history = train_grpo(tiny_model, PROMPTS, [lambda **c: small, lambda **c: large], tmp_path / "p", grpo(max_steps=1))
     summed = []
     for group in (range(4), range(4, 8)):
         for paid in (small, large):
