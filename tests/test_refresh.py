@@ -150,10 +150,8 @@ def test_a_killed_run_goes_on_with_the_reward_that_it_had(trained, before, trunk
 def test_another_refresh_is_another_training(before, trunk):
     plain = refreshed(before, trunk).fingerprint
     assert refreshed(before, trunk).fingerprint == plain
-    assert (
-        len({plain, refreshed(before, trunk, every=1).fingerprint, refreshed(before, trunk, prompts=3).fingerprint})
-        == 3
-    )
+    others = {refreshed(before, trunk, **changes).fingerprint for changes in ({"every": 1}, {"prompts": 3})}
+    assert len(others | {plain}) == 3
 
 
 def test_a_reward_counts_as_followed_up_to_its_first_refresh(tmp_path):

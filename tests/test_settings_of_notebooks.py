@@ -35,11 +35,7 @@ def told(number: str, **changes) -> Settings:
         ("01", {"asking": {"router_question": "x"}}, "asking.router_question: 'x' asks about no prompt"),
         ("01", {"introspection": 0.4}, "introspection = 0.4: it must be greater than or equal to 0.5"),
         ("05", {"signal_prompts": 0}, "signal_prompts = 0: it must be greater than 0"),
-        (
-            "04",
-            {"variants": ["own_normalized"]},
-            "variants: own_normalized pays an answer by its group alone; put a sum",
-        ),
+        ("04", {"variants": ["own_normalized"]}, "variants: own_normalized pays an answer by its group alone"),
         (
             "04",
             {"variants": ["own_raw", "own_normalized"], "training": {"scale_rewards": "batch"}},

@@ -160,7 +160,7 @@ class RefreshSettings(Settings):
     """How often reward models are fitted again while a policy trains, and on how much."""
 
     every: int = told("updates between two refreshes", 10, gt=0)
-    prompts: int = told("demonstrated prompts that the policy answers for each, drawn anew", 400, gt=0)
+    prompts: int = told("demonstrated prompts that the policy answers for each, at most", 1600, gt=0)
 
 
 class CategorizedSettings(_GRPONotebook):
