@@ -26,11 +26,11 @@ from srmir_lib.taxonomy import CATEGORIES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ADAPTERS = {
-    "A0_baselines": ["start", "sft", "dpo", "dpo_limited", "best_of_n", "grpo_single", "grpo_referee"],
+    "A0_baselines": ["start", "sft", "dpo", "dpo_limited", "rpo", "best_of_n", "grpo_single", "grpo_referee"],
     "04_grpo_linear": ["policy", "policy_cross_raw"],
     "05_grpo_categorized": ["policy", "policy_gold", "policy_random_reward"],
 }
-BASELINES = ["start", "SFT", "DPO", "DPO, within limits", "best-of-n", "GRPO, one model", "GRPO, referee"]
+BASELINES = ["start", "SFT", "DPO", "DPO, within limits", "RPO", "best-of-n", "GRPO, one model", "GRPO, referee"]
 RANDOM = "categorized, random reward"
 ANSWERED = ["base", *BASELINES, "linear", "linear, cross raw", "categorized", "categorized, gold", RANDOM]
 POLICIES = [*ANSWERED, "base, again", "start, again"]

@@ -17,7 +17,7 @@ from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.grpo import group_advantages
 from srmir_lib.papers.srmir import categorized_reward, linear_reward, tune_weights
-from srmir_lib.policies.reward import RandomModels, RandomRouter, RewardFunction
+from srmir_lib.policies.reward import RandomModels, RandomRouter, RewardFunction, one_by_one
 from srmir_lib.reward_models.calibration import Calibration
 
 CATEGORIES = ["insult", "crimes", "privacy"]
@@ -234,6 +234,22 @@ def test_the_fingerprint_holds_all_that_decides_a_reward():
     assert len({reward.fingerprint for reward in rewards}) == len(rewards) == 22
     again = Router(["insult", "crimes"], torch.eye(2), torch.zeros(2))
     assert RewardFunction(FakeModels(Z), "categorized", again).fingerprint == rewards[0].fingerprint
+
+
+def test_one_reward_a_model_shares_one_scoring_and_reports_what_their_mean_would():
+    models, logged, plain = FakeModels(), [], []
+    functions = one_by_one(models, monitor_every=1)
+    columns = {"trainer_state": SimpleNamespace(global_step=0), "category": ["insult", "insult", "crimes", "crimes"]}
+    paid = [one(PROMPTS, COMPLETIONS, log_metric=lambda *row: logged.append(row), **columns) for one in functions]
+    assert paid == [[2, 4, 1, 2], [4, 8, 2, 4], [6, 12, 3, 6]]
+    assert models.asked == dict.fromkeys(CATEGORIES, 4), "each row is scored once, not once a function"
+    assert [one.__name__ for one in functions] == CATEGORIES
+    mean = RewardFunction(FakeModels(), calibrated=False, monitor_every=1)
+    mean(PROMPTS, COMPLETIONS, log_metric=lambda *row: plain.append(row), **columns)
+    for name, value in plain:
+        assert sum(found for key, found in logged if key == name) / 3 == pytest.approx(value), name
+    assert functions[0](PROMPTS[:1], COMPLETIONS[:1]) == [2] and models.asked["insult"] == 5, "another batch is scored"
+    assert len({one.fingerprint for one in functions}) == 3
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,19 @@ def told(number: str, **changes) -> Settings:
         ("01", {"asking": {"router_question": "x"}}, "asking.router_question: 'x' asks about no prompt"),
         ("01", {"introspection": 0.4}, "introspection = 0.4: it must be greater than or equal to 0.5"),
         ("05", {"signal_prompts": 0}, "signal_prompts = 0: it must be greater than 0"),
+        ("04", {"variants": ["own_normalized"]}, "variants: own_normalized pays an answer by its group alone"),
+        (
+            "04",
+            {"variants": ["own_raw", "own_normalized"], "training": {"scale_rewards": "batch"}},
+            "variants: own_normalized reads no training.scale_rewards, here batch; leave it group",
+        ),
+        ("05", {"variants": ["refreshed"]}, "variants: refreshed is paid by changing reward models"),
+        (
+            "05",
+            {"variants": ["router", "refreshed"], "max_steps": 10},
+            "refresh.every: 10 updates, of 10 in all: nothing is refreshed; lower it",
+        ),
+        ("A0", {"dpo": {"rpo_weight": -1.0}}, "dpo.rpo_weight = -1.0: it must be greater than or equal to 0"),
         ("A0", {"batch_size": 80}, "batch_size: GRPO has prompts_per_step * num_generations = 160 sequences an update"),
         ("A0", {"best_of_n": {"micro_batch": 64}}, "micro_batch: 64 must divide batch_size = 160"),
         ("A1", {"seeds": 1}, "seeds = 1: it must be greater than or equal to 2"),
@@ -106,6 +119,8 @@ def test_objectives_of_token_rewards_differ_by_their_objective_alone():
 
 def test_all_methods_of_one_comparison_have_the_same_updates_and_sequences():
     """A0, 04 and 05 by their own defaults, and those of the studies that have their own."""
+    with_rpo = told("A0", dpo={"rpo_weight": 0.5}).runs()
+    assert with_rpo["rpo"] == with_rpo["dpo"].changed(sft_weight=0.5) and with_rpo["dpo"].sft_weight == 0
     runs = told("A0").runs()
     assert list(runs) == ["start", "sft", "dpo", "best_of_n", "grpo"]
     assert [runs[name].max_steps for name in runs] == [4, 40, 40, 40, 40]

@@ -19,10 +19,10 @@ ARTEFACTS = {
     "03_margins": ["preferences_with_margins", "calibration.json", "shadow_rms/config.json"],
     "A0_baselines": [
         f"{name}/adapter_model.safetensors"
-        for name in ("start", "sft", "dpo", "dpo_limited", "best_of_n", "grpo_single", "grpo_referee")
+        for name in ("start", "sft", "dpo", "dpo_limited", "rpo", "best_of_n", "grpo_single", "grpo_referee")
     ],
-    "04_grpo_linear": ["policy/adapter_model.safetensors", "history.jsonl"],
-    "05_grpo_categorized": ["policy/adapter_model.safetensors", "policy_soft/history.jsonl", "history.jsonl"],
+    "04_grpo_linear": ["policy/adapter_model.safetensors", "policy_own_normalized/history.jsonl", "history.jsonl"],
+    "05_grpo_categorized": ["policy/adapter_model.safetensors", "policy_refreshed/history.jsonl", "history.jsonl"],
     "06_evaluation": ["results.json", "claims.json"],
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle")

@@ -18,6 +18,7 @@ from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer
 from srmir_lib.papers.pcrm import pcrm_dpo_loss
+from srmir_lib.policies import training
 from srmir_lib.policies.callbacks import distinct_bigrams, log_likelihood
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.policies.training import (
@@ -353,6 +354,64 @@ def test_dpo_with_limits_is_the_dpo_form_of_pcrm(tiny_model, tmp_path):
     for bad in (0.0, math.inf, math.nan):
         with pytest.raises(InputError, match=f"limit: {bad} of pair 1; give every pair a finite number above 0"):
             train_dpo(tiny_model, pairs.add_column("limit", [1.0, bad, 2.0]), tmp_path / "x", settings)
+
+
+def test_rpo_is_dpo_with_the_loss_of_imitation_beside_it(tiny_model, tmp_path):
+    """TRL's loss of the second update, by hand from the log-probabilities after the first."""
+    pairs = [("I can not answer that", "first get ready"), ("no", "open the window then check"), ("I can not", "yes")]
+    rows = [{"prompt": user_message(f"open {i}"), "chosen": a, "rejected": b} for i, (a, b) in enumerate(pairs)]
+    rows = [row | {side: assistant_message(row[side]) for side in ("chosen", "rejected")} for row in rows]
+    tuning = {**COMMON, "batch_size": 3, "micro_batch": 3, "max_length": 64, "beta": 0.5, "sft_weight": 0.25}
+    for steps in (1, 2):
+        settings = DPOSettings(**tuning | {"max_steps": steps})
+        history = train_dpo(tiny_model, Dataset.from_list(rows), tmp_path / str(steps), settings)
+    policy = PeftModel.from_pretrained(load_policy(tiny_model, "cpu"), tmp_path / "1").eval()
+    tokenizer, base, dpo, tokens = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu"), [], []
+    for row in rows:
+        start, found = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]), {}
+        for side in ("chosen", "rejected"):
+            ids = torch.tensor([tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=False)])
+            with torch.no_grad():
+                logits = (model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1) for model in (policy, base))
+                found[side] = [part.gather(1, ids[0, start:, None]) for part in logits]
+        gap = sum(sign * (own - other).sum() for sign, (own, other) in zip((1, -1), found.values(), strict=True))
+        dpo.append(math.log1p(math.exp(-0.5 * gap.item())))
+        tokens += found["chosen"][0].flatten().tolist()
+    imitation = -sum(tokens) / len(tokens)
+    assert history[1]["loss"] == pytest.approx(sum(dpo) / 3 + 0.25 * imitation, abs=1e-3) and imitation > 1
+    assert history[0]["rewards/margins"] == 0 and history[0]["loss"] > math.log(2) + 0.25
+    with pytest.raises(InputError, match="sft_weight: within limits pairs are read swapped as well; set it to 0"):
+        train_dpo(tiny_model, Dataset.from_list(rows).add_column("limit", [1.0] * 3), tmp_path / "x", settings)
+
+
+def test_several_rewards_are_normalised_each_in_its_group_before_they_are_summed(tiny_model, tmp_path, monkeypatch):
+    """One pays in ones, the other in hundreds: neither is louder. The advantages are those that the trainer's loss
+    gets."""
+    small, large = [float(i * i % 5) for i in range(8)], [100.0 * (i * 3 % 7) for i in range(8)]
+    seen = []
+
+    class Watched(training.GRPOTrainer):
+        def compute_loss(self, model, inputs, *arguments, **options):
+            seen.append(inputs["advantages"].tolist())
+            return super().compute_loss(model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(training, "GRPOTrainer", Watched)
+    monkeypatch.setattr(training, "_save", lambda trainer, *rest: trainer.state.log_history)
+    # TRL shuffles the rows of a batch among its micro-batches: here there is one, and their order does not matter
+    history = train_grpo(tiny_model, PROMPTS, [lambda **c: small, lambda **c: large], tmp_path / "p", grpo(max_steps=1))
+    summed = []
+    for group in (range(4), range(4, 8)):
+        for paid in (small, large):
+            mean = sum(paid[i] for i in group) / 4
+            spread = (sum((paid[i] - mean) ** 2 for i in group) / 3) ** 0.5
+            summed += [(i, (paid[i] - mean) / (spread + 1e-4)) for i in group]
+    sums = [sum(value for i, value in summed if i == row) for row in range(8)]
+    spread = (sum(value**2 for value in sums) / 7) ** 0.5  # their mean is 0
+    assert sorted(seen[0]) == pytest.approx(sorted(value / spread for value in sums), abs=1e-3)
+    plain = [a + b for a, b in zip(small, large, strict=True)]
+    assert history[0]["reward"] == pytest.approx(sum(plain) / 16), "the mean of both is reported"
+    with pytest.raises(InputError, match="scale_rewards: several rewards are scaled by group, not by batch"):
+        train_grpo(tiny_model, PROMPTS, [count_e, count_e], tmp_path / "q", grpo(scale_rewards="batch"))
 
 
 def test_data_that_cannot_be_trained_on_is_refused(tiny_model, tmp_path):

@@ -102,17 +102,21 @@ def sampled_pairs(
 ) -> list[dict]:
     """`make_pairs` with `samples` answers of the base model to each prompt, asked plainly; drawn with `seed` + 1.
 
-    An answer that opens with a refusal where the demonstration refuses, or does not where it helps, is a tie and makes
-    no pair: neither of the two is known to be better.
+    Ties make no pair (`without_ties`).
     """
     asked = [row["prompt"] for row in demonstrations for _ in range(samples)]
     said = iter(trunk.generate(asked, max_new_tokens, seed=seed + 1))
     answers = [[next(said) for _ in range(samples)] for _ in demonstrations]
-    differ = [
+    return make_pairs(demonstrations, without_ties(demonstrations, answers), seed)
+
+
+def without_ties(demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str]]) -> list[list[str]]:
+    """`samples[i]`, answers to the prompt of `demonstrations[i]`, but for ties: one that opens with a refusal where the
+    demonstration refuses, or does not where it helps. Neither of the two is known to be better."""
+    return [
         [text for text in texts if opens_with_refusal(text) != row["refuses"]]
-        for row, texts in zip(demonstrations, answers, strict=True)
+        for row, texts in zip(demonstrations, samples, strict=True)
     ]
-    return make_pairs(demonstrations, differ, seed)
 
 
 def split_tables(rows: Mapping[str, Sequence[Mapping]], columns: Sequence[str]) -> DatasetDict:

@@ -17,6 +17,7 @@ from srmir_lib.evaluation.plots import INK, PALE, gridded, marker_of, series, st
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
+from srmir_lib.policies.refresh import REFRESHED
 from srmir_lib.policies.reward import MONITOR
 from srmir_lib.rows import read_jsonl
 from srmir_lib.statistics import bootstrap_interval
@@ -123,9 +124,14 @@ def both_ends(history: Sequence[Mapping]) -> dict[str, tuple[float, float]]:
     return {key: ends(history, key) for key in (*CURVES, DIVERSITY) if any(key in row for row in history)}
 
 
+def of_one_reward(history: Sequence[Mapping]) -> list[Mapping]:
+    """The rows before the reward models were refreshed, if they were: later ones have another reward."""
+    return [row for row in history if REFRESHED not in row]
+
+
 def well_behaved(history: Sequence[Mapping]) -> dict[str, bool]:
     """What is expected of a healthy run: more reward, near its reference, answers as long as they were."""
-    (low, high), (short, long) = ends(history, "reward"), ends(history, "completions/mean_length")
+    (low, high), (short, long) = ends(of_one_reward(history), "reward"), ends(history, "completions/mean_length")
     near = max(row.get("kl", 0.0) for row in history) < 0.1
     return {"reward rose": high > low, "KL below 0.1": near, "length within a fifth": abs(long / short - 1) < 0.2}
 
@@ -148,8 +154,8 @@ def check_grpo(history: Sequence[Mapping], folder: Path, max_steps: int) -> None
     assert [row["step"] for row in history] == list(range(1, max_steps + 1)), f"{name}: steps are missing"
     assert history[0]["kl"] < 1e-5, f"{name}: the policy must start as its own reference"
     assert 0 < history[-1]["kl"] < 10, f"{name}: the policy did not move, or ran away"
-    paid = [row for row in history if "reward" in row]
-    if max_steps >= 10:
+    paid = [row for row in of_one_reward(history) if "reward" in row]
+    if len(paid) >= 10:
         line = linregress([row["step"] for row in paid], [row["reward"] for row in paid])
         assert line.slope > -3 * line.stderr, f"{name}: the reward that a policy follows must not fall"
     assert is_saved(history, folder), f"{name}: the saved history differs"

@@ -3,7 +3,8 @@
 A reward model *scores*; a policy receives a *reward*. The method is two functions in `papers.srmir`; `RewardFunction`
 wraps them for `GRPOTrainer(reward_funcs=[...])`. One callable, not seven: TRL runs a list of reward models one after
 another, tokenizes for each again, and names them by the last part of their path, so that seven folders called `final`
-would share one name. `RandomRouter` and `RandomModels` know nothing: they are what a reward is held against.
+would share one name. `one_by_one` makes seven of it, which score once, for a trainer that normalises each by itself.
+`RandomRouter` and `RandomModels` know nothing: they are what a reward is held against.
 """
 
 import random
@@ -170,6 +171,34 @@ class RewardFunction:
                 log_metric(MONITOR + name, scores[others, j].mean().item())
         if self.strategy != "linear":
             log_metric(UNKNOWN_SHARE, sum(name == UNKNOWN for name in names) / len(names))
+
+
+def one_by_one(models, monitor_every: int = 0) -> list[RewardFunction]:
+    """K reward functions for `train_grpo`, which normalises each by itself: the raw score of one model each.
+
+    They share one scoring of a batch. The mean of what they report is what the sum with equal weights would report.
+    """
+    shared, count = _ScoredOnce(models), len(models.categories)
+    how = {"calibrated": False, "monitor_every": monitor_every}
+    functions = [RewardFunction(shared, weights=alone, **how) for alone in torch.eye(count).tolist()]
+    for function, name in zip(functions, models.categories, strict=True):
+        function.__name__ = name
+    return functions
+
+
+class _ScoredOnce:
+    """Models that remember the last batch and its scores."""
+
+    def __init__(self, models):
+        self.models, self.categories = models, models.categories
+        self.calibration, self.fingerprint = models.calibration, models.fingerprint
+        self._batch, self._found = None, None
+
+    def score(self, prompts: Sequence, completions: Sequence) -> Tensor:
+        """Raw scores (N, K)."""
+        if self._batch != (prompts, completions):
+            self._batch, self._found = (prompts, completions), self.models.score(prompts, completions)
+        return self._found
 
 
 class RandomRouter:

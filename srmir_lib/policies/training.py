@@ -11,12 +11,13 @@ prompts come in an order fixed by the seed, in one long epoch, so that a killed 
 import math
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
@@ -61,10 +62,13 @@ def train_dpo(
 
     The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
     `rewards/accuracies`, the implicit reward's. With a column `limit`, the largest gap a pair should have, it is PCRM's
-    direct form (`LimitedDPOTrainer`).
+    direct form (`LimitedDPOTrainer`). With `sft_weight` it is RPO: so many times the loss of `train_sft` on the chosen
+    answers is added (Liu et al. 2024, arXiv 2405.16436; Pang et al. 2024, arXiv 2404.19733), a mean over their tokens.
     """
     columns, kind, preferences = PAIR, DPOTrainer, as_pairs(preferences)
     if "limit" in preferences.column_names:
+        if settings.sft_weight:
+            raise InputError("sft_weight: within limits pairs are read swapped as well; set it to 0, or drop `limit`")
         columns, kind = (*columns, "limit"), LimitedDPOTrainer
     return _train(kind, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start)
 
@@ -72,7 +76,7 @@ def train_dpo(
 def train_grpo(
     base_model,
     prompts: Dataset,
-    reward_function,
+    reward_function: Callable | Sequence[Callable],
     output_dir,
     settings: GRPOSettings,
     resume: bool = False,
@@ -89,13 +93,20 @@ def train_grpo(
     checkpoint, to the same result. `model`: `base_model` if it is in memory (`load_policy`); the policy shares its
     weights, which are frozen. `start`: the folder of an adapter (of `train_sft`, say) from which the policy goes on;
     it is the reference then. Rewards or losses that are not finite are an `InputError`.
+
+    Several reward functions: what each pays is normalised within its group before all are summed with equal weights,
+    and the sums within the batch (TRL's `normalize_then_sum`; Liu et al. 2026, arXiv 2601.05242: GDPO). The history's
+    reward is their mean; `scale_rewards` must be group. One that is a `TrainerCallback` is called back as well.
     """
+    functions = list(reward_function) if isinstance(reward_function, Sequence) else [reward_function]
+    if len(functions) > 1 and settings.scale_rewards != "group":
+        raise InputError(f"scale_rewards: several rewards are scaled by group, not by {settings.scale_rewards}")
     output_dir = Path(output_dir)
     _check_columns(prompts, ("prompt",))
     if (chats := for_each(as_chat, prompts["prompt"])) != prompts["prompt"][:]:
         prompts = prompts.remove_columns("prompt").add_column("prompt", chats)
     begun = "" if start is None else _check_start(start, settings)
-    reward_is = reward_function.fingerprint if "fingerprint" in dir(reward_function) else ""
+    reward_is = "".join(one.fingerprint for one in functions if "fingerprint" in dir(one))
     key = run_key(base_model, prompts, settings.model_dump(), reward_is + begun)
     if resume and (history := finished_history(output_dir, key)):
         return history
@@ -106,12 +117,17 @@ def train_grpo(
         **_arguments(settings, checkpoints),
         gradient_accumulation_steps=completions // settings.micro_batch,
         **settings.model_dump(include=IN_TRLS_WORDS),
+        multi_objective_aggregation="normalize_then_sum" if len(functions) > 1 else "sum_then_normalize",
+        reward_weights=[1 / len(functions)] * len(functions),
         shuffle_dataset=False,
         save_strategy="steps" if settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 500,
     )
-    looks = settings.monitor_every, settings.micro_batch
-    reward = RewardCallback(output_dir.name, reward_function, tokenizer, *looks)
+    looks = [settings.monitor_every] + [0] * (len(functions) - 1)  # the text is the same for all: one look is enough
+    rewards = [
+        RewardCallback(output_dir.name, one, tokenizer, every, settings.micro_batch)
+        for one, every in zip(functions, looks, strict=True)
+    ]
     weights = load_policy(base_model, settings.device) if model is None else share_weights(model)
     ends = end_tokens(tokenizer, weights.generation_config)
     if problem := end_problem(ends):
@@ -121,11 +137,11 @@ def train_grpo(
         tokenizer.eos_token_id = ends[0]
     trainer = GRPOTrainer(
         **_policy(weights, settings, start),
-        reward_funcs=[reward],
+        reward_funcs=rewards,
         args=config,
         train_dataset=prompts.select(prompt_order(len(prompts), settings)),
         processing_class=tokenizer,
-        callbacks=[reward, MarkComplete()],
+        callbacks=[rewards[0], *(one for one in functions if isinstance(one, TrainerCallback)), MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
     try:
@@ -168,7 +184,7 @@ def _train(
         gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
         max_length=settings.max_length,
         save_strategy="no",
-        **({"beta": settings.beta} if isinstance(settings, DPOSettings) else {}),
+        **_dpo_loss(settings),
     )
     with no_dataset_bars():  # one bar for a training, its own, not five for reading the data
         weights = load_policy(base_model, settings.device)
@@ -203,6 +219,14 @@ def _arguments(settings: Settings, folder: Path) -> dict:
         "disable_tqdm": True,
         "report_to": "none",
     }
+
+
+def _dpo_loss(settings: Settings) -> dict:
+    """What DPO's configuration alone is told."""
+    if not isinstance(settings, DPOSettings):
+        return {}
+    weighted = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.sft_weight]}
+    return {"beta": settings.beta} | (weighted if settings.sft_weight else {})
 
 
 def _policy(weights, settings: Settings, start) -> dict:

@@ -45,10 +45,11 @@ class DPOTraining(SFTTraining):
     beta: float = told("how dear it is to leave the reference", 0.1, ge=0)
 
 
-class LimitedDPOTraining(DPOTraining):
-    """The same, and its form within PCRM's limits."""
+class VariedDPOTraining(DPOTraining):
+    """The same, its form within PCRM's limits, and RPO."""
 
     limit_cap: float = told("within limits: the largest limit of an implicit gap", 30.0, gt=0)
+    rpo_weight: float = told("RPO, one more policy: weight of imitation beside DPO's loss; 0: none", 0.0, ge=0)
 
 
 class GRPOTraining(Adapter):
@@ -92,6 +93,7 @@ class DPOSettings(DPOTraining, Run):
     """All that `train_dpo` is told."""
 
     batch_size: int = told("pairs in an update", gt=0)
+    sft_weight: float = told("of imitation of the chosen answers beside (RPO); 0: DPO alone", 0.0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self):
@@ -122,8 +124,25 @@ class LinearSettings(_GRPONotebook):
     """Notebook 04."""
 
     variants: list[
-        Literal["own_calibrated", "own_raw", "own_tuned", "cross_calibrated", "cross_raw", "cross_tuned"]
+        Literal[
+            "own_calibrated",
+            "own_raw",
+            "own_tuned",
+            "own_normalized",
+            "cross_calibrated",
+            "cross_raw",
+            "cross_tuned",
+        ]
     ] = told("how the reward models were trained, and what is summed; the first is policy/", min_length=1)
+
+    @model_validator(mode="after")
+    def _is_one_sum(self):
+        if self.variants[0] == "own_normalized":
+            raise ValueError("variants: own_normalized pays an answer by its group alone; put a sum of scores first")
+        if "own_normalized" in self.variants and self.training.scale_rewards != "group":
+            scale = self.training.scale_rewards
+            raise ValueError(f"variants: own_normalized reads no training.scale_rewards, here {scale}; leave it group")
+        return self
 
 
 class AlarmSettings(Settings):
@@ -137,10 +156,17 @@ class AlarmSettings(Settings):
     provoke_steps: int = told("its updates", 12, gt=0)
 
 
+class RefreshSettings(Settings):
+    """How often reward models are fitted again while a policy trains, and on how much."""
+
+    every: int = told("updates between two refreshes", 10, gt=0)
+    prompts: int = told("demonstrated prompts that the policy answers for each, at most", 1600, gt=0)
+
+
 class CategorizedSettings(_GRPONotebook):
     """Notebook 05."""
 
-    variants: list[Literal["router", "soft", "label", "gold", "random_routing", "random_reward"]] = told(
+    variants: list[Literal["router", "soft", "label", "gold", "refreshed", "random_routing", "random_reward"]] = told(
         "who chooses the reward model; the first is policy/", min_length=1
     )
     facts: str = told(
@@ -148,6 +174,16 @@ class CategorizedSettings(_GRPONotebook):
     )
     signal_prompts: int = told("practice prompts on which it is seen what the rewards can tell apart", gt=0)
     alarm: AlarmSettings = told("the hacking alarm", AlarmSettings())
+    refresh: RefreshSettings = told("the variant refreshed", RefreshSettings())
+
+    @model_validator(mode="after")
+    def _is_refreshed(self):
+        if self.variants[0] == "refreshed":
+            raise ValueError("variants: refreshed is paid by changing reward models; put one that is not first")
+        if "refreshed" in self.variants and self.refresh.every >= self.max_steps:
+            every, steps = self.refresh.every, self.max_steps
+            raise ValueError(f"refresh.every: {every} updates, of {steps} in all: nothing is refreshed; lower it")
+        return self
 
     def provoked(self) -> GRPOSettings:
         """The reckless run."""
@@ -171,21 +207,23 @@ class BaselineSettings(NotebookSettings):
     )
     start: SFTTraining = told("that imitation", SFTTraining(learning_rate=3.0e-3))
     sft: SFTTraining = told("imitation", SFTTraining(learning_rate=1.0e-3))
-    dpo: LimitedDPOTraining = told("preferences", LimitedDPOTraining(learning_rate=1.0e-3, micro_batch=40))
+    dpo: VariedDPOTraining = told("preferences", VariedDPOTraining(learning_rate=1.0e-3, micro_batch=40))
     best_of_n: SFTTraining = told("imitation of the best of n samples", SFTTraining(learning_rate=1.0e-3))
     grpo: GRPOTraining = told("GRPO, with one reward model and with the referee", GRPOTraining())
 
     def runs(self) -> dict[str, Settings]:
         """All that each training is told, by name."""
         own = {"max_steps": self.max_steps, "seed": self.seed, "device": self.device}
-        batch = {"batch_size": self.batch_size}
-        return {
+        batch, pairs = {"batch_size": self.batch_size}, {"batch_size": self.batch_size // 2}
+        told = {
             "start": SFTSettings.of(dict(self.start), **own | batch | {"max_steps": self.start_steps}),
             "sft": SFTSettings.of(dict(self.sft), **own | batch),
-            "dpo": DPOSettings.of(dict(self.dpo), **own | {"batch_size": self.batch_size // 2}),
+            "dpo": DPOSettings.of(dict(self.dpo), **own | pairs),
             "best_of_n": SFTSettings.of(dict(self.best_of_n), **own | batch),
             "grpo": GRPOSettings.of(dict(self.grpo), **own),
         }
+        weight = self.dpo.rpo_weight
+        return told | ({"rpo": told["dpo"].changed(sft_weight=weight)} if weight else {})
 
     @model_validator(mode="after")
     def _as_many_sequences(self):
