@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from scipy.stats import linregress
 
 from srmir_lib.conversations import redact, text_of
 from srmir_lib.evaluation import plots
@@ -149,15 +148,11 @@ def is_saved(history: Sequence[Mapping], folder: Path) -> bool:
 
 def check_grpo(history: Sequence[Mapping], folder: Path, max_steps: int) -> None:
     """An `AssertionError` that names the policy in `folder`, if its run lacks updates, did not begin as its own
-    reference, stood still or ran away, lost what it was paid, or is not what was saved."""
+    reference, stood still or ran away, or is not what was saved. Whether it learned is no check but a result."""
     name = folder.name
     assert [row["step"] for row in history] == list(range(1, max_steps + 1)), f"{name}: steps are missing"
     assert history[0]["kl"] < 1e-5, f"{name}: the policy must start as its own reference"
     assert 0 < history[-1]["kl"] < 10, f"{name}: the policy did not move, or ran away"
-    paid = [row for row in of_one_reward(history) if "reward" in row]
-    if len(paid) >= 10:
-        line = linregress([row["step"] for row in paid], [row["reward"] for row in paid])
-        assert line.slope > -3 * line.stderr, f"{name}: the reward that a policy follows must not fall"
     assert is_saved(history, folder), f"{name}: the saved history differs"
 
 

@@ -30,15 +30,15 @@ from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, al
 from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
-    "talk": 0.21,
-    "ask": 0.08,
-    "draft": 0.14,
+    "talk": 0.20,
+    "ask": 0.09,
+    "draft": 0.13,
     "topic": 0.04,
-    "check": 0.16,
+    "check": 0.15,
     "word": 0.01,
     "law": 0.03,
-    "case": 0.17,
-    "task": 0.16,
+    "case": 0.22,
+    "task": 0.13,
 }
 
 
@@ -48,10 +48,10 @@ FACTS = ("word", "business", "law", "case")
 FIRST = {"word": 0.35, "business": 0.25, "law": 0.40}
 
 
-SECOND = {"law": 0.14, "case": 0.58, "check": 0.13, "task": 0.15}
+SECOND = {"law": 0.16, "case": 0.66, "check": 0.13, "task": 0.05}
 
 
-CURRICULUM = ((0.08, FIRST), (0.36, SECOND), (0.56, MIX))
+CURRICULUM = ((0.07, FIRST), (0.35, SECOND), (0.58, MIX))
 """Share of the updates, and what they read: the words and laws of the town, then their use, then everything."""
 
 
