@@ -335,6 +335,21 @@ def test_new_prose_is_shown_without_running_again(finished, capsys):
     assert len(injected) == 1 and "rate = 0.005" in injected[0]
 
 
+def test_solving_an_exercise_runs_nothing_again(finished, capsys):
+    """What a reader writes into a tagged cell, and what it imports, decides no result."""
+    for solved in ("check('01.1', None)", "import numpy\ncheck('01.1', numpy.sum)"):
+        path = finished / "notebooks/01_make.ipynb"
+        write_notebook(path, [*MAKE, "## Exercises", solved])
+        book = nbformat.read(path, 4)
+        book.cells[-1].metadata["tags"] = ["exercise"]
+        nbformat.write(book, path)
+        capsys.readouterr()
+        assert main(["run", "lab", "01"]) == 0
+        assert "01_make: skipped" in capsys.readouterr().out
+        shown = nbformat.read(finished / "outputs/lab/01_make/01_make.ipynb", 4).cells
+        assert [cell.source for cell in shown[-2:]] == ["## Exercises", solved] and shown[-3].execution_count
+
+
 def test_failed_check_names_notebook_cell_and_reason_and_touches_nothing(finished, capsys):
     folder = finished / "outputs/lab/01_make"
     before = contents(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from srmir_lib.artifacts import as_written, atomic_path
+from srmir_lib.runner.notebook import is_exercise
 
 # Kernels hash strings the same way every time, so that the order of a set never changes a result.
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -53,16 +54,16 @@ def clear_bars(executed: Path) -> None:
 
 
 def refresh_prose(executed: Path, notebook: Path) -> None:
-    """Bring the words of an executed notebook up to date; its code cells and their outputs stay as they ran."""
+    """Bring an executed notebook's words and exercises up to date; other code cells and outputs stay as they ran."""
     import nbformat
 
     source = nbformat.read(notebook, as_version=4)
     with as_written(executed, "not the notebook that ran", f"restore it, or delete {executed.parent} to run it again"):
         stored = nbformat.read(executed, as_version=4)
-        ran = iter([cell for cell in stored.cells if cell.cell_type == "code"])
+        ran = iter([cell for cell in stored.cells if cell.cell_type == "code" and not is_exercise(cell)])
         cells = []
         for cell in source.cells:
-            cells.append(next(ran) if cell.cell_type == "code" else cell)
+            cells.append(next(ran) if cell.cell_type == "code" and not is_exercise(cell) else cell)
             if "parameters" in cell.metadata.get("tags", []):
                 cells.append(next(ran))  # papermill's own cell, with the values that were used
         renewed = [cell.source for cell in cells] != [cell.source for cell in stored.cells]

@@ -23,9 +23,14 @@ TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "di
 GIVEN_BY_RUNNER = ("preset", "output_dir")
 
 
+def is_exercise(cell: dict) -> bool:
+    """Whether a cell is tagged `exercise`: the reader's own, which decides no result, so solving it reruns nothing."""
+    return "exercise" in cell.get("metadata", {}).get("tags", [])
+
+
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook of the series, parsed: `cells` as stored, `code` the syntax tree of all code cells.
+    """A notebook of the series, parsed: `cells` as stored, `code` the syntax tree of all that decides results.
 
     `model` knows all it may be told, and `defaults` are the values of its parameters cell.
     """
@@ -48,7 +53,7 @@ class Notebook:
     def _read(cls, path: Path) -> "Notebook":
         book = json.loads(path.read_text(encoding="utf8"))
         cells = [{**cell, "source": "".join(cell["source"])} for cell in book["cells"]]
-        code = ast.parse("\n".join(_python(c["source"]) for c in cells if c["cell_type"] == "code"))
+        code = ast.parse("\n".join(map(_python, _decisive(cells))))
         tagged = [n for n, cell in enumerate(cells) if "parameters" in cell.get("metadata", {}).get("tags", [])]
         if len(tagged) != 1:
             raise InputError(f"{path}: {len(tagged)} cells are tagged `parameters`; it needs exactly one")
@@ -101,8 +106,8 @@ class Notebook:
         return sorted(found)
 
     def code_cells(self) -> list[str]:
-        """The sources of the code cells: what runs, as against the prose around it."""
-        return [cell["source"] for cell in self.cells if cell["cell_type"] == "code"]
+        """The sources of the code cells but for exercises: what decides results, as against the words around it."""
+        return _decisive(self.cells)
 
     def imports(self, root: Path) -> tuple[list[Path], set[str]]:
         """Files of `srmir_lib` that this notebook imports, directly or through other modules, sorted; and the names of
@@ -130,6 +135,10 @@ def load_values(path: Path) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"{path}: write one `name: value` a line, not a {type(values).__name__}")
     return values
+
+
+def _decisive(cells: list[dict]) -> list[str]:
+    return [cell["source"] for cell in cells if cell["cell_type"] == "code" and not is_exercise(cell)]
 
 
 def _python(source: str) -> str:
