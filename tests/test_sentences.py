@@ -162,10 +162,13 @@ def test_what_is_chosen_among_many():
 
 
 def test_what_length_is_paid():
-    rows = {"calibrated": {"accuracy": 0.8, "follows length": -0.4}, "for length": {"accuracy": 0.78, "follows length": 0}}
+    rows = {
+        "calibrated": {"accuracy": 0.8, "follows length": -0.4},
+        "for length": {"accuracy": 0.78, "follows length": 0},
+    }
     assert sentences.about_length(rows, 0.05) == (
-        "Calibrated for length, reward gaps follow it less (-0.40 before, 0.00 after), and the accuracy moves by -0.020: "
-        "as we expected."
+        "Calibrated for length, reward gaps follow it less (-0.40 before, 0.00 after), and the accuracy "
+        "moves by -0.020: as we expected."
     )
     assert sentences.about_length(rows, 0.01).endswith("against our expectation.")
     turned = sentences.about_length(dict(zip(rows, list(rows.values())[::-1], strict=True)), 0.05)

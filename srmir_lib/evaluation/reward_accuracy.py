@@ -172,8 +172,9 @@ def as_metrics(rows: Sequence[Mapping]) -> dict[str, float]:
 
 
 def pay_for_length(models, reference: tuple[Sequence, Sequence], pairs) -> dict[str, dict[str, float]]:
-    """What a set's gaps owe to length, with a row for either calibration on the `reference` (prompts, answers): accuracy
-    on `pairs`, each by the model of its label, and the rank correlation of gap and difference in characters."""
+    """What a set's gaps owe to length: a row for calibration on the `reference` (prompts, answers), one for that by
+    length. accuracy on `pairs`, each by the model of its label; rank correlation of gap and difference in characters.
+    """
     raw, gaps, found = models.score(*reference), reward_gaps(models, pairs), {}
     longer = lengths_of(pairs["chosen"]) - lengths_of(pairs["rejected"])
     for name, answers in {"calibrated": None, "calibrated for length": reference[1]}.items():

@@ -204,8 +204,8 @@ def about_length(paid: Mapping[str, Mapping[str, float]], within: float) -> str:
     held = "as we expected" if less and abs(moved) < within else "against our expectation"
     how = "less" if less else "no less"
     return (
-        f"Calibrated for length, reward gaps follow it {how} ({before:.2f} before, {after:.2f} after), and the accuracy "
-        f"moves by {signed(moved)}: {held}."
+        f"Calibrated for length, reward gaps follow it {how} ({before:.2f} before, {after:.2f} after), and the "
+        f"accuracy moves by {signed(moved)}: {held}."
     )
 
 
