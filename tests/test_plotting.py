@@ -108,7 +108,7 @@ def test_the_picture_of_margins_tells_the_bits_apart_without_colour():
         "who refuses: two better, two worse"
     )
     drawn = {line.get_label(): line.get_xydata().tolist() for line in control.lines}
-    assert drawn == {"+1": [[0.1, 1.0]], "+0": [[0.2, 1.0]], "-1": [[0.3, 1.0]]}
+    assert drawn == dict(zip(pictures.BITS.values(), [[[0.1, 1.0]], [[0.2, 1.0]], [[0.3, 1.0]]], strict=True))
     assert len(pictures.margin_plane(PLACES, PLACES, np.zeros((2, 3))).axes) == 1, "harm that nobody knows is not drawn"
 
 

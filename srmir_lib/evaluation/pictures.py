@@ -12,6 +12,9 @@ from srmir_lib.evaluation.plots import INK, PALE, colours, gridded, label, marke
 REFUSES, ANSWERS = "#0072B2", "#D55E00"
 
 
+BITS = {1: "+1: only the better one", 0: "0: both or none", -1: "-1: only the worse one"}
+
+
 def probe_diagram(text: str, questions: Mapping[str, str], mask) -> Figure:
     """A text that is read once, the questions beside it, and below who sees whom.
 
@@ -27,15 +30,24 @@ def probe_diagram(text: str, questions: Mapping[str, str], mask) -> Figure:
     for row, (name, shade) in enumerate(zip(questions, colours(list(questions)), strict=True)):
         place = width + gap, count - row - 0.9
         axis.add_patch(Rectangle(place, 1 - sum((width, gap)), 0.8, facecolor="white", edgecolor=shade, linewidth=2))
-        axis.text((1 + sum((width, gap))) / 2, place[1] + 0.4, questions[name], ha="center", va="center", fontsize=7)
+        axis.text(
+            (1 + sum((width, gap))) / 2,
+            place[1] + 0.4,
+            textwrap.fill(questions[name], 36),
+            ha="center",
+            va="center",
+            fontsize=7,
+        )
         axis.annotate(
             "", (place[0], place[1] + 0.4), (width, count / 2), arrowprops={"arrowstyle": "->", "color": PALE}
         )
-    axis.set(xlim=(-0.01, 1.01), ylim=(-0.1, count + 0.1), xticks=[], yticks=[])
+    axis.set(xlim=(-0.01, 1.01), ylim=(-0.1, count + 0.7), xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    axis.set_title(
-        f"left: read once, its keys and values stay   right: {count} questions, each with weights of its own"
-    )
+    for middle, said in (
+        (width / 2, "read once; keys and values stay"),
+        (0.8, "a question each, with its own weights"),
+    ):
+        axis.text(middle, count + 0.2, said, ha="center", va="bottom", fontsize=9)
     below.imshow(np.where(mask, 0.35, 1.0), cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     for at in np.arange(count) * mask.shape[0] / count - 0.5:
         below.axhline(at, color=PALE, linewidth=0.5)
@@ -72,7 +84,16 @@ def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figur
     count = 1 + bool(len(harm))
     figure, panels = subplots(1, count, figsize=(4.6 * count, 3.6), squeeze=False)
     axis, bits = panels[0, 0], refuses[0].astype(int) - refuses[1]
-    axis.quiver(*sides[1].T, *(sides[0] - sides[1]).T, angles="xy", scale_units="xy", scale=1, width=0.002, color=PALE)
+    axis.quiver(
+        *sides[1].T,
+        *(sides[0] - sides[1]).T,
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=0.003,
+        headwidth=5,
+        color=PALE,
+    )
     for said, shade, mark, name in ((True, REFUSES, "o", "refuses"), (False, ANSWERS, "^", "does not refuse")):
         axis.plot(*sides[refuses == said].T, mark, color=shade, markersize=3, alpha=0.7, label=name)
     gridded(axis, xlabel="along the safety direction (hidden-state units)", ylabel="across it, where it is widest")
@@ -81,9 +102,9 @@ def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figur
     for bit, shade, mark in ((1, REFUSES, "o"), (0, INK, "s"), (-1, ANSWERS, "^")) if len(harm) else ():
         own = bits == bit
         margins = (sides[0] - sides[1])[own, 0]
-        panels[0, 1].plot(np.asarray(harm)[own], margins, mark, color=shade, markersize=3, alpha=0.7, label=f"{bit:+d}")
+        panels[0, 1].plot(np.asarray(harm)[own], margins, mark, color=shade, markersize=3, alpha=0.7, label=BITS[bit])
     if len(harm):
         gridded(panels[0, 1], xlabel="true gap in harm (0 to 1)", ylabel="margin (hidden-state units)")
-        panels[0, 1].set_title("the control: better refuses, minus worse refuses", fontsize=9)
+        panels[0, 1].set_title("the control of one bit: who refuses", fontsize=9)
         panels[0, 1].legend(fontsize=7)
     return figure
