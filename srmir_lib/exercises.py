@@ -123,6 +123,44 @@ def _agreed(readings, needed):
     return (found.category, found.refuses) if found else None
 
 
+# 02: the loss of pairs, with or without a margin
+
+
+def _scored_pairs() -> list[tuple]:
+    """Scores of better and worse answers (N,), margins (N,); the last pair is a thousand units wrong."""
+    import torch
+
+    far = [torch.tensor([value]) for value in (-500.0, 500.0, 0.0)]
+    return [
+        (_normal(3, seed=0), _normal(3, seed=1), torch.zeros(3)),
+        tuple(_normal(3, seed=n) for n in (2, 3, 4)),
+        tuple(far),
+    ]
+
+
+def _pair_loss(chosen, rejected, margins):
+    from srmir_lib.papers.legend import margin_loss
+
+    return margin_loss(chosen, rejected, margins)
+
+
+# 03: from embeddings to margins
+
+
+def _embedded() -> list[tuple]:
+    """Embeddings of better and worse answers (N, H), and of safe and harmful ones (M, H), whose differences are of very
+    different lengths."""
+    safe, harmful = _normal(3, 2, seed=2), _normal(3, 2, seed=3)
+    safe[0] += 10
+    return [(_normal(4, 2, seed=0), _normal(4, 2, seed=1), safe, harmful)]
+
+
+def _target_margins(chosen, rejected, safe, harmful):
+    from srmir_lib.papers.legend import legend_margin, safety_direction, scale_margins
+
+    return scale_margins(legend_margin(chosen, rejected, safety_direction(safe, harmful)), "unit", "clip")
+
+
 # 04: what a token gains
 
 
@@ -260,6 +298,8 @@ def _paid(rewards, num_generations, scale_rewards):
 EXERCISES: dict[str, Exercise] = {
     "00.1": Exercise(_one_group, _advantages, tolerance=1e-3),
     "01.1": Exercise(_readings, _agreed),
+    "02.1": Exercise(_scored_pairs, _pair_loss),
+    "03.1": Exercise(_embedded, _target_margins),
     "04.1": Exercise(_tokens, _clipped_gain),
     "05.1": Exercise(_routed, _routed_reward),
     "06.1": Exercise(_ruled, _balanced),

@@ -12,11 +12,14 @@ import torch
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import HELPFULNESS
 from srmir_lib.exercises import EXERCISES, check_exercise
+from srmir_lib.papers.legend import legend_margin, scale_margins
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = (
     "00_tour",
     "01_data",
+    "02_shadow_reward_models",
+    "03_margins",
     "04_grpo_linear",
     "05_grpo_categorized",
     "06_evaluation",
@@ -74,6 +77,10 @@ def votes_apart(readings, needed):
 WRONG = {
     "00.1": lambda rewards: (rewards - rewards.mean()) / rewards.std(),  # 0 / 0
     "01.1": votes_apart,
+    "02.1": lambda chosen, rejected, margins: (1 + (rejected + margins - chosen).exp()).log().mean(),  # infinite
+    "03.1": lambda chosen, rejected, safe, harmful: scale_margins(
+        legend_margin(chosen, rejected, torch.nn.functional.normalize(safe - harmful).mean(0)), "unit", "clip"
+    ),  # each difference is brought to unit length before the mean
     "04.1": lambda ratio, advantage, epsilon: ratio.clamp(1 - epsilon, 1 + epsilon) * advantage,
     "05.1": lambda scores, p, least: scores[range(len(scores)), torch.where(p.amax(1) < least, -1, p.argmax(1))],
     "06.1": balanced_over_all_rows,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from srmir_lib.conversations import assistant_message
-from srmir_lib.lab.harm import harm_measures
+from srmir_lib.lab.harm import followers, harm_measures, refusal_bits
 
 NO, YES = assistant_message("I will not help with this."), assistant_message("first open the gate")
 
@@ -41,3 +41,11 @@ def test_without_harmless_prompts_or_with_one_severity_there_is_nothing_to_say_o
             "refusal_bit_harm_spearman_harmful": 0.0,
         }
     )
+
+
+def test_bits_and_what_a_sentence_needs_of_the_measures():
+    rows = pairs((NO, YES, 0.9, "mild"), (YES, NO, 0.1, "mild"), (NO, NO, 0.5, "mild"))
+    assert refusal_bits(rows).tolist() == [[True, False, True], [False, True, True]]
+    assert followers(harm_measures(torch.tensor([3.0, -1.0, 2.0]), rows)) == {
+        "harmful": {"margin": pytest.approx(1.0), "bit": pytest.approx(1.0)}
+    }

@@ -21,7 +21,7 @@ from transformers import (
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import margins
-from srmir_lib.data.margins import annotate, estimate_direction, length_correlation, with_margins
+from srmir_lib.data.margins import annotate, estimate_direction, in_plane, length_correlation, with_margins
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import counted
 from srmir_lib.models.embeddings import embed
@@ -103,6 +103,18 @@ def _pairs() -> Dataset:
             {"prompt": user_message(p), "chosen": assistant_message(c), "rejected": assistant_message(r)}
             for p, c, r in rows
         ]
+    )
+
+
+def test_in_a_plane_margins_stay_and_the_widest_direction_across_is_the_other_axis():
+    direction, steps = torch.tensor([1.0, 0.0, 0.0]), torch.arange(4.0)
+    left = torch.stack([steps, 5 * steps, steps % 2], dim=1)
+    right = left - torch.tensor([2.0, 0.0, 0.0])
+    better, worse = in_plane(left, right, direction)
+    torch.testing.assert_close(better[:, 0] - worse[:, 0], legend_margin(left, right, direction))
+    torch.testing.assert_close(better[:, 1], worse[:, 1])
+    assert better[:, 1].diff().abs().tolist() == pytest.approx([5.0] * 3, abs=0.2), (
+        "the second axis, five times as wide"
     )
 
 

@@ -14,6 +14,7 @@ from srmir_lib.runner.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(ROOT.glob("notebooks/*.ipynb"))
+SHORT = ("02_shadow_reward_models", "03_margins")
 SAME_IN_ALL = ["preset", "output_dir", "seed"]
 
 
@@ -70,10 +71,10 @@ def test_the_stage_is_made_once_under_the_notebooks_own_name(path, cells):
         assert all(isinstance(name, str) for name, _ in notebook.reads(notebook.parameters(own, "test")))
 
 
-def test_size_and_balance(cells):
+def test_size_and_balance(path, cells):
     sizes = [len(source.splitlines()) for source in code(cells)]
     ratio = (len(cells) - len(sizes)) / len(sizes)
-    assert len(cells) <= 45
+    assert len(cells) <= (36 if path.stem in SHORT else 45)
     assert max(sizes[1:]) <= 25 and median(sizes) <= 10, "the parameters cell alone may be longer"
     assert 1.2 <= ratio <= 1.8, f"{ratio:.2f} markdown cells per code cell"
 

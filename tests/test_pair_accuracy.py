@@ -18,6 +18,8 @@ from srmir_lib.evaluation.reward_accuracy import (
     difference_rows,
     gaps_by_label,
     gaps_of_sets,
+    own_and_others,
+    pay_for_length,
     reward_gaps,
     scores_by_label,
     word_rivals,
@@ -33,6 +35,30 @@ def test_accuracy_by_hand():
     matrix = accuracy_matrix(gaps, ["crimes", "crimes", "privacy"], ["crimes", "privacy", "ethics"])
     assert matrix[:, :2].tolist() == [[0.5, 0.5], [0.5, 1.0]]
     assert np.isnan(matrix[:, 2]).all(), "no pair of ethics"
+
+
+def test_means_of_a_matrix_at_home_and_elsewhere():
+    matrix = np.array([[1.0, 0.5], [np.nan, 0.5], [0.9, 0.7]])
+    expected = {"own_category": 0.75, "other_categories": 0.5, "last_row": 0.8}
+    assert own_and_others(matrix) == pytest.approx(expected)
+    assert own_and_others(np.array([[0.6]])) == {"own_category": 0.6}
+
+
+class PaidByLength:
+    """One model: a point a character, and one more for an answer that begins with n."""
+
+    categories = ["insult"]
+
+    def score(self, prompts, answers):
+        return torch.tensor([[len(text) + float(text.startswith("n"))] for text in answers])
+
+
+def test_what_a_model_pays_for_length_is_taken_off():
+    reference = ["p"] * 40, [("n" if i % 2 else "y") * (1 + i // 2) for i in range(40)]
+    shorter = {"prompt": ["p"] * 3, "chosen": ["n", "nn", "nnn"], "rejected": ["y" * 9, "y" * 11, "y" * 13]}
+    found = pay_for_length(PaidByLength(), reference, shorter | {"category": ["insult"] * 3})
+    assert found["calibrated"] == {"accuracy": 0.0, "follows length": pytest.approx(1.0)}
+    assert found["calibrated for length"]["accuracy"] == 1.0, "the better answers are the shorter ones"
 
 
 def test_names_become_columns():

@@ -12,8 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
+from srmir_lib.evaluation import pictures, training_report
 from srmir_lib.evaluation import plots as plotting
-from srmir_lib.evaluation import training_report
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
 from srmir_lib.policies.reward import MONITOR
 from srmir_lib.taxonomy import CATEGORIES, COLOURS
@@ -50,10 +50,15 @@ TURNED = [
     for line in lines
     for level in levels
 ]
+MASK = [[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 1]]
+PLACES = np.arange(6.0).reshape(3, 2)
 FIGURES = {
     "category_counts": lambda: plotting.category_counts({k: i for i, k in enumerate(KEYS)}, dict.fromkeys(KEYS, 3)),
     "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS, KEYS),
     "score_distributions": lambda: plotting.score_distributions(spread(1), spread(-1)),
+    "probe_diagram": lambda: pictures.probe_diagram("how ? so .", dict.fromkeys(KEYS[:2], "harmful ?"), MASK),
+    "loss_curves": lambda: pictures.loss_curves([-1, 0, 1], {"plain": [2, 1, 0], "limit": [2, 1, 2]}),
+    "margin_plane": lambda: pictures.margin_plane(PLACES + 1, PLACES, [[1, 1, 0], [0, 1, 1]], [0.1, 0.2, 0.3]),
     "margin_histogram": lambda: plotting.margin_histogram(np.linspace(-1, 3, 40), KEYS * 5 + KEYS[:5]),
     "gap_boxes": lambda: plotting.gap_boxes({"plain": {"easy": [1, 2, 3], "subtle": [0, 1]}}),
     "best_of_n_curves": lambda: plotting.best_of_n_curves(
@@ -83,9 +88,41 @@ def test_it_is_one_labelled_figure(name, tmp_path):
 
 
 def test_every_public_function_is_tried():
-    public = vars(plotting) | vars(training_report)
+    public = vars(plotting) | vars(training_report) | vars(pictures)
     drawing = {name for name, f in public.items() if getattr(f, "__annotations__", {}).get("return") is Figure}
     assert drawing == set(FIGURES)
+
+
+def test_the_picture_of_probes_shows_every_question_and_the_mask_as_it_is():
+    above, below = FIGURES["probe_diagram"]().axes
+    texts = [text.get_text() for text in above.texts]
+    assert texts.count("harmful ?") == 2 and "how ? so ." in texts
+    assert (np.array(below.images[0].get_array()) < 0.5).astype(int).tolist() == MASK
+    assert [label.get_text() for label in below.get_xticklabels()] == ["the text", "1", "2"]
+
+
+def test_the_picture_of_margins_tells_the_bits_apart_without_colour():
+    plane, control = FIGURES["margin_plane"]().axes
+    assert [line.get_marker() for line in plane.lines] == ["o", "^"]
+    assert plane.lines[0].get_xydata().tolist() == [[1, 2], [3, 4], [2, 3], [4, 5]], (
+        "who refuses: two better, two worse"
+    )
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in control.lines}
+    assert drawn == dict(zip(pictures.BITS.values(), [[[0.1, 1.0]], [[0.2, 1.0]], [[0.3, 1.0]]], strict=True))
+    assert len(pictures.margin_plane(PLACES, PLACES, np.zeros((2, 3))).axes) == 1, "harm that nobody knows is not drawn"
+
+
+def test_a_loss_is_marked_where_it_is_least_but_at_no_end():
+    lines = FIGURES["loss_curves"]().axes[0].lines
+    assert [line.get_xydata().tolist() for line in lines if len(line.get_xdata()) == 1] == [[[0, 1]]]
+
+
+def test_main_rows_of_a_forest_stand_out():
+    rows = [INTERVAL | {"label": name} for name in "abc"]
+    axis = plotting.forest_plot(rows, "accuracy", main=("c", "a")).axes[0]
+    dots = [line for line in axis.lines if len(line.get_xdata()) == 1]
+    assert len({line.get_marker() for line in (dots[0], dots[2])}) == 2
+    assert dots[1].get_color() == plotting.PALE not in (dots[0].get_color(), dots[2].get_color())
 
 
 def test_categories_keep_their_colours_and_order():

@@ -236,7 +236,6 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     assert ShadowRewardModels.load(third / "shadow_rms", "cpu").calibration is not None
     metrics = read_json(third / "metrics.json")
     assert metrics["auroc_test_margin"] > 0.9, "refusals are easy to tell here"
-    assert metrics["follows_length_calibrated_for_length"] != metrics["follows_length_calibrated"]
 
 
 def test_notebook_A8_runs_every_objective_and_goes_on_where_it_stopped(made, tmp_path):

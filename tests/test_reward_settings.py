@@ -31,22 +31,18 @@ def of_preset(preset: str, **changes) -> ShadowSettings:
 
 def test_the_sets_of_02_differ_in_what_their_names_say():
     """By hand, from the parameter file of towns, what is changed here, and the defaults of 02."""
-    rivals = {"rival_design": "separate", "centred": 0.01, "probe_study": {}}
-    sets = of_preset("towns", max_steps=160, comparison=rivals).sets(["insult", "privacy"])
+    sets = of_preset("towns", max_steps=160).sets(["insult", "privacy"])
     seven = RewardSettings(160, 8, 6e-3, 4, 8, 192, 1.0, 0.5)
     names = {"insult": "insult", "unfairness": "unfairness", "crimes": "crime", "physical_harm": "injury"}
     names |= {"mental_health": "distress", "privacy": "privacy", "ethics": "morals"}
     asked = ProbeSettings(text="<|user|>is this harmful : {category} ?<|end|><|assistant|>", names=names, tokens=9)
     seven, alone = replace(seven, probe=asked), "<|user|>is this harmful ?<|end|><|assistant|>"
-    rival, both = replace(seven, learning_rate=4e-3), ["insult", "privacy"]
+    both = ["insult", "privacy"]
     single = replace(seven, max_steps=320, learning_rate=2e-3, probe=replace(asked, text=alone))
     assert sets == {
         "shadow_rms": (both, seven, "shared", "own"),
         "single_rm": (["all"], single, "shared", "own"),
         "cross_rms": (both, seven, "shared", "cross"),
-        "rival_rms": (both, rival, "separate", "own"),
-        "centred_shadow_rms": (both, replace(seven, center_rewards_coefficient=0.01), "shared", "own"),
-        "centred_rival_rms": (both, replace(rival, center_rewards_coefficient=0.01), "separate", "own"),
     }
 
 
@@ -60,14 +56,10 @@ def test_an_encoder_is_one_set():
     ("changes", "message"),
     [
         ({"labelled": "x"}, "labelled: 'x' is read with design pooled alone"),
-        ({"question": "why ?"}, "question: 'why ?' must contain {prompt}"),
         ({"objective": "ava_p"}, "objective = 'ava_p': it must be one of 'bradley_terry'"),
         ({"probe": {"text": "is this bad ?"}}, "probe: text: 'is this bad ?' must contain {category}"),
-        ({"comparison": {"rival_design": "pooled"}}, "comparison.rival_design = 'pooled': it must be one of"),
-        ({"comparison": {"probe_study": {"whole question": {}}}}, "comparison: probe_study: 'whole question'"),
-        ({"comparison": {"probe_study": {"../x": {}}}}, "comparison: probe_study: '../x'"),
-        ({"comparison": {"probe_study": {"x": {"rank": 3}}}}, "comparison: probe_study: x: there is no setting rank"),
-        ({"comparison": {"probe_study": {"x": {"tokens": -1}}}}, "comparison: probe_study: x: tokens = -1"),
+        ({"probe": {"rank": 3}}, "there is no setting probe.rank; there are"),
+        ({"probe": {"tokens": -1}}, "probe.tokens = -1: it must be"),
         ({"reading": {"max_tokens": 130}}, "reading: max_tokens: 130 leaves no room"),
         ({"fine_tuning": {"targets": "mean"}}, "fine_tuning: targets: bradley_terry has none"),
         ({"fine_tuning": {"limit": [1.0]}}, "fine_tuning: limit: [1.0]; give scale"),
@@ -78,8 +70,6 @@ def test_an_encoder_is_one_set():
             {"design": "pooled", "training": {"center_rewards_coefficient": 0.1}},
             "training.center_rewards_coefficient: 0.1 is not read with",
         ),
-        ({"design": "pooled", "comparison": {"centred": 0.1}}, "comparison.centred: 0.1 is not read with"),
-        ({"design": "pooled", "comparison": {"rival_design": "shared"}}, "comparison.rival_design: 'shared' is not"),
     ],
 )
 def test_02_refuses_what_would_not_be_read(changes, message):
@@ -141,7 +131,7 @@ def test_the_command_line_refuses_without_torch():
     code = (
         "import sys\n"
         "from srmir_lib.cli import main\n"
-        "wrong = (('02', 'training.lora_rank=0'), ('02', 'comparison.probe_study.x.tokens=-1'), "
+        "wrong = (('02', 'training.lora_rank=0'), ('02', 'probe.tokens=-1'), "
         "('03', 'objectives.pcrm.limit=[8.0]'), ('03', 'legend.pooling=first'))\n"
         "assert [main(['run', 'lab', number, '--set', text]) for number, text in wrong] == [2] * 4\n"
         "assert 'torch' not in sys.modules\n"

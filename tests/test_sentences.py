@@ -102,3 +102,74 @@ def test_both_sides_of_a_claim():
     turned = sentences.about_claim([claim | {"this_run": "against"}], {"a": 0.7, "b": 0.8}, "a_over_b")
     assert "a (0.700) is not above" in turned and turned.endswith("speaks against the claim.")
     assert sentences.about_claim([claim], {}, "another") == ""
+
+
+def by_level(**estimates):
+    return [row | {"group": row["label"], "label": "difference"} for row in rows(**estimates)]
+
+
+def test_seven_against_one_in_words():
+    given = by_level(easy=0.1, subtle=-0.02)
+    assert sentences.about_pairs(given, "seven, routed", "one model") == (
+        "Seven, routed: ranks easy pairs better than one model (+0.100, +0.060 to +0.140); "
+        "subtle pairs not clearly otherwise than one model (-0.020, -0.060 to +0.020)."
+    )
+    assert "easy pairs worse than one model (-0.100" in sentences.about_pairs(
+        reversed_rows(given), "seven", "one model"
+    )
+
+
+def test_specialists_and_scales():
+    assert sentences.about_specialists(0.8, 0.7).endswith("on 0.700 of the others': it is better at home (+0.100).")
+    assert sentences.about_specialists(0.7, 0.8).endswith("on 0.800 of the others': it is no better at home (-0.100).")
+    assert "1.50 times the narrowest: the scales differ, as we expected" in sentences.about_scales([3.0, 2.0], 1.2)
+    assert "1.00 times the narrowest: the scales are alike already" in sentences.about_scales([2.0, 2.0], 1.2)
+
+
+def test_what_an_objective_did():
+    given = by_level(easy=0.1, subtle=0.02)
+    assert sentences.about_objective("pcrm", given, 0.4, ["easy", "subtle"], 0.5) == (
+        "pcrm ranks easy (+0.100) pairs better than plain; its scores spread 0.40 times as far: "
+        "against our expectation."
+    )
+    assert sentences.about_objective("margin", given, 2.0, ["subtle"]).endswith("2.00 times as far: as we expected.")
+    turned = sentences.about_objective("margin", reversed_rows(given), 2.0, ["easy"])
+    assert "easy (-0.100) pairs worse than plain" in turned and turned.endswith("against our expectation.")
+    still = by_level(easy=0.01, subtle=0.02)
+    assert "no pairs clearly otherwise than plain" in sentences.about_objective("pcrm", still, 0.4, ["easy"], 0.5)
+    assert sentences.about_objective("pcrm", still, 0.6, ["easy"], 0.5).endswith("against our expectation.")
+    both = sentences.about_objective("pcrm", by_level(easy=0.1, subtle=-0.1), 0.4, ["easy"])
+    assert "ranks easy (+0.100) pairs better than plain and subtle (-0.100) pairs worse than plain;" in both
+
+
+def test_margin_against_bit():
+    follows = {"harmful": {"margin": 0.7, "bit": 0.8}, "harmless": {"margin": 0.1, "bit": -0.5}}
+    said = sentences.about_margins(follows)
+    assert "on harmful prompts the one bit follows it better (0.70 against 0.80)" in said
+    assert "on harmless prompts the margin follows it better (0.10 against -0.50)" in said
+
+
+def test_what_is_chosen_among_many():
+    truths = {"plain": {1: 0.4, 2: 0.5, 4: 0.6}, "pcrm": {1: 0.4, 2: 0.5, 4: 0.7}, "oracle": {1: 0.4, 2: 0.7, 4: 0.9}}
+    assert sentences.about_choosing(truths, 0.1) == (
+        "Of 4 answers the pick is better than of 2 with plain and pcrm, and no better with none; the best of them, "
+        "pcrm, is 0.200 short of the oracle: as we expected."
+    )
+    truths["plain"][4] = 0.45
+    turned = sentences.about_choosing(truths, 0.1)
+    assert "with pcrm, and no better with plain;" in turned and turned.endswith("against our expectation.")
+    assert sentences.about_choosing(truths | {"plain": truths["pcrm"]}, 0.3).endswith("against our expectation.")
+
+
+def test_what_length_is_paid():
+    rows = {
+        "calibrated": {"accuracy": 0.8, "follows length": -0.4},
+        "for length": {"accuracy": 0.78, "follows length": 0},
+    }
+    assert sentences.about_length(rows, 0.05) == (
+        "Calibrated for length, reward gaps follow it less (-0.40 before, 0.00 after), and the accuracy "
+        "moves by -0.020: as we expected."
+    )
+    assert sentences.about_length(rows, 0.01).endswith("against our expectation.")
+    turned = sentences.about_length(dict(zip(rows, list(rows.values())[::-1], strict=True)), 0.05)
+    assert "follow it no less (0.00 before, -0.40 after)" in turned and turned.endswith("against our expectation.")

@@ -43,7 +43,6 @@ from srmir_lib.reward_models.probes import Probes, block_mask, probe_questions
 from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets, trunk_for
 from srmir_lib.reward_models.shared import _train, clip_each, train_probes
 from srmir_lib.runner.notebook import Notebook
-from srmir_lib.studies.probe_forms import probe_runs
 from srmir_lib.taxonomy import ALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,9 +156,8 @@ def test_scores_equal_pefts_activated_lora(name, tokenizer, tmp_path):
             assert float(last @ head) == pytest.approx(float(ours[row, column]), abs=1e-5), f"{category}, row {row}"
 
 
-@pytest.mark.parametrize("kind", ["question", "learned"])
-def test_scores_do_not_depend_on_batch_grouping_or_padding(kind, tokenizer):
-    _, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind=kind))
+def test_scores_do_not_depend_on_batch_grouping_or_padding(tokenizer):
+    _, trunk, probes = make("qwen2", tokenizer)
     alone = torch.cat([scores_of(trunk, probes, [ids]) for ids in IDS])
     assert alone.std() > 0.01, "scores that are all alike would pass any comparison"
     for batch_tokens in (1, 24, 4096):
@@ -221,14 +219,14 @@ def test_the_mask_by_hand():
 
 def test_gradients_of_the_joint_fit_equal_separate_runs_and_everything_moves(tokenizer):
     """Each model of three against a probe of one category with the same weights: PEFT's trap of frozen adapters."""
-    model, trunk, probes = make("qwen2", tokenizer, ProbeSettings(kind="learned", tokens=4), batch_tokens=4096)
+    model, trunk, probes = make("qwen2", tokenizer, batch_tokens=4096)
     model.requires_grad_(False)
     ((_, states),) = trunk.prefill(IDS)
     columns = torch.tensor([0, 1, 2, 0, 1])
     probes(trunk, states, columns).square().sum().backward()
     for index, category in enumerate(CATEGORIES):
-        one = Probes(trunk, [category], ProbeSettings(kind="learned", tokens=4))
-        pairs = [(one.heads, probes.heads), (one.embeddings, probes.embeddings)]
+        one = Probes(trunk, [category], probes.settings)
+        pairs = [(one.heads, probes.heads)]
         pairs += [(one.down[key], probes.down[key]) for key in one.down]
         pairs += [(one.up[key], probes.up[key]) for key in one.up]
         for own, joint in pairs:
@@ -396,11 +394,11 @@ def test_sets_that_ask_the_same_question_share_their_drafts(tiny_model, tmp_path
 
 
 def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkeypatch):
-    """Probes of other lengths, one of them trained, and one that reads a draft first, which is read apart."""
+    """Probes of other lengths, and one that reads a draft first, which is read apart."""
     kinds = {
         "a": SETTINGS.probe,
         "b": ProbeSettings(text="{category} ?"),
-        "c": ProbeSettings(kind="learned"),
+        "c": ProbeSettings(text="why {category} ?"),
         "d": None,
     }
     trunk = Trunk.load(tiny_model, "cpu")
@@ -460,15 +458,6 @@ def test_the_same_seed_gives_the_same_models(trained, tiny_model, tmp_path):
 def test_no_pickle_is_left(trained):
     names = {path.name for path in trained[0].rglob("*") if path.is_file()}
     assert names == {"config.json", "fit.json", "adapter_config.json", "adapter_model.safetensors", "head.safetensors"}
-
-
-def test_learned_probes_are_saved_and_loaded(tiny_model, tmp_path):
-    settings = replace(SETTINGS, max_steps=2, probe=ProbeSettings(kind="learned"))
-    fit_set(tiny_model, preferences(), tmp_path / "set", CATEGORIES, settings)
-    models = ShadowRewardModels.load(tmp_path / "set", "cpu")
-    again = ShadowRewardModels.load(tmp_path / "set", "cpu")
-    assert torch.equal(models.score(["insult 3"], ["no 3"]), again.score(["insult 3"], ["no 3"]))
-    assert load_settings(tmp_path / "set") == settings
 
 
 def test_a_single_model_covers_all_categories(tiny_model, tmp_path):
@@ -571,8 +560,6 @@ def test_questions_are_refused_where_they_would_not_ask(tokenizer):
     with pytest.raises(InputError, match="must contain"):
         probe_questions(tokenizer, ProbeSettings(text="is this bad ?"), CATEGORIES)
     assert len(probe_questions(tokenizer, ProbeSettings(text="is this bad ?"), [ALL])) == 1, "one model names none"
-    learned = probe_questions(tokenizer, replace(asked, kind="learned", tokens=3), ["insult"])[0]
-    assert learned == tokenizer("is this insult ?")["input_ids"][-3:], "what is trained may start anywhere"
 
 
 class LosingTokenizer:
@@ -659,9 +646,3 @@ def test_a_text_is_too_long_where_its_probe_would_not_fit(trunk, trained):
 def test_settings_have_bounds(change):
     with pytest.raises(InputError, match=next(iter(change))):
         replace(SETTINGS, **change)
-
-
-def test_a_study_of_probes_stays_in_its_folder(tmp_path):
-    first = SetRun(tmp_path / "shadow_rms", CATEGORIES, SETTINGS)
-    with pytest.raises(InputError, match="leads out of"):
-        probe_runs(first, {"../../params": {}}, tmp_path / "probes")

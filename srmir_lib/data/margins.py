@@ -108,6 +108,17 @@ def annotate(model, tokenizer, pairs, direction: Tensor, **options) -> Tensor:
     return legend_margin(*sides, direction)
 
 
+def in_plane(left: Tensor, right: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, H), (N, H) in two dimensions, (N, 2), (N, 2): along the `direction` (H,) of unit length, so that
+    the difference of two first coordinates is a margin, and along the widest direction across it."""
+    both = torch.cat([left, right]).float()
+    both = both - both.mean(dim=0)
+    along = both @ direction
+    across = both - along.unsqueeze(1) * direction
+    wide = torch.linalg.svd(across, full_matrices=False).Vh[0]
+    return torch.stack([along, across @ wide], dim=1).split(len(left))
+
+
 def embed_sides(
     model, tokenizer, prompts: Sequence, left: Sequence, right: Sequence, layer: int = -1, pooling: str = "last"
 ) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,6 @@
 
 Read `evaluate` first: the same questions to every policy, ruled on by one of `referees`, summed up by `measures`.
 `reward_accuracy` and `bag_of_words` ask reward models and their plainest rival, `comparison` sets policies side by
-side, `claims` decides over towns, `dials` follows policies from one kind of town to another. `plots` and
-`training_report` draw; `group_report` follows one group of answers through GRPO.
+side, `claims` decides over towns, `dials` follows policies from one kind of town to another. `plots`, `pictures`
+and `training_report` draw; `group_report` follows one group of answers through GRPO.
 """

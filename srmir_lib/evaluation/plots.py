@@ -162,12 +162,16 @@ def best_of_n_curves(rows: Sequence[Mapping]) -> Figure:
 
 
 def forest_plot(
-    rows: Sequence[Mapping], xlabel: str, reference: float = 0.0, lines: Mapping[str, float] | None = None
+    rows: Sequence[Mapping],
+    xlabel: str,
+    reference: float = 0.0,
+    lines: Mapping[str, float] | None = None,
+    main: Sequence[str] = (),
 ) -> Figure:
     """Estimates with 95 % intervals, one row each: dicts with `label`, `estimate`, `low`, `high`, optionally `group`.
 
     Rows of one `group` stand together under its name; the vertical line marks `reference` (no effect), those of `lines`
-    what their names say.
+    what their names say. Rows whose label is in `main` have a colour and a marker each, the others are then pale.
     """
     groups = list(dict.fromkeys(row.get("group", "") for row in rows))
     ticks, labels, height = [], [], 0
@@ -178,8 +182,13 @@ def forest_plot(
             labels.append(group)
             height += 1
         for row in (r for r in rows if r.get("group", "") == group):
-            axis.plot([row["low"], row["high"]], [height, height], color=CHOSEN, linewidth=1.6)
-            axis.plot(row["estimate"], height, "s", color=INK, markersize=4)
+            line, dot, marker = (PALE, PALE, "s") if main else (CHOSEN, INK, "s")
+            if row["label"] in main:
+                at = list(main).index(row["label"])
+                line = dot = SHADES[1 + at]
+                marker = marker_of(at)
+            axis.plot([row["low"], row["high"]], [height, height], color=line, linewidth=1.6)
+            axis.plot(row["estimate"], height, marker, color=dot, markersize=4)
             ticks.append(height)
             labels.append(row["label"])
             height += 1
@@ -193,7 +202,7 @@ def forest_plot(
     for tick in axis.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() in groups else "normal")
     axis.set_ylim(height - 0.4, -0.8)
-    axis.set_xlabel(f"{xlabel} (square: estimate, line: 95 % interval)")
+    axis.set_xlabel(f"{xlabel} ({'mark' if main else 'square'}: estimate, line: 95 % interval)")
     axis.grid(color=GRID, linewidth=0.5, axis="x")
     return figure
 

@@ -11,6 +11,7 @@ from srmir_lib.evaluation.bag_of_words import TextBaseline, fit_text_baseline
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import categorized_reward
 from srmir_lib.policies.reward import RewardFunction
+from srmir_lib.reward_models.calibration import Calibration, lengths_of
 from srmir_lib.reward_models.shadow import score_sets
 from srmir_lib.statistics import (
     Interval,
@@ -19,8 +20,25 @@ from srmir_lib.statistics import (
     bootstrap_interval,
     is_correct,
     paired_auroc_gain,
+    rank_correlation,
     youden_threshold,
 )
+
+WAYS = {
+    "seven": "seven, routed",
+    "single": "one model",
+    "words_both": "counting words",
+    "words_tuned": "counting words",
+    "seven_linear": "seven, summed",
+    "seven_gold": "seven, true category",
+    "cross": "cross-trained, routed",
+    "cross_linear": "cross-trained, summed",
+    "words_response": "counting the answer's words",
+}
+"""Ways of asking the reward models of 02 and their rivals, by name in metrics: what figures call them."""
+
+
+MAIN_WAYS = tuple(dict.fromkeys(list(WAYS.values())[:4]))
 
 
 def routed_danger(models, rows) -> np.ndarray:
@@ -98,6 +116,15 @@ def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[st
     return np.stack([rows.mean(axis=0) if len(rows) else nothing for rows in own], axis=1)
 
 
+def own_and_others(matrix: np.ndarray) -> dict[str, float]:
+    """Means of an accuracy matrix (R, K), pairs without a row left out: of models on their `own_category`, on
+    `other_categories` (if K > 1), and, if R > K, of the `last_row`."""
+    own, seven = np.eye(matrix.shape[1], dtype=bool), matrix[: matrix.shape[1]]
+    parts = {"own_category": seven[own]} | ({"other_categories": seven[~own]} if len(own) > 1 else {})
+    parts |= {"last_row": matrix[-1]} if len(matrix) > len(seven) else {}
+    return {name: float(np.nanmean(part)) for name, part in parts.items()}
+
+
 def category_index(names: Sequence[str], categories: Sequence[str]) -> Tensor:
     """Which model answers for each row, (N,) long; -1 for a name without a model: there the mean of all answers."""
     index = {name: j for j, name in enumerate(categories)}
@@ -142,6 +169,19 @@ def as_metrics(rows: Sequence[Mapping]) -> dict[str, float]:
     """Rows -> `pair_accuracy_<group>_<label>` with its `_low` and `_high`, for metrics.json."""
     parts = {"estimate": "", "low": "_low", "high": "_high"}
     return {f"pair_accuracy_{row['group']}_{row['label']}{end}": row[key] for row in rows for key, end in parts.items()}
+
+
+def pay_for_length(models, reference: tuple[Sequence, Sequence], pairs) -> dict[str, dict[str, float]]:
+    """What a set's gaps owe to length: a row for calibration on the `reference` (prompts, answers), one for that by
+    length. accuracy on `pairs`, each by the model of its label; rank correlation of gap and difference in characters.
+    """
+    raw, gaps, found = models.score(*reference), reward_gaps(models, pairs), {}
+    longer = lengths_of(pairs["chosen"]) - lengths_of(pairs["rejected"])
+    for name, answers in {"calibrated": None, "calibrated for length": reference[1]}.items():
+        scaled = Calibration.fit(raw, models.categories, answers).scale_gaps(gaps, pairs)
+        own = gaps_by_label(scaled, pairs["category"], models.categories).numpy()
+        found[name] = {"accuracy": float(is_correct(own).mean()), "follows length": rank_correlation(own, longer)}
+    return found
 
 
 def word_rivals(preferences: Mapping, tuned: bool = False) -> dict[str, TextBaseline]:

@@ -123,6 +123,92 @@ def about_separation(areas: Mapping[str, float], gains: Mapping[str, Interval], 
     return f"AUROC of {control}: {areas[control]:.3f}. " + "; ".join(said) + "."
 
 
+def about_pairs(rows: Sequence[Mapping], treatment: str, control: str) -> str:
+    """Who ranks which pairs better; `rows` (group, estimate, low, high): treatment minus control on the same pairs."""
+    said = []
+    for row in rows:
+        how = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not clearly otherwise than"
+        interval = f"{signed(row['estimate'])}, {signed(row['low'])} to {signed(row['high'])}"
+        said.append(f"{row['group']} pairs {how} {control} ({interval})")
+    return f"{treatment[0].upper()}{treatment[1:]}: ranks {'; '.join(said)}."
+
+
+def about_specialists(own: float, other: float) -> str:
+    """What models are right on at home and elsewhere: mean pair accuracies in [0, 1]."""
+    bought = "it is better at home" if own > other else "it is no better at home"
+    return (
+        f"A model is right on {own:.3f} of the pairs of its own category and on {other:.3f} of the others': {bought} "
+        f"({signed(own - other)})."
+    )
+
+
+def about_scales(deviations: Sequence[float], apart: float) -> str:
+    """Whether the scores of reward models have scales of their own, as was expected: the widest at least `apart` times
+    the narrowest."""
+    width = max(deviations) / min(deviations)
+    held = "the scales differ, as we expected" if width >= apart else "the scales are alike already, unexpectedly"
+    return f"Raw, the widest scale is {width:.2f} times the narrowest: {held}."
+
+
+CLEAR = {"better": lambda row: row["low"] > 0, "worse": lambda row: row["high"] < 0}
+
+
+def about_objective(
+    name: str, rows: Sequence[Mapping], spread: float, still: Sequence[str], at_most: float = float("inf")
+) -> str:
+    """What an objective did to the order of pairs and to the scale, against what was expected of it.
+
+    `rows` (group, estimate, low, high): its accuracy minus that of the plain loss; `spread`: of its scores, in those of
+    the plain loss. Expected: no clear difference on pairs of the groups `still`, and a spread of `at_most`.
+    """
+    moved = {how: [row | {"label": row["group"]} for row in rows if clear(row)] for how, clear in CLEAR.items()}
+    parts = [f"{told(found)} pairs {how} than plain" for how, found in moved.items() if found]
+    order = " and ".join(parts) or "no pairs clearly otherwise than plain"
+    calm = not any(row["group"] in still for found in moved.values() for row in found)
+    held = "as we expected" if calm and spread <= at_most else "against our expectation"
+    return f"{name} ranks {order}; its scores spread {spread:.2f} times as far: {held}."
+
+
+def about_margins(follows: Mapping[str, Mapping[str, float]]) -> str:
+    """Whether Legend's margin follows harm more closely than one bit: kind of prompt -> rank correlations of `margin`
+    and `bit`, of each."""
+    said = []
+    for kind, found in follows.items():
+        better = "the one bit" if found["bit"] > found["margin"] else "the margin"
+        said.append(f"on {kind} prompts {better} follows it better ({found['margin']:.2f} against {found['bit']:.2f})")
+    return f"Margin against bit, by rank correlation with the gap in harm: {'; '.join(said)}."
+
+
+def about_choosing(truths: Mapping[str, Mapping[int, float]], room: float) -> str:
+    """Whether what reward models pick goes on getting better with the number of answers, and how far it is from the
+    best there was. `truths`: name -> n -> true goodness of the pick, `oracle` among the names; `room`: how much the
+    oracle was expected to be ahead, at least."""
+    *_, fewer, most = list(truths["oracle"])
+    gains = {name: of[most] - of[fewer] for name, of in truths.items() if name != "oracle"}
+    rising, falling = [n for n, gain in gains.items() if gain > 0], [n for n, gain in gains.items() if gain <= 0]
+    best = max(gains, key=lambda name: truths[name][most])
+    ahead = truths["oracle"][most] - truths[best][most]
+    held = "as we expected" if not falling and ahead > room else "against our expectation"
+    return (
+        f"Of {most} answers the pick is better than of {fewer} with {joined(rising)}, and no better with "
+        f"{joined(falling)}; the best of them, {best}, is {ahead:.3f} short of the oracle: {held}."
+    )
+
+
+def about_length(paid: Mapping[str, Mapping[str, float]], within: float) -> str:
+    """What calibration for length did, by the two rows of `pay_for_length`; expected: gaps follow length less, in size,
+    and the accuracy moves by less than `within`."""
+    plain, taken = paid.values()
+    before, after = plain["follows length"], taken["follows length"]
+    moved, less = taken["accuracy"] - plain["accuracy"], abs(after) < abs(before)
+    held = "as we expected" if less and abs(moved) < within else "against our expectation"
+    how = "less" if less else "no less"
+    return (
+        f"Calibrated for length, reward gaps follow it {how} ({before:.2f} before, {after:.2f} after), and the "
+        f"accuracy moves by {signed(moved)}: {held}."
+    )
+
+
 SPEAKS = {"for": "for the claim", "against": "against the claim", "open": "for neither side"}
 
 

@@ -28,7 +28,7 @@ from srmir_lib.taxonomy import ALL, full_name
 
 
 def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str]) -> list[list[int]]:
-    """Token ids of the question about every category, whole, or the start of as many learned embeddings.
+    """Token ids of the question about every category, whole.
 
     A question that is longer than `settings.tokens`, a tokenizer that does not give it back, and a question of several
     models without {category} are `InputError`s.
@@ -43,9 +43,7 @@ def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str
         back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if back.strip() != question.strip():
             raise InputError(f"tokenizer: {question!r} comes back as {back!r}; use a tokenizer that keeps every word")
-        if settings.kind == "learned" and count:
-            ids = ([ids[0]] * count + ids)[-count:]
-        elif count and len(ids) > count:
+        if count and len(ids) > count:
             raise InputError(
                 f"probe: the question about {category} has {len(ids)} tokens, more than its {count}; "
                 "raise tokens, or give the category a shorter name"
@@ -65,7 +63,6 @@ class Probes(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.heads = nn.Parameter(torch.empty(count, size).normal_(0, size**-0.5, generator=generator))
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()  # LoRA's A (K, r, in) and B (K, out, r), by layer
-        self.embeddings = None
         for name, layer in trunk.linear.items():
             bound = layer.in_features**-0.5  # PEFT's start: A as a linear layer's weight, B zero
             down = torch.empty(count, settings.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
@@ -73,9 +70,6 @@ class Probes(nn.Module):
             self.up[_key(name)] = nn.Parameter(torch.zeros(count, layer.out_features, settings.rank))
         questions = probe_questions(trunk.tokenizer, settings, self.categories)
         self.questions = padded(questions, trunk.device, left=True)  # (K, m) each: all end at the same place
-        if settings.kind == "learned":
-            start = trunk.decoder.get_input_embeddings().weight.detach()[self.questions["input_ids"]]
-            self.embeddings = nn.Parameter(start.float())
 
     @property
     def width(self) -> int:
@@ -90,7 +84,7 @@ class Probes(nn.Module):
         """Scores (B, K) of B texts by every model or, with `columns` (B,), (B,): each by one model; in float32."""
         asked = slice(None) if columns is None else columns.unsqueeze(1)  # of each row, which models: all, or its own
         table = trunk.decoder.get_input_embeddings()
-        known = table(self.questions["input_ids"]) if self.embeddings is None else self.embeddings
+        known = table(self.questions["input_ids"])
         real, places = (self.questions[name][asked] for name in ("attention_mask", "position_ids"))
         rows, (count, width) = len(states), real.shape[-2:]
         with self._active(trunk, columns):
@@ -136,8 +130,6 @@ class Probes(nn.Module):
     def _files(self, index: int, prefix: str) -> dict[str, dict[str, Tensor]]:
         """The files of one model: by name of the file, then of the tensor, its part of the parameters."""
         head, adapter = {"score.weight": self.heads[index : index + 1]}, {}
-        if self.embeddings is not None:
-            head["probe.embeddings"] = self.embeddings[index]
         for key in self.down:
             name = f"base_model.model.{prefix}.{key.replace('/', '.')}"
             adapter[f"{name}.lora_A.weight"] = self.down[key][index]
@@ -183,7 +175,7 @@ def check_probes(trunk: Trunk, settings: ProbeSettings) -> None:
     rest, of which nobody here knows yet.
     """
     trunk.check()
-    probes = Probes(trunk, [ALL], replace(settings, kind="question", tokens=0, rank=1)).to(trunk.device)
+    probes = Probes(trunk, [ALL], replace(settings, tokens=0, rank=1)).to(trunk.device)
     failed = f"{type(trunk.model).__name__}: a question behind a text is not read as it is"
     question = probes.question(0)
     text = question[:4]

@@ -110,7 +110,6 @@ def fit_shared(
         started = perf_counter()
         probes, history = _train(pairs, rows, target, settings, seed, progress)
         fit = {"key": key, "history": history, "seconds": perf_counter() - started}
-        fit["mean_length"] = pairs.lengths.double().mean().item()  # tokens of a text
         with atomic_path(output_dir) as fresh:
             fresh.mkdir()
             probes.save(fresh, trunk.model.base_model_prefix, trunk.base_model)

@@ -115,7 +115,6 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
     steps = {"max_steps": (amounts.policy, "updates of each policy; a first look, more is better")}
     shared = facts.design == "shared"
     nobody = {"facts": ("", "nobody knows the truth about these prompts")}
-    question = {"question": ("", 'no draft before judging; else a question with {prompt}, such as "why would you …"')}
     rates = {"single_learning_rate": 5e-4 if shared else 1e-4, "max_length": facts.longest, "keep_gb": 1.5}
     several = len(names) > 1
     return {
@@ -138,7 +137,6 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
                 "max_steps": (amounts.fit, "updates of each model; 03 takes it over"),
                 "learning_rate": (1e-3 if shared else 1e-4, "of each; halve it if the accuracy jumps about"),
             }
-            | question
             | hidden
             | {
                 "training": (rates, "max_length: the longest pair; keep_gb: memory for what the trunk has read"),
@@ -146,7 +144,6 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
                     {"text": facts.probe[0], "single_text": facts.probe[1], "names": called, "tokens": 0},
                     "design shared: what is asked behind an answer; names: what to call a category in it",
                 ),
-                "comparison": ({"probe_study": {}}, "no other probes to compare with"),
             },
         ),
         "03_margins": (

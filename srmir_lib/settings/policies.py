@@ -262,7 +262,6 @@ class OtherRewardModelsSettings(NotebookSettings):
 
     base_model: str = told(FROM_01)
     device: Device = told("auto, cpu, cuda, cuda:1, …")
-    rival: Literal["rival_rms", ""] = told("a set of 02 by another design; empty: none")
     objectives: list[str] = told("sets in 03's objectives/, where all but its first objective lie")
     facts: str = told("file of 01_data with the truth about the town, for evaluation only", min_length=1)
     payments: dict[str, Payment] = told("how scores become advantages: by name", min_length=1)
@@ -276,8 +275,8 @@ class OtherRewardModelsSettings(NotebookSettings):
 
     @model_validator(mode="after")
     def _names(self):
-        if taken := {"plain", "separate"} & set(self.objectives):
-            raise ValueError(f"objectives: {', '.join(sorted(taken))} is what a set of 02 is called here")
+        if "plain" in self.objectives:
+            raise ValueError("objectives: plain is what the set of 02 is called here; name sets of 03")
         return self
 
     def imitation(self) -> SFTSettings:

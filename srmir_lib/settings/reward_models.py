@@ -10,11 +10,9 @@ from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 from srmir_lib.settings.reward_training import (
     EncoderSettings,
     Objective,
-    ProbeKind,
     ProbeSettings,
     RewardSettings,
     Targets,
-    check_folders,
     check_objectives,
     check_reading,
 )
@@ -44,14 +42,12 @@ class RewardTraining(Settings):
     max_length: int = told("longest conversation in tokens; a longer pair is an error", 192, gt=0)
     unknown_ratio: float = told("pairs of no category that each model sees, per pair of its own", 0.5, ge=0)
     cross_ratio: float = told("cross-category training: pairs of other categories, per pair of its own", 1.0, ge=0)
-    draft_tokens: int = told("tokens of the draft that is read before judging, at most", 24, gt=0)
     keep_gb: float = told("memory for what the trunk has read, gigabytes; the rest is read again", 1.5, ge=0)
 
 
 class Probe(Settings):
     """What is asked on a shared trunk."""
 
-    kind: ProbeKind = told("its tokens ask (question), or are trained (learned)", "question")
     text: str = told("what it asks", "<|user|>is this harmful : {category} ?<|end|><|assistant|>")
     names: dict[str, str] = told(
         "what the base model calls the categories; one that is missing keeps the name it has in the figures", LAB_NAMES
@@ -69,30 +65,6 @@ class Probes(Probe):
     """That of the seven, and that of the single model."""
 
     single_text: str = told("what the single model's asks", "<|user|>is this harmful ?<|end|><|assistant|>")
-
-
-class Comparison(Settings):
-    """What is trained beside the three sets, to compare."""
-
-    rival_design: Literal["separate", "shared", ""] = told("seven more of this design on the same pairs; empty: no", "")
-    rival_learning_rate: float = told("of these", 4e-3, gt=0)
-    centred: float = told(
-        "the seven (and their rivals) once more with this center_rewards_coefficient; 0: no", 0.0, ge=0
-    )
-    probe_study: dict[str, dict] = told(
-        "design shared: other probes, name -> what differs (kind, text, names, tokens)",
-        {
-            "short question": {"text": " {category} ?<|end|><|assistant|>"},
-            "learned": {"kind": "learned", "tokens": 4},
-        },
-    )
-
-    @model_validator(mode="after")
-    def _other_probes(self):
-        check_folders("probe_study", self.probe_study, ("whole question",))
-        for name, changes in self.probe_study.items():
-            Probe.checked(changes, f"probe_study: {name}")
-        return self
 
 
 class Reading(Settings):
@@ -146,33 +118,27 @@ class ShadowSettings(NotebookSettings):
     objective: Objective = told("what is asked of the gap between a pair's scores")
     max_steps: int = told("updates of each of the seven; the single model gets as many as they together", gt=0)
     learning_rate: float = told("of the seven, at the first update; falls linearly to zero", gt=0)
-    question: str = told("answered with a draft before judging; empty: none")
     labelled: str = told("folder in 01_data of responses that people labelled (design pooled); empty: none")
     null_run: bool = told("the models learned from a model whose drafts tell nothing")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told("false: only the beginning of each text, for real data")
     training: RewardTraining = told("how a model is trained", RewardTraining())
     probe: Probes = told("design shared: what is asked", Probes())
-    comparison: Comparison = told("what is trained beside them, to compare", Comparison())
     reading: Reading = told("design pooled: how a pair becomes tokens", Reading())
     fine_tuning: FineTuning = told("design pooled: how the encoder is trained", FineTuning())
 
     @model_validator(mode="after")
     def _is_read(self):
         """Refuse what the design would not read."""
-        if self.question and "{prompt}" not in self.question:
-            raise ValueError(f"question: {self.question!r} must contain {{prompt}}; or write an empty one")
         if self.design != "pooled":
             if self.labelled:
                 raise ValueError(f"labelled: {self.labelled!r} is read with design pooled alone; leave it empty")
             return self
-        elsewhere, none = "an encoder's stands in fine_tuning", "an encoder has none"
+        elsewhere = "an encoder's stands in fine_tuning"
         unread = {
             "objective": (self.objective, "bradley_terry", elsewhere),
             "training.center_rewards_coefficient": (self.training.center_rewards_coefficient, 0.0, elsewhere),
             "training.averaged_fits": (self.training.averaged_fits, 1, "an encoder's fits are not averaged"),
-            "comparison.rival_design": (self.comparison.rival_design, "", none),
-            "comparison.centred": (self.comparison.centred, 0.0, none),
         }
         for name, (value, usual, fix) in unread.items():
             if value != usual:
@@ -183,27 +149,19 @@ class ShadowSettings(NotebookSettings):
         """Name -> (categories, settings, design, which pairs a model sees) of every set that is trained."""
         if self.design == "pooled":
             return {"shadow_rms": (categories, self.fine_tuning.encoder(), "pooled", "own")}
-        seven, more = self._of_trunk(), self.comparison
+        seven = self._of_trunk()
         alone = replace(seven.probe, text=self.probe.single_text)
         as_many = {"max_steps": self.max_steps * len(categories)}  # updates as the seven have together
         single = replace(seven, **as_many, learning_rate=self.training.single_learning_rate, probe=alone)
-        sets = {
+        return {
             "shadow_rms": (categories, seven, self.design, "own"),
             "single_rm": ([ALL], single, self.design, "own"),
             "cross_rms": (categories, seven, self.design, "cross"),
         }
-        if more.rival_design:
-            rival = replace(seven, learning_rate=more.rival_learning_rate)
-            sets["rival_rms"] = categories, rival, more.rival_design, "own"
-        for name in ("shadow_rms", "rival_rms") if more.centred else ():
-            if name in sets:
-                of, own, *rest = sets[name]
-                sets[f"centred_{name}"] = of, replace(own, center_rewards_coefficient=more.centred), *rest
-        return sets
 
     def _of_trunk(self) -> RewardSettings:
         """What each of the seven is told."""
-        given = {name: getattr(self, name) for name in ("objective", "max_steps", "learning_rate", "question")}
+        given = {name: getattr(self, name) for name in ("objective", "max_steps", "learning_rate")}
         other = dict(self.training)
         del other["single_learning_rate"], other["length_calibration"]
         probe = ProbeSettings(**{name: getattr(self.probe, name) for name in Probe.model_fields})
@@ -229,7 +187,6 @@ class MarginSettings(NotebookSettings):
     refusals: list[str] = told("safe answers for the direction", min_length=1)
     scale: Literal["none", "unit", "binned"] = told("hidden-state units, root mean square 1, or 0, 1/3, 2/3, 1")
     negative: Literal["keep", "clip", "drop", "flip"] = told("what becomes of margins below zero")
-    length_calibration: bool = told("take off what a model pays for an answer's length alone")
     objectives: dict[str, dict] = told("reward models to train again: name -> what differs from 02")
     facts: str = told("file of 01_data with the truth about the town, for evaluation only; empty: unknown")
     best_of: int = told("answers a prompt that the models choose among; 0: none", ge=0)

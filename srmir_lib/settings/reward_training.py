@@ -26,7 +26,6 @@ Targets = Literal["own", "shuffled", "mean"]
 """Whose target a pair gets: its own, that of another pair, or the mean of all. The last two are controls: they know the
 sizes of the targets and not whose they are."""
 
-ProbeKind = Literal["question", "learned"]
 
 RESERVED = ("plain", "oracle")
 """Rows of 03 that are not trained."""
@@ -77,16 +76,11 @@ class PairObjective:
 class ProbeSettings:
     """What is asked, and how large an answer may be."""
 
-    kind: str = "question"  # question: its tokens; learned: embeddings, trained
     text: str = " harmful : {category} ?"  # the question; {category} may be missing if there is one model only
     names: dict[str, str] = field(default_factory=dict)  # what it calls a category; else its name in `taxonomy`
     tokens: int = Field(0, ge=0)  # m, of every probe: 0: as many as the longest question has
     rank: int = Field(8, gt=0)
     alpha: int = Field(16, gt=0)  # adapters are scaled by alpha / rank
-
-    def __post_init__(self):
-        if self.kind not in get_args(ProbeKind):
-            raise InputError(f"probe: {self.kind!r} is none of {', '.join(get_args(ProbeKind))}")
 
 
 @checked
