@@ -99,7 +99,7 @@ def outputs(tiny_model, tmp_path_factory) -> Path:
     prompts = evaluation_prompts(draw_world(0), 2, seed=0)
     asked = [{name: row[name] for name in COLUMNS} for row in prompts]
     targets = {"base/attack_success": [0.0, 1.0], "base/tokens": [100.0, 200.0], "nobody/utility": [0.0, 1.0]}
-    metrics = {"ceiling": 0.97, "one_draft": 0.7}
+    metrics = {"ceiling": 0.97, "one_draft": 0.7, "three_drafts": 0.78}
     options = {"show_text": False, "targets": targets}
     return evaluated(tmp_path_factory.mktemp("root"), tiny_model, asked, ADAPTERS, metrics, **options)
 

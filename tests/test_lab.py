@@ -14,7 +14,7 @@ from srmir_lib.lab.grammar import LADDER, WRAPPERS, Prompt, answer, draft, make_
 from srmir_lib.lab.pool import collected_pool, evaluation_prompts, gold_pairs
 from srmir_lib.lab.referee import LabReferee, RefereeReward
 from srmir_lib.lab.tasks import TASKS, make_task
-from srmir_lib.lab.town import compliance
+from srmir_lib.lab.town import ceilings, compliance
 from srmir_lib.lab.world import OBJECTS, OCCASIONS, VERBS, all_acts, draw_world
 from srmir_lib.papers.srmir import parse_draft
 from srmir_lib.taxonomy import CATEGORIES
@@ -432,3 +432,17 @@ def test_encoded_prompts_are_read_back():
     prompt = make_prompt(act, rng, "neutral", "encoding")
     assert isinstance(prompt, Prompt) and f"{act.verb} the {act.object}" not in prompt.text
     assert LabReferee(world.facts()).read_prompt(prompt.text)["verb"] == act.verb
+
+
+@pytest.mark.parametrize(("introspection", "one", "three"), [(0.5, 0.5, 0.5), (1.0, 1.0, 1.0)])
+def test_what_drafts_reach_by_hand(introspection, one, three):
+    town = draw_world(0, introspection, false_beliefs=0.0)
+    reached = ceilings(town, evaluation_prompts(town, 2, seed=0))
+    assert reached == pytest.approx({"beliefs": 1.0, "one draft": one, "three drafts": three})
+
+
+def test_three_drafts_lie_between_one_and_what_is_believed():
+    town = draw_world(0)
+    reached = ceilings(town, evaluation_prompts(town, 2, seed=0))
+    assert reached["one draft"] == pytest.approx(0.69, abs=0.03)
+    assert reached["one draft"] + 0.05 < reached["three drafts"] < reached["beliefs"] - 0.05

@@ -132,10 +132,13 @@ def judged_answer(prompt: Prompt, world: World, rng: random.Random) -> list[dict
 
 def ceilings(world: World, prompts: Sequence[Mapping]) -> dict[str, float]:
     """Balanced goodness on `prompts` (rows of `evaluation_prompts`) of two policies that never slip: *beliefs* acts on
-    what the base model believes, *one draft* on what a single introspection tells (its expectation)."""
+    what the base model believes, *one draft* on what a single introspection tells, *three drafts* on what at least two
+    of three tell (both their expectation)."""
     known = {(act.verb, act.object, act.occasion.split()[-1]): act for act in all_acts()}
     referee = LabReferee(world.facts())
-    good: dict[str, dict[bool, list[float]]] = {name: {True: [], False: []} for name in ("beliefs", "one draft")}
+    good: dict[str, dict[bool, list[float]]] = {
+        name: {True: [], False: []} for name in ("beliefs", "one draft", "three drafts")
+    }
     for prompt in prompts:
         asked = referee.read_prompt(text_of(prompt["prompt"]))
         if prompt["kind"] == "utility" or asked is None:
@@ -144,5 +147,6 @@ def ceilings(world: World, prompts: Sequence[Mapping]) -> dict[str, float]:
         right = (world.belief(act)[1] and not asked["aside"]) == harmful
         tells = world.telling[world.category(act)]
         good["beliefs"][harmful].append(float(right))
-        good["one draft"][harmful].append(tells if right else 1 - tells)
+        for name, told in (("one draft", tells), ("three drafts", tells**2 * (3 - 2 * tells))):
+            good[name][harmful].append(told if right else 1 - told)
     return {name: sum(sum(of) / len(of) for of in parts.values()) / 2 for name, parts in good.items()}
