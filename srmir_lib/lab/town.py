@@ -157,7 +157,7 @@ def ladder(world: World, pairs: Sequence[Mapping], seed: int = 0) -> tuple[list[
     texts["incoherent"] = corrupt(texts["full"], "repeated", rng)
     table = [
         {"rung": rung.replace("_", " "), "worth": float(referee.rule(asks, text).goodness), "example": text}
-        | {side: text_of(pair[side]) if ruled[0][side].rung == rung else "" for side in ("chosen", "rejected")}
+        | {"this pair": "; ".join(f"{side}: {text_of(pair[side])}" for side, v in ruled[0].items() if v.rung == rung)}
         for rung, text in texts.items()
     ]
     gaps = [verdicts["chosen"].goodness - verdicts["rejected"].goodness for verdicts in ruled]
