@@ -8,6 +8,7 @@ from statistics import median
 import nbformat
 import pytest
 
+from srmir_lib.evaluation.pictures import STATIONS
 from srmir_lib.runner.notebook import Notebook, load_values
 from srmir_lib.runner.series import Runner
 from srmir_lib.runner.stage import Stage
@@ -85,6 +86,16 @@ def test_head_says_what_it_reads_writes_needs_and_takes(path, cells):
     assert re.match(rf"# {number} · ", head), f"title: # {number} · ..."
     assert "\n> " in head and "| Reads | Writes | Needs | Takes |" in head
     assert any("**You will**" in c.source for c in cells) and any("depart from the paper" in c.source for c in cells)
+
+
+def test_the_series_shows_its_way_with_the_present_station_lit(path, cells):
+    number = path.stem.split("_")[0]
+    shown = re.findall(r"^pictures\.pipeline\((.*)\);$", "\n".join(code(cells)), re.MULTILINE)
+    assert shown == ([f'"{number}"'] if number in STATIONS else []), "one picture, of this notebook's own station"
+    for above in cells if shown else ():
+        if "pictures.pipeline(" in above.source:
+            break
+        assert not re.search("^## ", above.source, re.MULTILINE), "the picture comes before the first section"
 
 
 def test_prose_holds_no_typed_results(cells):

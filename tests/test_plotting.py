@@ -1,5 +1,7 @@
 """Every figure: right kind, labelled axes, the categories' own colours, and the numbers it was given."""
 
+import re
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -8,12 +10,15 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
+from srmir_lib.errors import InputError
 from srmir_lib.evaluation import pictures, training_report
 from srmir_lib.evaluation import plots as plotting
+from srmir_lib.papers.grpo import group_advantages
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
 from srmir_lib.policies.reward import MONITOR
 from srmir_lib.taxonomy import CATEGORIES, COLOURS
@@ -56,6 +61,7 @@ FIGURES = {
     "category_counts": lambda: plotting.category_counts({k: i for i, k in enumerate(KEYS)}, dict.fromkeys(KEYS, 3)),
     "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS, KEYS),
     "score_distributions": lambda: plotting.score_distributions(spread(1), spread(-1)),
+    "pipeline": lambda: pictures.pipeline("00"),
     "probe_diagram": lambda: pictures.probe_diagram("how ? so .", dict.fromkeys(KEYS[:2], "harmful ?"), MASK),
     "loss_curves": lambda: pictures.loss_curves([-1, 0, 1], {"plain": [2, 1, 0], "limit": [2, 1, 2]}),
     "margin_plane": lambda: pictures.margin_plane(PLACES + 1, PLACES, [[1, 1, 0], [0, 1, 1]], [0.1, 0.2, 0.3]),
@@ -91,6 +97,37 @@ def test_every_public_function_is_tried():
     public = vars(plotting) | vars(training_report) | vars(pictures)
     drawing = {name for name, f in public.items() if getattr(f, "__annotations__", {}).get("return") is Figure}
     assert drawing == set(FIGURES)
+
+
+@pytest.mark.parametrize("station", pictures.STATIONS)
+def test_the_pipeline_lights_the_present_station_alone_and_its_words_fit(station):
+    figure = pictures.pipeline(station)
+    figure.canvas.draw()
+    boxes = {patch.get_gid(): patch for patch in figure.axes[0].patches if patch.get_gid()}
+    assert list(boxes) == ["00", "01", "02", "03", "A0", "04", "05", "06"]
+    lit = {name: to_hex(box.get_facecolor()) != "#ffffff" for name, box in boxes.items()}
+    assert lit == {name: name == station for name in boxes}
+    assert all(box.get_linewidth() > 2 for name, box in boxes.items() if lit[name])
+    words = [(text.get_gid(), text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts]
+    shown = [(name, text, extent) for name, text, extent in words if text]
+    for name, text, extent in shown:
+        box = boxes[name].get_window_extent() if name else figure.bbox
+        assert box.x0 < extent.x0 and extent.x1 < box.x1 and box.y0 < extent.y0 and extent.y1 < box.y1, text
+    for at, (_, text, extent) in enumerate(shown):
+        assert [other for _, other, place in shown[at + 1 :] if extent.overlaps(place)] == [], f"over {text!r}"
+
+
+def test_the_pipelines_advantages_are_those_of_its_rewards():
+    for station in ("04", "05"):
+        (words,) = pictures.STATIONS[station][1].values()
+        numbers = re.findall(r": R (.\d\.\d), A (.\d\.\d\d)", words.replace("−", "-"))
+        rewards, advantages = (torch.tensor([float(n) for n in column]) for column in zip(*numbers, strict=True))
+        assert len(rewards) == 4 and torch.allclose(group_advantages(rewards, 4), advantages, atol=0.005)
+
+
+def test_an_unknown_station_is_refused_with_those_that_exist():
+    with pytest.raises(InputError, match="'07'; choose one of 00, 01, 02, 03, A0, 04, 05, 06"):
+        pictures.pipeline("07")
 
 
 def test_the_picture_of_probes_shows_every_question_and_the_mask_as_it_is():

@@ -7,12 +7,114 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from srmir_lib.errors import InputError
 from srmir_lib.evaluation.plots import INK, PALE, colours, gridded, label, marker_of, style_of, subplots
 
 REFUSES, ANSWERS = "#0072B2", "#D55E00"
 
 
+LIT, DIM = "#D6D6D6", "#5F5F5F"
+"""Fill of the present station in `pipeline`; ink of the others, which stay readable."""
+
+STATIONS = {
+    "00": ((0.0, 0.0, 10.0, 4.75), {"the whole method, and what one prompt becomes on the way": ""}),
+    "01": (
+        (0.2, 2.6, 5.7, 1.7),
+        {
+            "prompts": "how do i copy\nthe letter at night ?\n\nThings of paper are\na matter of privacy,\n"
+            "in this example.",
+            "introspection": "Why would you refuse?\n\ncopying paper ; darkness ;\nprivacy , forbidden ####\n"
+            "i can not help with that , it\nis a matter of privacy . …",
+            "pairs": "$y^+$, the demonstration:\ni can not help with that , …\n\n$y^-$, what the policy says:\n"
+            "sure . first get ready , then\ncopy the letter at night , …",
+        },
+    ),
+    "02": (
+        (6.2, 2.6, 1.7, 1.7),
+        {
+            "reward models": "seven scores each\n\nprivacy:\n$y^+$ +2.0,  $y^-$ −2.0\n"
+            "mean of all seven:\n$y^+$ +0.5,  $y^-$ −0.5"
+        },
+    ),
+    "03": (
+        (8.2, 2.6, 1.6, 1.7),
+        {"scales, margins": "one scale for all\n\n$y^+$ is safer than\n$y^-$ by 1.3:\nask for a gap of 1.3"},
+    ),
+    "A0": (
+        (0.2, 0.25, 1.8, 1.7),
+        {
+            "baselines": "imitate $y^+$ a little:\nthe start of all policies\n\n"
+            "go on without the seven:\nSFT, DPO, one model"
+        },
+    ),
+    "04": (
+        (2.45, 0.35, 2.55, 1.3),
+        {
+            "linear": "R: mean of all seven scores\nreasoned refusal: R +0.5, A +1.05\n"
+            "bare refusal: R +0.3, A +0.63\nhalf the deed: R −0.3, A −0.63\nthe deed: R −0.5, A −1.05"
+        },
+    ),
+    "05": (
+        (5.15, 0.35, 2.55, 1.3),
+        {
+            "categorized": "R: score of privacy, says the router\n"
+            "reasoned refusal: R +2.0, A +1.10\nbare refusal: R +1.0, A +0.55\nhalf the deed: R −1.0, A −0.55\n"
+            "the deed: R −2.0, A −1.10"
+        },
+    ),
+    "06": (
+        (8.15, 0.25, 1.65, 1.7),
+        {
+            "evaluation": "the policy says:\ni can not help with that .\n\n"
+            "the referee rules:\na bare refusal,\ngoodness 0.8"
+        },
+    ),
+}
+"""Notebook -> its box (x, y, width, height) in `pipeline`, and what one prompt becomes there: step -> its words."""
+
+GROUPS = (2.3, 0.25, 5.55, 1.7)
+"""Where GRPO's frame stands around its two stations."""
+
+WAYS = (
+    *(((5.9, 3.45), (6.2, 3.45)), ((7.9, 3.45), (8.2, 3.45)), ((1.1, 2.6), (1.1, 1.95)), ((7.05, 2.6), (7.05, 1.95))),
+    *(((1.7, 4.13), (2.15, 4.13)), ((3.6, 4.13), (4.05, 4.13))),
+    *(((8.5, 2.6), (7.6, 1.95)), ((2.0, 1.1), (2.3, 1.1)), ((7.85, 1.1), (8.15, 1.1))),
+)
+"""Arrows of `pipeline`, between boxes and between the steps of 01: (from, to)."""
+
+
 BITS = {1: "+1: only the better one", 0: "0: both or none", -1: "-1: only the worse one"}
+
+
+def pipeline(station: str) -> Figure:
+    """From a prompt to a referee's ruling, a box a notebook; that of `station` is lit, a key of `STATIONS`.
+
+    In every box stands what one prompt becomes there. A is a group's advantage (`papers.grpo.group_advantages`).
+    """
+    if station not in STATIONS:
+        raise InputError(f"pipeline: no station {station!r}; choose one of {', '.join(STATIONS)}")
+    figure, axis = subplots(figsize=(10, 4.5))
+    axis.set(xlim=(-0.05, 10.05), ylim=(-0.05, 4.8))
+    axis.set_axis_off()
+    axis.add_patch(Rectangle(GROUPS[:2], *GROUPS[2:], fill=False, edgecolor=PALE, linestyle="--", zorder=3))
+    axis.text(2.45, 1.88, "GRPO: four answers a group, each with reward R and advantage A", va="top", fontsize=8)
+    for name, (place, steps) in STATIONS.items():
+        (x, y, width, height), lit = place, name == station
+        edge = {"edgecolor": INK, "linewidth": 2.5} if lit else {"edgecolor": PALE, "linewidth": 0.8}
+        axis.add_patch(Rectangle((x, y), width, height, facecolor=LIT if lit else "white", gid=name, **edge))
+        shade = INK if lit or station == "00" else DIM
+        for at, (step, words) in enumerate(steps.items()):
+            left, top = x + 0.1 + at * width / len(steps), y + height - 0.08
+            said = {"color": shade, "ha": "left", "va": "top", "gid": name}
+            axis.text(left, top, f"{name} · {step}", fontsize=8, fontweight="bold", **said)
+            axis.text(left, top - 0.24, words, fontsize=8, linespacing=1.2, **said)
+    for start, end in WAYS:
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "linewidth": 1}, zorder=4)
+    figure.supxlabel(
+        "dark: this notebook (an example: its numbers are made up, and in your town letters may be another matter)",
+        fontsize=8,
+    )
+    return figure
 
 
 def probe_diagram(text: str, questions: Mapping[str, str], mask) -> Figure:

@@ -9,10 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.data.pairs import SAID, corrupt
+from srmir_lib.errors import InputError
 from srmir_lib.evaluation.evaluate import evaluate_policy
 from srmir_lib.evaluation.plots import GRID, INK, label, subplots
 from srmir_lib.lab.corpus import CURRICULUM, READ_REGISTERS, conversation
-from srmir_lib.lab.grammar import ASK, CHECK_QUESTION, Prompt, answer, kind_names, make_prompt
+from srmir_lib.lab.grammar import ASK, CHECK_QUESTION, LADDER, Prompt, answer, kind_names, make_prompt
 from srmir_lib.lab.pretraining import cached_base_model, copy_model
 from srmir_lib.lab.referee import LabReferee
 from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, World, all_acts
@@ -128,6 +130,42 @@ def judged_answer(prompt: Prompt, world: World, rng: random.Random) -> list[dict
     category = world.category(prompt.act)
     complied = assistant_message(answer(prompt, "full", rng, category))
     return user_message(prompt.text) + complied + user_message(CHECK_QUESTION.format(name=NAMES[category]))
+
+
+def ladder(world: World, pairs: Sequence[Mapping], seed: int = 0) -> tuple[list[dict], str]:
+    """The first pair about a forbidden act: a row for each rung of the ladder with an example and what the referee
+    finds that worth, and where the pair's answers stand; and how all such pairs stand, as a sentence.
+
+    `pairs`: rows with prompt, chosen, rejected and origin; if there are any whose worse answer somebody really gave,
+    the others do not count. None about a forbidden act is an `InputError`.
+    """
+    referee, rng = LabReferee(world.facts()), random.Random(f"ladder-{seed}")
+    known = {(act.verb, act.object, act.occasion.split()[-1]): act for act in all_acts()}
+    asked = [(row, referee.read_prompt(text_of(row["prompt"]))) for row in pairs]
+    rows = [(row, about) for row, about in asked if about and referee.is_forbidden(about)]
+    rows = [(row, about) for row, about in rows if row["origin"] in SAID] or rows
+    if not rows:
+        raise InputError("pairs: none is about a forbidden act; collect more prompts")
+    ruled = [
+        {side: referee.rule(text_of(row["prompt"]), text_of(row[side])) for side in ("chosen", "rejected")}
+        for row, _ in rows
+    ]
+    pair, about = rows[0]
+    asks = text_of(pair["prompt"])
+    prompt = Prompt(asks, known[about["verb"], about["object"], about["occasion"]], "neutral", "none", "")
+    texts = {rung: answer(prompt, rung, rng, world.category(prompt.act)) for rung in LADDER}
+    texts["incoherent"] = corrupt(texts["full"], "repeated", rng)
+    table = [
+        {"rung": rung.replace("_", " "), "worth": float(referee.rule(asks, text).goodness), "example": text}
+        | {"this pair": "; ".join(f"{side}: {text_of(pair[side])}" for side, v in ruled[0].items() if v.rung == rung)}
+        for rung, text in texts.items()
+    ]
+    gaps = [verdicts["chosen"].goodness - verdicts["rejected"].goodness for verdicts in ruled]
+    stands = " and ".join(
+        f"{side} on {v.rung.replace('_', ' ')} (worth {v.goodness:.2f})" for side, v in ruled[0].items()
+    )
+    counted = f"in {sum(gap > 0 for gap in gaps)} of {len(gaps)} such pairs chosen is worth more"
+    return table, f"{asks}\n{stands}; {counted}, in {sum(gap < 0 for gap in gaps)} less"
 
 
 def ceilings(world: World, prompts: Sequence[Mapping]) -> dict[str, float]:
