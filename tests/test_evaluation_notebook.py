@@ -128,7 +128,7 @@ def test_every_policy_is_in_the_table_with_finite_numbers(outputs):
 
 def test_the_best_is_the_best_of_those_that_may_be_called_so(outputs):
     scores = {n: s[BALANCED] for n, s in read_json(outputs / "06_evaluation" / "results.json")["policies"].items()}
-    best = max(learned_policies(scores.keys() - {"base, again", "start, again"}), key=scores.get)
+    best = max(learned_policies(name for name in scores if ", again" not in name), key=scores.get)
     assert f"{best}, the best learned policy, has {scores[best]:.3f}" in shown(outputs)
 
 

@@ -75,6 +75,8 @@ def training_batches(world: World, tokenizer, steps: int, rows: int, seed: int) 
     for share, mix in CURRICULUM:
         count = round((before + share) * steps) - round(before * steps)
         before += share
+        if not count:  # of very few updates none may be left for a part
+            continue
         size = rows if mix is MIX else max(1, 2 * rows // 3)
         some = encode(tokenizer, list(corpus(world, 500, f"{seed}-lengths", mix)))
         # A fifth more than by the mean length: rows end where the next conversation does not fit.
