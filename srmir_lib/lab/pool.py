@@ -138,7 +138,8 @@ def composed(act: Act, rng: random.Random, register: str) -> Prompt:
 
 
 def lookalike_row(world: World, i: int, harmful: list, safe: list, register: str, rng: random.Random) -> dict:
-    """The i-th look-alike: an act one word away from a forbidden one (another thing or occasion), or only its words."""
+    """The i-th look-alike: an allowed act, mostly one word away from a forbidden one (another occasion or thing, or
+    another verb where the law is by kind of act), or only its words."""
     kinds = ("safe_target", "safe_context", *LOOKALIKES)
     kind = kinds[i % len(kinds)]
     act = rng.choice(harmful)

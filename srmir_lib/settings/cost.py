@@ -93,7 +93,7 @@ class CostTraining(Settings):
     """How reward models are trained, with either design."""
 
     shared_budgets: list[Count] = told(
-        "updates a shared set is trained with; the last is what notebook 02 takes", [60, 120, 240], min_length=1
+        "updates a shared set is trained with; the last is notebook 02's default", [60, 120, 240], min_length=1
     )
     separate_budgets: list[Count] = told("the same for seven LoRA models", [60, 120, 240], min_length=1)
     tolerance: float = told("a budget is enough when its validation accuracy is this near to the best", 0.005, ge=0)

@@ -119,7 +119,6 @@ class ShadowSettings(NotebookSettings):
     max_steps: int = told("updates of each of the seven; the single model gets as many as they together", gt=0)
     learning_rate: float = told("of the seven, at the first update; falls linearly to zero", gt=0)
     labelled: str = told("folder in 01_data of responses that people labelled (design pooled); empty: none")
-    null_run: bool = told("the models learned from a model whose drafts tell nothing")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told("false: only the beginning of each text, for real data")
     training: RewardTraining = told("how a model is trained", RewardTraining())
