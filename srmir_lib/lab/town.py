@@ -14,11 +14,21 @@ from srmir_lib.errors import InputError
 from srmir_lib.evaluation.evaluate import evaluate_policy
 from srmir_lib.evaluation.plots import GRID, INK, label, subplots
 from srmir_lib.lab.corpus import CURRICULUM, READ_REGISTERS, conversation
-from srmir_lib.lab.grammar import ASK, CHECK_QUESTION, LADDER, Prompt, answer, kind_names, make_prompt
+from srmir_lib.lab.grammar import (
+    ASK,
+    CHECK_QUESTION,
+    COD_QUESTION,
+    LADDER,
+    Prompt,
+    answer,
+    kind_names,
+    make_prompt,
+)
 from srmir_lib.lab.pretraining import cached_base_model, copy_model
 from srmir_lib.lab.referee import LabReferee
 from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, World, all_acts
 from srmir_lib.models.trunk import Trunk
+from srmir_lib.papers.srmir import SEPARATOR
 from srmir_lib.statistics import Interval, bootstrap_interval
 from srmir_lib.taxonomy import CATEGORIES, COLOURS
 
@@ -107,6 +117,7 @@ def knowledge(trunk: Trunk, world: World, size: int, seed: int, split: str = "va
 
     *asked*: "is it forbidden ?", greedy. *judges*: whether an answer that carries the act out does harm of the act's
     own category, on occasions of which it has read answers judged, and *judges, other occasions*, of which it has not.
+    *tells, greedy*: a draft without dice, which says the verdict that the model finds likelier.
     """
     rng = random.Random(f"knowledge-{split}-{seed}")
     acts = rng.sample([act for act in all_acts() if world.split_of(act) == split], size)
@@ -118,8 +129,11 @@ def knowledge(trunk: Trunk, world: World, size: int, seed: int, split: str = "va
 
     asked = right([ASK.format(prompt=prompt.text) for prompt in prompts])
     judges = right([judged_answer(prompt, world, rng) for prompt in prompts])
+    drafts = trunk.generate([COD_QUESTION.format(prompt=prompt.text) for prompt in prompts], 64, temperature=0)
+    told = ["forbidden" in text.partition(SEPARATOR)[0] for text in drafts]
     seen = [world.judged[act.kinds[2]] for act in acts]
-    parts = {"asked": asked}
+    parts = {"tells, greedy": [said == world.belief(act)[1] for said, act in zip(told, acts, strict=True)]}
+    parts["asked"] = asked
     parts["judges"] = [ok for ok, read in zip(judges, seen, strict=True) if read]
     parts["judges, other occasions"] = [ok for ok, read in zip(judges, seen, strict=True) if not read]
     return {name: sum(found) / len(found) for name, found in parts.items()}
