@@ -44,7 +44,7 @@ STATIONS = {
         (0.2, 0.25, 1.8, 1.7),
         {
             "baselines": "imitate $y^+$ a little:\nthe start of all policies\n\n"
-            "go on without the seven:\nSFT, DPO, one model"
+            "simpler ways to go on:\nSFT, DPO, one model"
         },
     ),
     "04": (

@@ -195,7 +195,7 @@ class BaselineSettings(NotebookSettings):
     """Notebook A0."""
 
     base_model: str = told(FROM_01)
-    facts: str = told("file of 01_data with the truth about the town, for the bound; empty: nobody knows it")
+    facts: str = told("file of 01_data with the truth about the town, for the yardstick; empty: nobody knows it")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     warm: bool = told("begin with imitation, kept in start/; false: with the base model")
     max_steps: int = told("updates of each method, as in 04 and 05", gt=0)
