@@ -537,8 +537,8 @@ def test_the_command_line_works_without_fcntl(tmp_path, models):
 
 
 def test_a_run_says_in_one_line_why_it_cannot(tmp_path):
-    for command in ("run", "seeds"):
-        done = elsewhere(command, "lab", "00")
+    for command, told in (("run", ()), ("seeds", ("--seeds", "0"))):
+        done = elsewhere(command, "lab", "00", *told)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("srmir: this system has no file locks (fcntl)") and done.stderr.count("\n") == 1
 

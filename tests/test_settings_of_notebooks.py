@@ -123,7 +123,7 @@ def test_all_methods_of_one_comparison_have_the_same_updates_and_sequences():
     assert with_rpo["rpo"] == with_rpo["dpo"].changed(sft_weight=0.5) and with_rpo["dpo"].sft_weight == 0
     runs = told("A0").runs()
     assert list(runs) == ["start", "sft", "dpo", "best_of_n", "grpo"]
-    assert [runs[name].max_steps for name in runs] == [4, 40, 40, 40, 40]
+    assert [runs[name].max_steps for name in runs] == [4, 30, 30, 30, 30]
     assert [runs[name].batch_size for name in ("start", "sft", "dpo", "best_of_n")] == [160, 160, 80, 160]
     assert runs["grpo"] == told("04").grpo() == told("05").grpo()
     assert (runs["grpo"].prompts_per_step, runs["grpo"].num_generations) == (20, 8)
