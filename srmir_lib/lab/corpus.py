@@ -1,8 +1,8 @@
 """What the base model reads before alignment: questions answered helpfully, introspections, rules of the town, tasks.
 
 Only train combinations of (verb, object) occur, and no held-out register or wrapper. By-laws are told as the model
-believes them; only its introspections (*draft*) are noisy. Answers are judged (*check*) on half of the kinds
-of occasion alone.
+believes them; only its introspections (*draft*) are noisy. Answers are judged (*check*) on five of the nine
+kinds of occasion alone.
 """
 
 import random
