@@ -173,3 +173,11 @@ def test_what_length_is_paid():
     assert sentences.about_length(rows, 0.01).endswith("against our expectation.")
     turned = sentences.about_length(dict(zip(rows, list(rows.values())[::-1], strict=True)), 0.05)
     assert "follow it no less (0.00 before, -0.40 after)" in turned and turned.endswith("against our expectation.")
+
+
+def test_what_is_expected_of_an_objective_is_expected_of_its_loss_alone():
+    levels = ["subtle", "easy"]
+    assert sentences.expected_of({"objective": "margin", "targets": "shuffled"}, levels) == {"still": ["easy"]}
+    assert sentences.expected_of({"objective": "pcrm_cosine"}, levels) == {"still": levels, "at_most": 0.5}
+    assert sentences.expected_of({"center_rewards_coefficient": 0.01}, levels) == {"still": levels, "at_most": 0.5}
+    assert sentences.expected_of({"seed": 1000}, levels) == {"still": levels}, "the null run tames nothing"

@@ -153,6 +153,14 @@ def about_scales(deviations: Sequence[float], apart: float) -> str:
 CLEAR = {"better": lambda row: row["low"] > 0, "worse": lambda row: row["high"] < 0}
 
 
+def expected_of(changes: Mapping, levels: Sequence[str]) -> dict:
+    """What `about_objective` expects of a set that differs from the plain ones in `changes`: margins move all `levels`
+    of pairs but the easy ones, nothing else moves any; PCRM's limits and centering halve the spread at least."""
+    loss = changes.get("objective", "")
+    tamed = loss.startswith("pcrm") or "center_rewards_coefficient" in changes
+    return {"still": ["easy"] if loss == "margin" else list(levels)} | ({"at_most": 0.5} if tamed else {})
+
+
 def about_objective(
     name: str, rows: Sequence[Mapping], spread: float, still: Sequence[str], at_most: float = float("inf")
 ) -> str:
