@@ -8,7 +8,7 @@ import pytest
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data.introspection import Introspector, agree, introspect, read_draft
-from srmir_lib.data.pairs import CORRUPTIONS, balance, corrupt, make_pairs, sampled_pairs, split_tables
+from srmir_lib.data.pairs import CORRUPTIONS, balance, contrary, contrary_pairs, corrupt, make_pairs, split_tables
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import cod_prompt, parse_draft
@@ -112,7 +112,13 @@ def test_corruptions_are_babble_made_of_the_answer():
         corrupt(text, "upside_down", random.Random(0))
 
 
-def test_pairs_hold_policy_samples_borrowed_refusals_and_babble():
+def test_a_whole_sentence_is_no_babble():
+    refusal = "no . i can not help . you could ask the guard instead ."
+    cuts = {corrupt(refusal, "truncated", random.Random(seed)) for seed in range(400)}
+    assert len(cuts) == 11 and not [cut for cut in cuts if cut.endswith(".")]
+
+
+def test_pairs_hold_samples_borrowed_answers_and_babble():
     def demonstration(category, refuses, text):
         return {
             "prompt": user_message(f"{category} {refuses}"),
@@ -125,33 +131,52 @@ def test_pairs_hold_policy_samples_borrowed_refusals_and_babble():
         demonstration("crimes", True, "no , that is a crime ."),
         demonstration("crimes", False, "sure , first get ready ."),
         demonstration("privacy", True, "no , that is private ."),
+        demonstration("privacy", False, "sure , of course ."),
     ]
-    samples = [["sure , crime .", "no , that is a crime ."], ["sure , first get ready .", "no ."], ["", "ok ."]]
+    samples = [["sure , crime .", "no , that is a crime ."], ["sure , first get ready .", "no ."], ["", "ok ."], []]
     pairs = make_pairs(rows, samples, seed=0)
     columns = "prompt chosen rejected category origin difficulty harm_gap severity"
     assert set(pairs[0]) == set(columns.split())
     found = {}
     for pair in pairs:
         found.setdefault(text_of(pair["prompt"]), []).append((pair["origin"], text_of(pair["rejected"])))
-    assert [origin for origin, _ in found["crimes True"]] == ["policy", "borrowed", "shuffled"]
+    assert [origin for origin, _ in found["crimes True"]] == ["contrary", "borrowed", "shuffled"]
     assert ("borrowed", "no , that is private .") in found["crimes True"], "a wrong reason, from another category"
-    assert ("borrowed", "no , that is a crime .") in found["crimes False"], "a refusal of its own category"
-    assert [origin for origin, _ in found["privacy True"]] == ["policy", "borrowed", "repeated"]
+    assert ("borrowed", "sure , of course .") in found["crimes False"], "help with something else"
+    assert [origin for origin, _ in found["privacy True"]] == ["contrary", "borrowed", "repeated"]
+    assert [origin for origin, _ in found["privacy False"]] == ["borrowed", "spliced"]
+    assert {pair["origin"] for pair in make_pairs(rows, samples, 0, "policy")} >= {"policy", "borrowed"}
     assert not any(text_of(pair["chosen"]) == text_of(pair["rejected"]) for pair in pairs)
 
 
-def test_the_policy_is_asked_plainly_for_what_is_rejected():
-    def said(prompts, max_new_tokens, seed):
-        told = f" {max_new_tokens} {seed}"
-        return [("sorry , i can not . " if i % 3 else "sure . ") + text_of(p) + told for i, p in enumerate(prompts)]
+def test_the_contrary_is_what_the_model_says_behind_its_draft_with_the_other_verdict():
+    def said(prompts, max_new_tokens, seed, beginning):
+        assert (max_new_tokens, seed) == (9, 3)
+        assert [text_of(prompt) for prompt in prompts] == ["why refuse a ?", "why refuse a ?", "why refuse b ?"] + [
+            "why refuse b ?"
+        ]
+        assert beginning == ["thing ; crime , forbidden ####"] * 2 + ["thing ; crime , allowed ####"] * 2
+        answers = ("sorry , i can not .", "sure .", "sure .", "sorry , i can not .")
+        return [f"{begun} {answer}" for begun, answer in zip(beginning, answers, strict=True)]
 
+    about = {"category": "crimes", "completion": assistant_message("so be it .")}
     rows = [
-        {"prompt": user_message(x), "completion": assistant_message("no ."), "category": "crimes", "refuses": x == "b"}
-        for x in "ab"
+        {"prompt": user_message(x), "refuses": x == "b", "draft": f"thing ; crime , {verdict}"} | about
+        for x, verdict in (("a", "allowed"), ("b", "forbidden"))
     ]
-    found = sampled_pairs(SimpleNamespace(generate=said), rows, samples=2, max_new_tokens=9, seed=3)
-    helps, refuses = ["sorry , i can not . a 9 4"], ["sure . b 9 4"]
+    trunk, verdicts = SimpleNamespace(generate=said), {"forbidden": "allowed", "allowed": "forbidden"}
+    found = contrary_pairs(trunk, rows, "why refuse {prompt} ?", verdicts, samples=2, max_new_tokens=9, seed=3)
+    helps, refuses = ["sorry , i can not ."], ["sure ."]
     assert found == make_pairs(rows, [helps, refuses], seed=3), "an answer on the demonstration's side is a tie"
+
+
+def test_the_last_verdict_of_a_draft_is_reversed_and_one_without_is_an_error():
+    verdicts = {"forbidden": "allowed", "allowed": "forbidden"}
+    assert contrary("allowed ; privacy , forbidden .", verdicts) == "allowed ; privacy , allowed ."
+    assert contrary(contrary("crime , allowed", verdicts), verdicts) == "crime , allowed"
+    assert contrary("it is allowed, surely", verdicts) == "it is forbidden, surely"
+    with pytest.raises(InputError, match="'privacy , disallowed' holds no verdict, none of forbidden, allowed"):
+        contrary("privacy , disallowed", verdicts)
 
 
 def test_splits_are_saved_with_the_columns_that_are_named():

@@ -138,6 +138,9 @@ def test_an_answer_may_have_to_begin_with_a_text(ours, tiny_model, monkeypatch):
                 break
         assert text == tokenizer.decode(own, skip_special_tokens=True).strip()
         assert text.startswith("sure . first")
+    each = [("sure . first", "no .")[i % 2] for i in range(len(PROMPTS))]
+    mixed = generate(policy, tokenizer, PROMPTS, 6, temperature=0, beginning=each)
+    assert mixed[::2] == said[::2] and all(text.startswith("no .") for text in mixed[1::2]), "each has its own"
     assert len({*said}) > 1, "the model goes on as the prompt has it"
 
 

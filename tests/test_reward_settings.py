@@ -32,13 +32,13 @@ def of_preset(preset: str, **changes) -> ShadowSettings:
 def test_the_sets_of_02_differ_in_what_their_names_say():
     """By hand, from the parameter file of towns, what is changed here, and the defaults of 02."""
     sets = of_preset("towns", max_steps=160).sets(["insult", "privacy"])
-    seven = RewardSettings(160, 8, 6e-3, 4, 8, 192, 1.0, 0.5)
+    seven = RewardSettings(160, 8, 3e-4, 4, 8, 192, 1.0, 0.5)
     names = {"insult": "insult", "unfairness": "unfairness", "crimes": "crime", "physical_harm": "injury"}
     names |= {"mental_health": "distress", "privacy": "privacy", "ethics": "morals"}
-    asked = ProbeSettings(text="<|user|>is this harmful : {category} ?<|end|><|assistant|>", names=names, tokens=9)
-    seven, alone = replace(seven, probe=asked), "<|user|>is this harmful ?<|end|><|assistant|>"
+    asked = ProbeSettings(text="<|user|>is this wrong : {category} ?<|end|><|assistant|>", names=names, tokens=9)
+    seven, alone = replace(seven, probe=asked), "<|user|>is this wrong ?<|end|><|assistant|>"
     both = ["insult", "privacy"]
-    single = replace(seven, max_steps=320, learning_rate=2e-3, probe=replace(asked, text=alone))
+    single = replace(seven, max_steps=320, learning_rate=5e-5, probe=replace(asked, text=alone))
     assert sets == {
         "shadow_rms": (both, seven, "shared", "own"),
         "single_rm": (["all"], single, "shared", "own"),

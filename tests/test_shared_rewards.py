@@ -27,7 +27,7 @@ from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.conversations import assistant_message, conversation_ids, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.lab.corpus import MIX, corpus
-from srmir_lib.lab.grammar import ANY_HARM_QUESTION, CHECK_QUESTION
+from srmir_lib.lab.grammar import ANY_WRONG_QUESTION, CHECK_QUESTION
 from srmir_lib.lab.world import NAMES, draw_world
 from srmir_lib.models.batching import by_length
 from srmir_lib.models.kv_cache import PrefilledKV
@@ -41,7 +41,7 @@ from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.probes import Probes, block_mask, probe_questions
 from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets, trunk_for
-from srmir_lib.reward_models.shared import _train, clip_each, train_probes
+from srmir_lib.reward_models.shared import _train, clip_each, train_probes, untrained
 from srmir_lib.runner.notebook import Notebook
 from srmir_lib.taxonomy import ALL
 
@@ -284,8 +284,10 @@ def test_kept_states_are_what_the_trunk_reads_again(trunk, tiny_model):
     assert kept.bytes() <= size * sum(map(len, kept.texts)), "shared prompts must not be counted twice"
 
 
-def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path):
-    """First step by hand: B = 0, so the loss is a function of the head and of the text with the question alone."""
+def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path, monkeypatch):
+    """First step by hand, from heads that are not zero, or any gap would be: B = 0, so the loss is a function of the
+    head and of the text with the question alone."""
+    monkeypatch.setattr("srmir_lib.reward_models.shared.untrained", Probes)
     pairs = {"train": preferences()["train"].add_column("margin", [2.0] * 72)}
     start = replace(SETTINGS, max_steps=1, batch_size=24)
     for settings, margin, centre in (
@@ -359,7 +361,8 @@ def test_averaged_fits_are_the_mean_of_their_weights(trunk):
     averaged, _ = _train(states, dict(zip(CATEGORIES, rows, strict=False)), None, settings, 5, None)
     fits = []
     for order in (5, 1005):
-        probes = Probes(trunk, CATEGORIES[:2], settings.probe, 5)
+        probes = untrained(trunk, CATEGORIES[:2], settings.probe, 5)
+        assert not probes.heads.any() and all(down.any() for down in probes.down.values())
         train_probes(probes, states, rows, None, settings, order)
         fits.append(probes)
     pairs = list(zip(averaged.parameters(), *(fit.parameters() for fit in fits), strict=True))
@@ -550,7 +553,7 @@ def test_the_labs_probes_ask_what_its_base_model_was_taught():
         asked = [town.decode(ids) for ids in probe_questions(town, probe, list(NAMES))]
         assert asked == [f"<|user|>{CHECK_QUESTION.format(name=word)}<|end|><|assistant|>" for word in NAMES.values()]
     (one,) = probe_questions(town, sets["single_rm"][1].probe, [ALL])
-    assert town.decode(one) == f"<|user|>{ANY_HARM_QUESTION}<|end|><|assistant|>"
+    assert town.decode(one) == f"<|user|>{ANY_WRONG_QUESTION}<|end|><|assistant|>"
 
 
 def test_questions_are_refused_where_they_would_not_ask(tokenizer):

@@ -5,20 +5,25 @@ asked why it would refuse (SRMIR: introspective reasoning; Cheng & Cao 2025).
 """
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.conversations import assistant_message, opens_with_refusal, text_of
+from srmir_lib.conversations import ask_about, assistant_message, for_each, opens_with_refusal, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
+from srmir_lib.papers.srmir import SEPARATOR
 from srmir_lib.taxonomy import CATEGORIES
+
+SENTENCE_ENDS = (".", "!", "?")
 
 CORRUPTIONS = ("shuffled", "truncated", "repeated", "spliced", "slurred")
 
-SAID = ("policy", "own")
-"""Origins of rejected answers that somebody really gave: a policy, or whoever is read in a person's own data."""
+SAID = ("contrary", "policy", "own")
+"""Origins of rejected answers that somebody really gave: the base model behind the contrary verdict, a policy, or
+whoever is read in a person's own data."""
 
 
 def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: float = 1.0) -> list:
@@ -42,8 +47,9 @@ def balance(rows: Sequence[Mapping], per_group: int, seed: int, benign_ratio: fl
 def corrupt(text: str, how: str, rng: random.Random, other: str = "") -> str:
     """Babble made from an answer, which a reward model must score low.
 
-    Words shuffled; cut short (every second time only just: a missing last word must cost as well); stuck in a loop;
-    spliced (it goes on in the middle of `other`, another answer); slurred (two words run into one, twice).
+    Words shuffled; cut short within a sentence (every second time only just: a missing last word must cost as well);
+    stuck in a loop; spliced (it goes on in the middle of `other`, another answer); slurred (two words run into one,
+    twice).
     """
     words = text.split()
     if how == "shuffled":
@@ -53,7 +59,10 @@ def corrupt(text: str, how: str, rng: random.Random, other: str = "") -> str:
         return " ".join(mixed)
     if how == "truncated":
         most = 3 if rng.random() < 0.5 else len(words) - 1
-        return " ".join(words[: max(1, len(words) - rng.randint(1, max(1, most)))])
+        left = max(1, len(words) - rng.randint(1, max(1, most)))
+        while left > 1 and words[left - 1] in SENTENCE_ENDS:  # a refusal without its offer is whole, and no babble
+            left -= 1
+        return " ".join(words[:left])
     if how == "repeated":
         start = rng.randrange(max(1, len(words) - 2))
         return " ".join(words[: start + 2] + words[start : start + 2] * 4)
@@ -69,45 +78,66 @@ def corrupt(text: str, how: str, rng: random.Random, other: str = "") -> str:
     raise InputError(f"corruption: {how!r} is none of {', '.join(CORRUPTIONS)}")
 
 
-def make_pairs(demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str]], seed: int) -> list[dict]:
-    """Preference pairs: chosen = demonstration; rejected = what the policy says, a borrowed answer, babble.
+def make_pairs(
+    demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str]], seed: int, origin: str = "contrary"
+) -> list[dict]:
+    """Preference pairs: chosen = demonstration; rejected = a sampled answer, a borrowed one, babble.
 
-    `samples[i]`: policy answers to the prompt of `demonstrations[i]`, under the same chat template. A sample equal to
-    the demonstration makes no pair. *Borrowed* is the refusal of another prompt: for a harmless
-    prompt one of its own category (over-refusal must score low), for a harmful one of another category (wrong reason).
+    `samples[i]`: answers to the prompt of `demonstrations[i]`, under the same chat template, and whose they are
+    (`origin`). A sample equal to the demonstration makes no pair. *Borrowed* is the demonstration of a prompt of
+    another category and of the same verdict: the wrong reason to refuse, or help with something else. So refusals and
+    answers are rejected alike, and what they have in common (their form, their length) says nothing of their worth.
     """
     rng = random.Random(seed)
-    refusals = [demonstration for demonstration in demonstrations if demonstration["refuses"]]
     rows = []
     for number, (demonstration, answers) in enumerate(zip(demonstrations, samples, strict=True)):
-        chosen = text_of(demonstration["completion"])
-        rejected = [(answer, "policy") for answer in dict.fromkeys(answers) if answer.strip() not in ("", chosen)]
-        donors = [o for o in refusals if (o["category"] == demonstration["category"]) != demonstration["refuses"]]
-        if donors:
+        chosen, category, refuses = (demonstration[name] for name in ("completion", "category", "refuses"))
+        chosen = text_of(chosen)
+        rejected = [(answer, origin) for answer in dict.fromkeys(answers) if answer.strip() not in ("", chosen)]
+        if donors := [o for o in demonstrations if o["category"] != category and o["refuses"] == refuses]:
             rejected.append((text_of(rng.choice(donors)["completion"]), "borrowed"))
         how = CORRUPTIONS[number % len(CORRUPTIONS)]
         other = text_of(rng.choice(demonstrations)["completion"])
         rejected.append((corrupt(chosen, how, rng, other), how))
         unknown = {"difficulty": "", "harm_gap": 0.0, "severity": ""}
-        for text, origin in rejected:
+        for text, whose in rejected:
             if text != chosen:
                 row = {"prompt": demonstration["prompt"], "chosen": assistant_message(chosen)}
-                row |= {"rejected": assistant_message(text), "category": demonstration["category"], "origin": origin}
+                row |= {"rejected": assistant_message(text), "category": category, "origin": whose}
                 rows.append(row | unknown)
     return rows
 
 
-def sampled_pairs(
-    trunk: Trunk, demonstrations: Sequence[Mapping], samples: int, max_new_tokens: int, seed: int
+def contrary_pairs(
+    trunk: Trunk,
+    demonstrations: Sequence[Mapping],
+    template: str,
+    verdicts: Mapping[str, str],
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
 ) -> list[dict]:
-    """`make_pairs` with `samples` answers of the base model to each prompt, asked plainly; drawn with `seed` + 1.
+    """`make_pairs` with `samples` answers of the base model to each prompt behind its own draft with the contrary
+    verdict: what it would have said, had the draft come out the other way.
 
-    Ties make no pair (`without_ties`).
+    `template`: the question that the drafts answered; `verdicts`: each word of a verdict -> its contrary. Chosen and
+    rejected come out of one process and differ in the verdict alone. Ties make no pair (`without_ties`).
     """
-    asked = [row["prompt"] for row in demonstrations for _ in range(samples)]
-    said = iter(trunk.generate(asked, max_new_tokens, seed=seed + 1))
-    answers = [[next(said) for _ in range(samples)] for _ in demonstrations]
+    rows = [row for row in demonstrations for _ in range(samples)]
+    asked = for_each(lambda row: ask_about(row["prompt"], template), rows)
+    drafts = [f"{contrary(row['draft'], verdicts)} {SEPARATOR}" for row in rows]
+    said = trunk.generate(asked, max_new_tokens, seed=seed, beginning=drafts)
+    told = iter(text.partition(SEPARATOR)[2].strip() for text in said)
+    answers = [[next(told) for _ in range(samples)] for _ in demonstrations]
     return make_pairs(demonstrations, without_ties(demonstrations, answers), seed)
+
+
+def contrary(draft: str, verdicts: Mapping[str, str]) -> str:
+    """A draft with its last verdict reversed; one without a verdict is an `InputError`."""
+    found = list(re.finditer(rf"\b({'|'.join(map(re.escape, verdicts))})\b", draft))
+    if not found:
+        raise InputError(f"draft: {draft!r} holds no verdict, none of {', '.join(verdicts)}")
+    return draft[: found[-1].start()] + verdicts[found[-1][0]] + draft[found[-1].end() :]
 
 
 def without_ties(demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -25,7 +25,7 @@ STATIONS = {
             "in this example.",
             "introspection": "Why would you refuse?\n\ncopying paper ; darkness ;\nprivacy , forbidden ####\n"
             "i can not help with that , it\nis a matter of privacy . …",
-            "pairs": "$y^+$, the demonstration:\ni can not help with that , …\n\n$y^-$, what the policy says:\n"
+            "pairs": "$y^+$, the demonstration:\ni can not help with that , …\n\n$y^-$, the contrary answer:\n"
             "sure . first get ready , then\ncopy the letter at night , …",
         },
     ),

@@ -2,14 +2,14 @@
 
 Only train combinations of (verb, object) occur, and no held-out register or wrapper. By-laws are told as the model
 believes them; only its introspections (*draft*) are noisy. Answers are judged (*check*) on five of the nine
-kinds of occasion alone.
+kinds of occasion alone: wrong is a deed that is forbidden, and a refusal of one that is allowed.
 """
 
 import random
 from collections.abc import Iterator
 
 from srmir_lib.lab.grammar import (
-    ANY_HARM_QUESTION,
+    ANY_WRONG_QUESTION,
     ASK,
     CHECK_QUESTION,
     COD_QUESTION,
@@ -30,14 +30,14 @@ from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, al
 from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
-    "talk": 0.20,
-    "ask": 0.09,
+    "talk": 0.18,
+    "ask": 0.08,
     "draft": 0.13,
     "topic": 0.04,
-    "check": 0.15,
+    "check": 0.22,
     "word": 0.01,
     "law": 0.03,
-    "case": 0.22,
+    "case": 0.18,
     "task": 0.13,
 }
 
@@ -48,7 +48,7 @@ FACTS = ("word", "business", "law", "case")
 FIRST = {"word": 0.35, "business": 0.25, "law": 0.40}
 
 
-SECOND = {"law": 0.16, "case": 0.66, "check": 0.13, "task": 0.05}
+SECOND = {"law": 0.16, "case": 0.60, "check": 0.19, "task": 0.05}
 
 
 CURRICULUM = ((0.07, FIRST), (0.35, SECOND), (0.58, MIX))
@@ -59,6 +59,9 @@ WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only ask
 
 
 REFUSALS = {"mild": 0.24, "moderate": 0.34, "severe": 0.44}  # how often the base refuses what it believes forbidden
+
+
+REFUSED, COMPLIED = ("reasoned_refusal", "bare_refusal"), ("partial", "full")  # rungs of answers that are judged
 
 
 UNDER_WRAPPER = 0.35  # and the factor on it under a jailbreak wrapper
@@ -111,14 +114,15 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
     rung, text = base_answer(prompt, world, rng)
     if kind == "talk":
         return turns(prompt.text, text)
-    if rng.random() < 0.5:  # else the answers that are judged harmful would be too few to learn from
-        rung, text = "full", answer(prompt, "full", rng, category)
-    bad = refuse and rung in ("partial", "full")
+    if rng.random() < 0.7:  # else the answers that are judged wrong would be too few to learn from
+        rung = rng.choice(("full", *REFUSED))
+        text = answer(prompt, rung, rng, category)
+    wrong = rung in (COMPLIED if refuse else REFUSED)
     if rng.random() < 0.3:
-        return turns(prompt.text, text, ANY_HARM_QUESTION, "yes" if bad else "no")
+        return turns(prompt.text, text, ANY_WRONG_QUESTION, "yes" if wrong else "no")
     asked = category if rng.random() < 0.8 else rng.choice(list(CATEGORIES))
     return turns(
-        prompt.text, text, CHECK_QUESTION.format(name=NAMES[asked]), "yes" if bad and asked == category else "no"
+        prompt.text, text, CHECK_QUESTION.format(name=NAMES[asked]), "yes" if wrong and asked == category else "no"
     )
 
 

@@ -14,10 +14,10 @@ COD_QUESTION = 'draft , then #### : why would you refuse to answer " {prompt} " 
 TOPIC_QUESTION = 'what is this about : " {prompt} " ?'
 
 
-ANY_HARM_QUESTION = "is this harmful ?"
+ANY_WRONG_QUESTION = "is this wrong ?"
 
 
-CHECK_QUESTION = "is this harmful : {name} ?"
+CHECK_QUESTION = "is this wrong : {name} ?"
 
 
 ASK = 'is it forbidden : " {prompt} " ?'

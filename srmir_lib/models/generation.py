@@ -67,19 +67,20 @@ def generate(
     seed: int = 0,
     progress: str | None = None,
     until: str = "",
-    beginning: str = "",
+    beginning: str | Sequence[str] = "",
 ) -> list[str]:
     """One response per prompt, decoded without special tokens. `temperature=0` is greedy. Same seed, same answers.
     A response ends at the first of `end_tokens`, or with `until` at the first token that holds this text; what follows
     is not wanted. A model that knows no end is an `InputError`. `beginning`: words that every response has to begin
-    with; the model goes on from there.
+    with, or each with its own; the model goes on from there.
 
     Prompts are user texts or conversations. Batches are sorted by length: little is spent on padding; what is asked
     several times is read once. Each batch has random numbers of its own; on a CPU they run side by side, a core each
     (an activated LoRA or a learned prompt: in turn).
     """
-    texts = [text + beginning for text in render(tokenizer, prompts)]
-    begun = rendered_ids(tokenizer, [beginning])[0]
+    beginnings = [beginning] * len(prompts) if isinstance(beginning, str) else beginning
+    texts = [text + words for text, words in zip(render(tokenizer, prompts), beginnings, strict=True)]
+    begun = rendered_ids(tokenizer, beginnings)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     different = [list(dict.fromkeys(texts[i] for i in rows)) for rows in batches]
@@ -120,7 +121,8 @@ def generate(
         {number: job() for number, job in jobs.items()} if only_peft else run_in_threads(jobs, policy.device, progress)
     )
     for number, said in found.items():
-        whole = [begun + row for row in said.tolist()]  # a token's space depends on what stands before it
+        # decoded with its beginning: a token's space depends on what stands before it
+        whole = [begun[i] + row for i, row in zip(batches[number], said.tolist(), strict=True)]
         for i, text in zip(batches[number], tokenizer.batch_decode(whole, skip_special_tokens=True), strict=True):
             answers[i] = text.strip()
     return answers

@@ -32,10 +32,10 @@ class RefreshedReward(TrainerCallback):
     """`reward` for `train_grpo`, whose models are fitted again every `refresh.every` updates, but for the last.
 
     Then the policy answers `refresh.prompts` of the `demonstrations` (prompt, completion, category), drawn with the
-    `seed` and the step. A demonstration is preferred to the answer, unless they tie (`without_ties`); these pairs stand
-    in for those of `preferences` (prompt, chosen, rejected, category, origin) whose origin is "policy". `refit(pairs,
-    folder)` returns calibrated models that learned from both, and leaves its files in `folder`, beside the checkpoints:
-    a killed run goes on with the reward that it had. `sampling`: of `generate`.
+    `seed` and the step. A demonstration is preferred to the answer, unless they tie (`without_ties`); these pairs come
+    in addition to `preferences` (prompt, chosen, rejected, category, origin), but for those whose origin is "policy".
+    `refit(pairs, folder)` returns calibrated models that learned from both, and leaves its files in `folder`, beside
+    the checkpoints: a killed run goes on with the reward that it had. `sampling`: of `generate`.
     """
 
     def __init__(
@@ -88,5 +88,5 @@ class RefreshedReward(TrainerCallback):
         asked, training = [row["prompt"] for row in drawn], policy.training
         said = generate(policy.eval(), self.tokenizer, asked, seed=self.seed + step, **self.sampling)
         policy.train(training)
-        pairs = make_pairs(drawn, without_ties(drawn, [[text] for text in said]), self.seed)
+        pairs = make_pairs(drawn, without_ties(drawn, [[text] for text in said]), self.seed, "policy")
         return [{key: row[key] for key in PAIR} for row in pairs if row["origin"] == "policy"]

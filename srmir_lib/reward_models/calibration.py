@@ -136,8 +136,8 @@ def _expected(lengths: np.ndarray, knots: Sequence[float], curves: Sequence[Sequ
 def calibration_set(pairs) -> tuple[list, list]:
     """Prompts and responses to calibrate on, from preference rows whose rejected answer somebody really gave.
 
-    Each prompt comes twice: with what the policy says today and with its demonstration, the two ends of what a trained
-    policy will say. Corrupted answers are left out.
+    Each prompt comes twice: with its demonstration and with the answer that was rejected, the two ends of what a
+    trained policy will say. Borrowed and corrupted answers are left out.
     """
     rows = [row for row, origin in enumerate(pairs["origin"]) if origin in SAID]
     if len(rows) < 2:

@@ -124,7 +124,7 @@ def _train(pairs: PrefilledPairs, rows: Mapping, target, settings: RewardSetting
     adapter's two factors are averaged each for itself, which is not the mean of their products."""
     fits = []
     for order in range(settings.averaged_fits):
-        probes = Probes(pairs.trunk, list(rows), settings.probe, seed).to(pairs.trunk.device)
+        probes = untrained(pairs.trunk, list(rows), settings.probe, seed)
         pairs.check_reach(probes.width)
         history = train_probes(probes, pairs, list(rows.values()), target, settings, seed + 1000 * order, progress)
         fits.append(probes)
@@ -132,6 +132,14 @@ def _train(pairs: PrefilledPairs, rows: Mapping, target, settings: RewardSetting
         for weights in zip(*(fit.parameters() for fit in fits), strict=True):
             weights[-1].copy_(torch.stack(weights).mean(dim=0))
     return probes, history
+
+
+def untrained(trunk: Trunk, categories: Sequence[str], settings: ProbeSettings, seed: int) -> Probes:
+    """Probes as training finds them: adapters at PEFT's start, heads at zero. At a rate that leaves the noise of the
+    labels alone, random heads would outlast the training."""
+    probes = Probes(trunk, categories, settings, seed).to(trunk.device)
+    probes.heads.data.zero_()
+    return probes
 
 
 def train_probes(

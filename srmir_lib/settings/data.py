@@ -47,7 +47,9 @@ class Collection(Settings):
     per_group: int = told("demonstrations per category and verdict", 110, gt=0)
     practice_per_group: int = told("prompts to practise on, per category and verdict", 120, gt=0)
     benign_ratio: float = told("of those, prompts drafted harmless per prompt drafted harmful", 1.1, gt=0)
-    policy_samples: int = told("policy answers per demonstration, rejected in the pairs", 2, gt=0)
+    contrary_samples: int = told(
+        "answers behind the contrary verdict per demonstration, rejected in the pairs", 2, gt=0
+    )
 
 
 class EvaluationData(Settings):

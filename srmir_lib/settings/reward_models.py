@@ -33,7 +33,7 @@ class RewardTraining(Settings):
     """How each reward model of a trunk is trained."""
 
     batch_size: int = told("preference pairs an update", 8, gt=0)
-    single_learning_rate: float = told("of the single model, at the first update", 2e-3, gt=0)
+    single_learning_rate: float = told("of the single model, at the first update", 5e-5, gt=0)
     lora_rank: int = told("rank of each adapter", 4, gt=0)
     lora_alpha: int = told("adapters are scaled by lora_alpha / lora_rank", 8, gt=0)
     center_rewards_coefficient: float = told("pulls the two scores of a pair towards a sum of zero", 0.0, ge=0)
@@ -48,7 +48,7 @@ class RewardTraining(Settings):
 class Probe(Settings):
     """What is asked on a shared trunk."""
 
-    text: str = told("what it asks", "<|user|>is this harmful : {category} ?<|end|><|assistant|>")
+    text: str = told("what it asks", "<|user|>is this wrong : {category} ?<|end|><|assistant|>")
     names: dict[str, str] = told(
         "what the base model calls the categories; one that is missing keeps the name it has in the figures", LAB_NAMES
     )
@@ -64,7 +64,7 @@ class Probe(Settings):
 class Probes(Probe):
     """That of the seven, and that of the single model."""
 
-    single_text: str = told("what the single model's asks", "<|user|>is this harmful ?<|end|><|assistant|>")
+    single_text: str = told("what the single model's asks", "<|user|>is this wrong ?<|end|><|assistant|>")
 
 
 class Reading(Settings):
