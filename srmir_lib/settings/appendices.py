@@ -131,7 +131,7 @@ class HardnessSettings(NotebookSettings):
     base_model: str = told(FROM_01)
     facts: str = told("file of 01_data with the truth about the town, for evaluation only", min_length=1)
     device: Device = told("auto, cpu, cuda, cuda:1, …")
-    variants: list[Hardness] = told("what scales the advantage, a policy each", min_length=1)
+    variants: list[Hardness] = told("what scales the advantage, a policy each; one is the control", min_length=2)
     tau: float = told("squared distance from the mean beyond which a reward gap is an outlier", gt=0)
     max_steps: int = told("updates of each policy", gt=0)
     train_prompts: int = told("demonstrated prompts that all policies train on, drawn with the seed", gt=1)
@@ -147,7 +147,7 @@ class HardnessSettings(NotebookSettings):
             scale = self.training.scale_rewards
             raise ValueError(f"training.scale_rewards: {scale} would take the hardness off again; leave it none")
         if "one" not in self.variants or len({*self.variants}) < len(self.variants):
-            raise ValueError(f"variants: {', '.join(self.variants)}; name each once, and `one`, the control, too")
+            raise ValueError(f"variants: {', '.join(self.variants)}; name each once, and one, the control, too")
         return self
 
     def grpo(self) -> GRPOSettings:
