@@ -112,9 +112,7 @@ def test_the_harder_half_by_hand():
 
 
 def test_what_follows_difficulty_by_hand():
-    worth = torch.tensor(
-        [[1.0, 1.0], [0.0, 0.5], [0.5, 0.5]]
-    )  # the second prompt is the hardest, the first the easiest
+    worth = torch.tensor([[1.0, 1.0], [0.0, 0.5], [0.5, 0.5]])  # the second prompt is the hardest
     assert follows_difficulty(torch.tensor([1.0, 3.0, 2.0]), worth) == pytest.approx(1)
     assert follows_difficulty(torch.tensor([3.0, 1.0, 2.0]), worth) == pytest.approx(-1)
     assert follows_difficulty(torch.ones(3), worth) == 0 == follows_difficulty(torch.arange(3.0), torch.ones(3, 2))

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training import PROMPTS, count_e, grpo, numbers
+from tiny_bert import write_tiny_bert
+from transformers import AutoModel, AutoTokenizer
 
 from srmir_lib.errors import InputError
 from srmir_lib.papers.dr_irl import (
@@ -328,4 +330,20 @@ def test_a_trainer_that_would_undo_it_is_refused(encode, tiny_model, tmp_path, c
 def test_the_fingerprint_names_all_that_decides_the_rewards(encode):
     made = [of_letters(), of_letters("one"), of_letters(tau=1.0), of_letters(size=3), hardness(encode, "alpha")]
     assert len({reward.fingerprint for reward in made}) == len(made)
-    assert encode(["a b", "c"]).shape == (2, 32)
+
+
+def test_an_answer_that_says_nothing_is_at_distance_one():
+    said = {"demonstration": ["a"] * 2, "category": ["insult"] * 2}
+    reward = of_letters()
+    reward.reward = lambda prompts, **columns: [1.0] * len(prompts)
+    reward(["p"] * 2, ["", "a."], **said)
+    assert reward.means == {"insult": [0.5, 0.0]}, "distances 1 and 0"
+
+
+def test_a_causal_model_and_an_encoder_embed_sub_sentences(encode, tmp_path):
+    folder = write_tiny_bert(tmp_path / "bert")
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for one in (encode, SentenceEncoder(model, tokenizer, folder)):
+        alone, both = one(["i cannot do it"]), one(["i cannot do it", "first take this"])
+        assert both.shape == (2, 32) and torch.allclose(alone[0], both[0], atol=1e-5)
+        assert one.fingerprint and not torch.allclose(both[0], both[1], atol=1e-2)

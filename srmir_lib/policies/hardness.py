@@ -71,7 +71,6 @@ class HardnessReward(TrainerCallback):
         self.means: dict[str, list[float]] = {}  # category -> running means of distance and gap
         self.__name__ = f"hardness_{mode}"
         self.fingerprint = f"hardness {mode} {tau} {num_generations} {seed} {encode.fingerprint} {reward.fingerprint}"
-        self._known: dict[str, Tensor] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.scale_rewards != "none":
@@ -133,12 +132,8 @@ class HardnessReward(TrainerCallback):
         """Distances (P, G) of completions from their prompt's demonstration."""
         rows = [[best, *group] for best, group in zip(demonstrations, groups, strict=True)]
         said = [[sub_sentences(text_of(text)) for text in row] for row in rows]
-        fresh = sorted({part for texts in said for parts in texts for part in parts} - self._known.keys())
-        if fresh:
-            self._known.update(zip(fresh, self.encode(fresh), strict=True))
-        width = len(next(iter(self._known.values()), ()))
-        embedded = [
-            [torch.stack([self._known[part] for part in parts]) if parts else torch.zeros(0, width) for parts in texts]
-            for texts in said
-        ]
-        return torch.stack([sentence_distance(best, group) for best, *group in embedded])
+        parts = sorted({part for texts in said for own in texts for part in own})
+        place = {part: row for row, part in enumerate(parts)}
+        embedded = self.encode(parts) if parts else torch.zeros(0, 1)
+        states = [[embedded[[place[part] for part in own]] for own in texts] for texts in said]
+        return torch.stack([sentence_distance(best, group) for best, *group in states])
