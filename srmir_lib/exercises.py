@@ -262,6 +262,24 @@ def _token_rewards(q_values, mask, gamma):
     return ava_td_error(q_values, mask, gamma)
 
 
+# A3: what to pay for a scaled advantage
+
+
+def _two_groups_and_their_scales() -> list[tuple]:
+    """Rewards (N,) of groups of three, far apart; a scale each: none, and a different one for each."""
+    import torch
+
+    rewards = _normal(6, seed=3)
+    rewards[3:] += 10
+    return [(rewards, 3, torch.ones(2)), (rewards, 3, torch.tensor([0.5, 2.0]))]
+
+
+def _scaled(rewards, num_generations, alpha):
+    from srmir_lib.papers.dr_irl import scaled_advantages
+
+    return scaled_advantages(rewards, num_generations, alpha)
+
+
 # A6: Holm's adjustment
 
 
@@ -305,6 +323,7 @@ EXERCISES: dict[str, Exercise] = {
     "06.1": Exercise(_ruled, _balanced),
     "A0.1": Exercise(_log_probabilities, _dpo_loss),
     "A1.1": Exercise(_q_values, _token_rewards),
+    "A3.1": Exercise(_two_groups_and_their_scales, _scaled, tolerance=1e-3),
     "A6.1": Exercise(_p_values, _adjusted),
     "A7.1": Exercise(_two_groups, _paid, tolerance=1e-3),
 }

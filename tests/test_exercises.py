@@ -12,6 +12,7 @@ import torch
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import HELPFULNESS
 from srmir_lib.exercises import EXERCISES, check_exercise
+from srmir_lib.papers.grpo import group_advantages
 from srmir_lib.papers.legend import legend_margin, scale_margins
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,7 @@ NOTEBOOKS = (
     "06_evaluation",
     "A0_baselines",
     "A1_bayesian_rewards",
+    "A3_hardness",
     "A6_over_seeds",
     "A7_other_reward_models",
 )
@@ -88,6 +90,7 @@ WRONG = {
         -(beta * (chosen - ref_chosen - rejected + ref_rejected)).sigmoid().log().mean()  # the log of 0
     ),
     "A1.1": lambda q, mask, gamma: q - gamma * torch.cat([q[:, 1:], torch.zeros(len(q), 1)], dim=1),
+    "A3.1": lambda rewards, size, alpha: group_advantages(alpha.repeat_interleave(size) * rewards, size),  # undone
     "A6.1": lambda p_values: [min(1.0, len(p_values) * p) for p in p_values],  # Bonferroni
     "A7.1": lambda rewards, size, scale: (
         (rewards - rewards.mean()) / (rewards.std() if scale == "group" else 1)  # of all, not of the group

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from srmir_lib.conversations import user_message
-from srmir_lib.evaluation.group_report import group_log_probabilities, start_signals, token_account
+from srmir_lib.evaluation.group_report import (
+    difficulty_of,
+    follows_difficulty,
+    group_log_probabilities,
+    start_signals,
+    token_account,
+)
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.grpo import grpo_loss
 from srmir_lib.settings.policies import GRPOSettings
@@ -97,3 +103,16 @@ def test_without_a_referee_the_first_reward_says_which_groups_differ():
     assert start_signals(ANSWERS, {"tied": REWARDS["tied"]}, [False] * 3) == {"groups_differ": 0.0}
     same = start_signals(ANSWERS, REWARDS, [False] * 3, torch.ones(3, 4))
     assert same == {"groups_differ": 0.0}, "no two answers differ, so no reward can be right"
+
+
+def test_the_harder_half_by_hand():
+    worth = torch.tensor([[1.0, 1.0], [0.0, 0.5], [0.5, 0.5], [0.5, 0.5], [1.0, 0.0]])
+    assert difficulty_of(worth) == ["easier", "harder", "harder", "easier", "easier"], "of equals the first"
+    assert difficulty_of(worth[:1]) == ["easier"]
+
+
+def test_what_follows_difficulty_by_hand():
+    worth = torch.tensor([[1.0, 1.0], [0.0, 0.5], [0.5, 0.5]])  # the second prompt is the hardest
+    assert follows_difficulty(torch.tensor([1.0, 3.0, 2.0]), worth) == pytest.approx(1)
+    assert follows_difficulty(torch.tensor([3.0, 1.0, 2.0]), worth) == pytest.approx(-1)
+    assert follows_difficulty(torch.ones(3), worth) == 0 == follows_difficulty(torch.arange(3.0), torch.ones(3, 2))

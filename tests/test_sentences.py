@@ -181,3 +181,26 @@ def test_what_is_expected_of_an_objective_is_expected_of_its_loss_alone():
     assert sentences.expected_of({"objective": "pcrm_cosine"}, levels) == {"still": levels, "at_most": 0.5}
     assert sentences.expected_of({"center_rewards_coefficient": 0.01}, levels) == {"still": levels, "at_most": 0.5}
     assert sentences.expected_of({"seed": 1000}, levels) == {"still": levels}, "the null run tames nothing"
+
+
+def test_how_far_weights_go_and_whether_they_follow_difficulty():
+    text = sentences.about_hardness({"data": 0.15, "model": -0.04}, 0.9, 1.12, near=0.2)
+    assert text == (
+        "From 0.900 to 1.120: within 0.2 of 1, as expected. Rank correlation with difficulty: "
+        "data +0.150, as expected; model -0.040, not as expected."
+    )
+    assert "not all within 0.1 of 1, not as expected" in sentences.about_hardness({"data": 0.1}, 0.95, 1.12, near=0.1)
+
+
+def test_weights_over_training():
+    text = sentences.about_scaling({"one": (0.0, 0.0), "alpha": (0.02, 0.01)})
+    assert text == (
+        "Scale of harder minus easier prompts: one +0.000 early and +0.000 late; "
+        "alpha +0.020 early and +0.010 late, as expected."
+    )
+    assert sentences.about_scaling({"alpha": (0.02, -0.01)}).endswith("-0.010 late, not as expected.")
+
+
+def test_weights_were_not_expected_to_buy_anything():
+    assert sentences.about_scaled(rows("one", alpha=0.01)).endswith("not told apart alpha (+0.010). As expected.")
+    assert sentences.about_scaled(rows("one", alpha=0.01, inverse=-0.1)).endswith("alpha (+0.010). Not as expected.")

@@ -5,6 +5,7 @@ training: whether groups differ in worth, whether refusals are sampled, and whic
 from collections.abc import Mapping, Sequence
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from srmir_lib.conversations import opens_with_refusal
@@ -92,3 +93,23 @@ def start_signals(
         gap = (paid[:, left] - paid[:, right]) * better.sign()
         found[f"best_of_2_{name}"] = is_correct(gap[apart]).mean().item()
     return found
+
+
+EASIER, HARDER = "easier", "harder"
+
+
+def difficulty_of(worth: Tensor) -> list[str]:
+    """Which half each prompt is in, by the mean worth (P, G) of its answers: `HARDER` is the half that is worth less,
+    and the smaller one, where the number is odd; of equals the first are harder."""
+    order = worth.mean(dim=1).argsort(stable=True).tolist()
+    harder = {*order[: len(order) // 2]}
+    return [HARDER if row in harder else EASIER for row in range(len(order))]
+
+
+def follows_difficulty(values: Tensor, worth: Tensor) -> float:
+    """Rank correlation of values (P,) with how hard their prompts are, minus the mean of `worth` (P, G): in [-1, 1], 0
+    if either knows no differences. Spearman 1904."""
+    hard = -worth.mean(dim=1)
+    if values.unique().numel() < 2 or hard.unique().numel() < 2:
+        return 0.0
+    return float(spearmanr(values, hard).statistic)

@@ -220,6 +220,31 @@ def about_length(paid: Mapping[str, Mapping[str, float]], within: float) -> str:
 SPEAKS = {"for": "for the claim", "against": "against the claim", "open": "for neither side"}
 
 
+def about_hardness(follows: Mapping[str, float], lowest: float, highest: float, near: float) -> str:
+    """Whether scales (from `lowest` to `highest`) stay within `near` of 1, and whether they are larger where prompts
+    are harder; `follows`: what scales -> its rank correlation with difficulty. Both were expected."""
+    held = max(highest - 1, 1 - lowest) <= near
+    within = f"{'within' if held else 'not all within'} {near} of 1, {'as' if held else 'not as'} expected"
+    said = [f"{name} {signed(of)}, {'as' if of > 0 else 'not as'} expected" for name, of in follows.items()]
+    return f"From {lowest:.3f} to {highest:.3f}: {within}. Rank correlation with difficulty: {'; '.join(said)}."
+
+
+def about_scaling(ends: Mapping[str, tuple[float, float]]) -> str:
+    """Policy -> how much more the advantages of harder prompts are scaled than those of easier ones, early and late in
+    training; it was expected that they are at both ends, where the scale is `alpha`."""
+    said = []
+    for name, (early, late) in ends.items():
+        held = "" if name != "alpha" else ", as expected" if min(early, late) > 0 else ", not as expected"
+        said.append(f"{name} {signed(early)} early and {signed(late)} late{held}")
+    return f"Scale of harder minus easier prompts: {'; '.join(said)}."
+
+
+def about_scaled(rows: Sequence[Mapping]) -> str:
+    """`about_differences` to the control, and whether none of them can be told from it, as was expected."""
+    alike = all(row["low"] <= 0 <= row["high"] for row in rows)
+    return f"{about_differences(rows)} {'As' if alike else 'Not as'} expected."
+
+
 def about_claim(claims: Sequence[Mapping], goodness: Mapping[str, float], name: str) -> str:
     """Which side of the claim `name` did better in this run, by the records of `claims_of_one_run`; nothing where the
     run cannot speak of it."""

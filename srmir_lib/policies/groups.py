@@ -31,16 +31,22 @@ def sample_groups(policy, tokenizer, prompts: Sequence, num_generations: int, **
     return [said[start : start + num_generations] for start in range(0, len(said), num_generations)]
 
 
-def pay_groups(reward: Callable, columns: Mapping[str, Sequence], answers: Sequence[Sequence[str]]) -> Tensor:
-    """Rewards (P, G) of answers (P, G), by a reward function as TRL calls it: `reward(prompts, completions, **columns)`
-    with a value a completion. `columns`: name -> values (P,), `prompt` among them."""
+def as_called(columns: Mapping[str, Sequence], answers: Sequence[Sequence[str]]) -> dict[str, list]:
+    """What TRL calls a reward function with, were answers (P, G) the completions: prompts, completions and `columns`
+    (name -> values (P,), `prompt` among them), each with P * G rows, groups behind one another."""
     sizes = [len(group) for group in answers]
     rows = {
         name: [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
         for name, values in columns.items()
     }
     said = [assistant_message(text) for group in answers for text in group]
-    return torch.tensor(reward(prompts=rows.pop("prompt"), completions=said, **rows)).float().view(len(sizes), -1)
+    return {"prompts": rows.pop("prompt"), "completions": said} | rows
+
+
+def pay_groups(reward: Callable, columns: Mapping[str, Sequence], answers: Sequence[Sequence[str]]) -> Tensor:
+    """Rewards (P, G) of answers (P, G), by a reward function as TRL calls it: `reward(prompts, completions, **columns)`
+    with a value a completion. `columns`: name -> values (P,), `prompt` among them."""
+    return torch.tensor(reward(**as_called(columns, answers))).float().view(len(answers), -1)
 
 
 def best_answers(

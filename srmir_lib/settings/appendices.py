@@ -1,4 +1,4 @@
-"""What the studies of methods are told: token rewards (A1), and real pairs (A8)."""
+"""What the studies of methods are told: token rewards (A1), hardness (A3), and real pairs (A8)."""
 
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ Form = Literal["printed", "stable"]
 Readout = Literal["last", "mean", "sum"]
 Attention = Literal["none", "printed", "scaled"]
 PairSet = Literal["hh-rlhf", "gptfuzz", "diasafety"]
+Hardness = Literal["alpha", "inverse", "one", "random", "data", "model"]
 
 
 class TokenObjective(Settings):
@@ -122,6 +123,37 @@ class TokenRewardSettings(NotebookSettings):
     def policies(self) -> GRPOSettings:
         """All that `train_grpo` is told."""
         return GRPOSettings.of(dict(self.grpo), seed=self.seed, device=self.device)
+
+
+class HardnessSettings(NotebookSettings):
+    """Notebook A3."""
+
+    base_model: str = told(FROM_01)
+    facts: str = told("file of 01_data with the truth about the town, for evaluation only", min_length=1)
+    device: Device = told("auto, cpu, cuda, cuda:1, …")
+    variants: list[Hardness] = told("what scales the advantage, a policy each; one is the control", min_length=2)
+    tau: float = told("squared distance from the mean beyond which a reward gap is an outlier", gt=0)
+    max_steps: int = told("updates of each policy", gt=0)
+    train_prompts: int = told("demonstrated prompts that all policies train on, drawn with the seed", gt=1)
+    max_prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", ge=0)
+    training: GRPOTraining = told(
+        "GRPO, whose advantages come scaled already",
+        GRPOTraining(scale_rewards="none", prompts_per_step=10, monitor_every=0, checkpoint_every=0),
+    )
+
+    @model_validator(mode="after")
+    def _scales_once(self):
+        if self.training.scale_rewards != "none":
+            scale = self.training.scale_rewards
+            raise ValueError(f"training.scale_rewards: {scale} would take the hardness off again; leave it none")
+        if "one" not in self.variants or len({*self.variants}) < len(self.variants):
+            raise ValueError(f"variants: {', '.join(self.variants)}; name each once, and one, the control, too")
+        return self
+
+    def grpo(self) -> GRPOSettings:
+        """All that `train_grpo` is told."""
+        own = {"max_steps": self.max_steps, "seed": self.seed, "device": self.device}
+        return GRPOSettings.of(dict(self.training), **own)
 
 
 class RealEncoder(Settings):
