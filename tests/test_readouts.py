@@ -169,7 +169,7 @@ def test_a_damaged_folder_is_refused(kept, tmp_path):
     change(folder, hidden_size=None)
     refused("readouts.json: not of read-outs")
     change(folder, layers=[1, 2])
-    refused(r"readouts.safetensors: \(3, 6\) for weights, not \(2, 6\); learn the read-outs again")
+    refused(r"readouts.safetensors: \(3,\) for bias, not \(2,\); learn the read-outs again")
     save_file({name: value for name, value in whole.items() if name != "gate"}, weights)
     refused("nothing for gate")
     save_file(whole | {"bias": torch.full((3,), math.nan)}, weights)

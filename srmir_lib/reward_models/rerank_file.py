@@ -17,9 +17,6 @@ from srmir_lib.errors import InputError, numbered
 
 COLUMNS = ("chosen", "rejected", "score_chosen", "score_rejected", "confidence")
 
-MOST_LABELLED = 1000
-"""Labelled pairs that are read at most, evenly spread: as many as read-outs are learned from (Deng et al. 2025)."""
-
 HELD_OUT = 5
 """One prompt in so many is held out, to say how good the read-outs are, before they are learned from all."""
 
@@ -52,6 +49,8 @@ def rerank_file(
     started, names = time.monotonic(), [prefix + name for name in COLUMNS]
     if bool(labelled) == bool(readouts):
         raise InputError("read-outs: give pairs to learn them from (--labelled) or a folder of them (--readouts)")
+    if readouts and (layer is not None or pooling is not None):
+        raise InputError(f"{readouts}: says itself which layers it reads, and how; leave --layer and --pooling out")
     if save_readouts and readouts:
         raise InputError(f"{save_readouts}: nothing is learned, so nothing need be kept; leave --save-readouts out")
 
@@ -59,7 +58,7 @@ def rerank_file(
         return jsonl.read_rows(source, lambda row: jsonl.taken(names, row) or _problem(_pool, row))
 
     total = jsonl.count_rows(rows(), source)
-    examples = _examples(labelled) if labelled else []
+    count = jsonl.count_rows(_labelled(labelled), labelled) if labelled else 0
     jsonl.check_output(target, [source, model, labelled or readouts])
     if save_readouts:
         if Path(save_readouts).exists():
@@ -67,8 +66,9 @@ def rerank_file(
         jsonl.check_output(save_readouts, [source, model, labelled, target])
 
     from srmir_lib.models.loading import fingerprint
+    from srmir_lib.reward_models.readouts import MOST_PAIRS, ReadOuts
 
-    kept = _kept(readouts, fingerprint(model), layer, pooling) if readouts else None
+    kept = ReadOuts.load(readouts, fingerprint(model)) if readouts else None
     reader = _PoolModel(model, device)
     long = jsonl.long_rows(
         source, jsonl.chunked(rows(), chunk), lambda part: reader.problems(map(_pool, part)), too_long
@@ -78,7 +78,8 @@ def rerank_file(
         raise InputError(f"{source}: every pool is too long, so that skip leaves none; pass --too-long cut")
     learned = "read-outs as kept"
     if labelled:
-        kept, learned = reader.learn(examples, labelled, too_long, fingerprint(model), layer, pooling)
+        examples = _spread(_labelled(labelled), count, MOST_PAIRS)
+        kept, learned = reader.learn(examples, labelled, too_long, fingerprint(model), layer, pooling or "last")
     left = ((number, row) for number, row in rows() if number not in skipped)
     answers, sure = 0, 0.0
     with (
@@ -135,13 +136,20 @@ class _PoolModel:
         return parts[0], parts[1:]
 
     def learn(
-        self, examples: Sequence[tuple[int, dict]], source: str, policy: str, model: str, layer: int | None, pooling
+        self,
+        examples: Sequence[tuple[int, dict]],
+        source: str,
+        policy: str,
+        model: str,
+        layer: int | None,
+        pooling: str,
     ) -> tuple:
-        """(read-outs learned from labelled pairs, what to say of them); `policy` for pairs that are too long."""
+        """(read-outs learned from labelled pairs, what to say of them); `policy` for pairs that are too long, `model`:
+        the fingerprint of this one."""
         from srmir_lib.models.embeddings import check_layer, embed_layers
         from srmir_lib.reward_models.readouts import all_layers, learn_readouts
 
-        pooling, layers = pooling or "last", all_layers(self.trunk)
+        layers = all_layers(self.trunk)
         if layer is not None:
             check_layer(self.trunk, layer, pooling)
             layers = [layer % (len(layers) + 1)]
@@ -182,28 +190,15 @@ class _PoolModel:
         return pairs
 
 
-def _kept(folder: str, model: str, layer: int | None, pooling: str | None):
-    """The read-outs of a folder; others than were asked for are an `InputError`."""
-    from srmir_lib.reward_models.readouts import ReadOuts
-
-    kept = ReadOuts.load(folder, model)
-    for name, asked, made in (("layer", layer, kept.layers), ("pooling", pooling, kept.pooling)):
-        if asked is not None and asked != made and [asked] != made:
-            raise InputError(
-                f"{folder}: was learned with {name} {made}, not {asked}; leave --{name} out, or learn anew"
-            )
-    return kept
+def _labelled(source: str) -> Iterator[tuple[int, dict]]:
+    """(row number, row) of a file of labelled pairs, checked."""
+    return jsonl.read_rows(source, lambda row: _problem(as_pair, row))
 
 
-def _examples(labelled: str) -> list[tuple[int, dict]]:
-    """(row number, pair) of at most `MOST_LABELLED` rows of a file of labelled pairs, evenly spread."""
-
-    def rows() -> Iterator[tuple[int, dict]]:
-        return jsonl.read_rows(labelled, lambda row: _problem(as_pair, row))
-
-    total = jsonl.count_rows(rows(), labelled)
-    places = {at * total // min(MOST_LABELLED, total) for at in range(min(MOST_LABELLED, total))}
-    return [(number, as_pair(row)) for at, (number, row) in enumerate(rows()) if at in places]
+def _spread(rows: Iterator[tuple[int, dict]], total: int, most: int) -> list[tuple[int, dict]]:
+    """(row number, pair) of at most so many of `total` rows, evenly spread."""
+    places = {at * total // min(most, total) for at in range(min(most, total))}
+    return [(number, as_pair(row)) for at, (number, row) in enumerate(rows) if at in places]
 
 
 def _held_out(prompts: Sequence[str]) -> tuple[list[int], list[int]]:
