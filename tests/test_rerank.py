@@ -102,7 +102,7 @@ def test_pairs_equal_those_of_a_naive_loop(tiny_model, tmp_path, places, capsys,
     mean = sum(row["confidence"] for row in out) / 3
     line = capsys.readouterr().out
     assert line.startswith(f"{tmp_path / 'out.jsonl'}: 3 pairs of 9 answers, mean confidence {mean:.2f}; ")
-    assert "read-outs of 8 labelled pairs (without 1 of them they are right on" in line
+    assert "read-outs of 8 labelled pairs (learned without 1 of them, right on " in line
 
 
 def test_kept_readouts_make_the_same_pairs(tmp_path, places):

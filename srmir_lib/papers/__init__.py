@@ -1,5 +1,6 @@
 """The equations of the papers, as pure functions: no models, no files, no settings.
 
 Read `srmir` first: the introspective question, Bradley-Terry, the linear and the categorized reward. Then `legend`
-(margins), `pcrm` (limits on gaps), `ava` (a reward for every token) and `grpo` (advantages within a group).
+(margins), `pcrm` (limits on gaps), `ava` (a reward for every token), `rbrm` (a model's own states, confidence) and
+`grpo` (advantages within a group).
 """

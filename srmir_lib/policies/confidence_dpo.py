@@ -46,10 +46,11 @@ class ConfidenceDPOTrainer(DPOTrainer):
         width = batch["input_ids"].shape[1] - 1
         chosen, rejected = passes[0].log_probs[:, -width:].sum(dim=1).chunk(2)
         gap = self.beta * (chosen - batch["ref_chosen_logps"] - rejected + batch["ref_rejected_logps"])
-        sure = (
-            own["confidence"] if self.alpha is None else batch_confidence(*(own[name] for name in SCORES), self.alpha)
-        )
-        beside = ((1 - sure) * gap).mean()
+        if self.alpha is None:
+            confidence = own["confidence"]
+        else:
+            confidence = batch_confidence(own["score_chosen"], own["score_rejected"], self.alpha)
+        beside = ((1 - confidence) * gap).mean()
         return (loss[0] + beside, loss[1]) if return_outputs else loss + beside
 
 

@@ -169,7 +169,7 @@ class _PoolModel:
         if held:
             trial = learn_readouts(chosen[seen], rejected[seen], *how)
             right = (trial.score(chosen[held]) > trial.score(rejected[held])).double().mean().item()
-            said += f" (without {len(held)} of them they are right on {right:.0%} of these)"
+            said += f" (learned without {len(held)} of them, right on {right:.0%} of those)"
         return learn_readouts(chosen, rejected, *how), said
 
     def pairs(self, readouts, pools: Sequence[tuple]) -> list[tuple]:
