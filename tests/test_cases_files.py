@@ -151,7 +151,7 @@ def zipped(path: Path) -> bytes:
     return path.read_bytes()
 
 
-BOTH = SCORED[0] | PAIRS[0] | {"responses": ["yes", "no"]}
+BOTH = {"responses": ["yes", "no"]} | SCORED[0] | PAIRS[0]
 GOOD, CUT = lines([BOTH]), b'{"prompt": "a", "resp'
 REFUSED = {
     "utf16_without_mark.jsonl": (GOOD.decode().encode("utf-16-be"), "not UTF-8 text, more likely UTF-16; convert it"),
@@ -172,7 +172,7 @@ REFUSED = {
     "cut.parquet": (CASES.joinpath("a.parquet").read_bytes()[:-50], "not a readable parquet file"),
     "cut.jsonl": (GOOD + b"\n" + CUT, "row 3 is not JSON (Unterminated string"),
     "cut_first.jsonl": (CUT + b"\n" + GOOD, "row 1 is not JSON (Unterminated string"),
-    "cut.json": (json.dumps([BOTH], indent=1).encode()[:-30], "not JSON (Unterminated string starting at: line 7"),
+    "cut.json": (json.dumps([BOTH], indent=1).encode()[:-30], "not JSON (Unterminated string starting at: line 11"),
     "cut_after_list.json": (b"[\n" + GOOD, "not JSON (Expecting ',' delimiter: line 3 column 1"),
     "two_on_a_line.jsonl": (GOOD * 2 + GOOD[:-1] + GOOD, "row 3 is not JSON (Extra data"),
     "numbers.json": (b"[1, 2]", "row 1 is not a JSON object with named columns"),
