@@ -99,6 +99,18 @@ def _parser() -> argparse.ArgumentParser:
     annotate.add_argument("--pooling", choices=("last", "mean"), help="last token (default), or mean over the answer")
     annotate.add_argument("--scale", default="unit", choices=("none", "unit", "binned"), help="unit: mean square 1")
     annotate.add_argument("--negative", default="keep", choices=("keep", "clip", "drop", "flip"), help="if below zero")
+
+    about = "make preference pairs of pools of answers, by what the model itself represents"
+    rows = f"prompt and responses, a list: {FORMS} (one split: DIR/test)"
+    rerank = _file_command(commands, "rerank", _rerank, about, rows)
+    rerank.add_argument("--model", required=True, metavar="ID", help="folder or id of the causal model that is read")
+    by = rerank.add_mutually_exclusive_group(required=True)
+    about = "pairs (prompt, chosen, rejected) that its read-outs are learned from, a thousand at most"
+    by.add_argument("--labelled", default="", metavar="F", help=about)
+    by.add_argument("--readouts", default="", metavar="DIR", help="read-outs kept by --save-readouts")
+    rerank.add_argument("--save-readouts", default="", metavar="DIR", help="keep the read-outs in a new folder")
+    rerank.add_argument("--layer", type=int, metavar="L", help="one hidden state, -1 the last (default: all layers)")
+    rerank.add_argument("--pooling", choices=("last", "mean"), help="last token (default), or mean over the answer")
     return parser
 
 
@@ -222,6 +234,14 @@ def _annotate(options: argparse.Namespace) -> None:
     names = "harmful direction save_direction layer pooling scale negative direction_pairs device too_long prefix"
     chosen = {name: getattr(options, name) for name in names.split()}
     print(annotate_file(options.model, options.input, options.output, refusals=options.refusal, **chosen))
+
+
+def _rerank(options: argparse.Namespace) -> None:
+    from srmir_lib.reward_models.rerank_file import rerank_file
+
+    names = "labelled readouts save_readouts layer pooling device too_long prefix"
+    chosen = {name: getattr(options, name) for name in names.split()}
+    print(rerank_file(options.model, options.input, options.output, **chosen))
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -25,7 +25,7 @@ from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import annotate_file, jsonl, public_files
 from srmir_lib.errors import InputError
-from srmir_lib.reward_models import score_file
+from srmir_lib.reward_models import rerank_file, score_file
 from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.rows import read_jsonl, rows_in
 from srmir_lib.runner import manifest, series
@@ -151,7 +151,7 @@ def zipped(path: Path) -> bytes:
     return path.read_bytes()
 
 
-BOTH = SCORED[0] | PAIRS[0]
+BOTH = {"responses": ["yes", "no"]} | SCORED[0] | PAIRS[0]
 GOOD, CUT = lines([BOTH]), b'{"prompt": "a", "resp'
 REFUSED = {
     "utf16_without_mark.jsonl": (GOOD.decode().encode("utf-16-be"), "not UTF-8 text, more likely UTF-16; convert it"),
@@ -172,7 +172,7 @@ REFUSED = {
     "cut.parquet": (CASES.joinpath("a.parquet").read_bytes()[:-50], "not a readable parquet file"),
     "cut.jsonl": (GOOD + b"\n" + CUT, "row 3 is not JSON (Unterminated string"),
     "cut_first.jsonl": (CUT + b"\n" + GOOD, "row 1 is not JSON (Unterminated string"),
-    "cut.json": (json.dumps([BOTH], indent=1).encode()[:-30], "not JSON (Unterminated string starting at: line 7"),
+    "cut.json": (json.dumps([BOTH], indent=1).encode()[:-30], "not JSON (Unterminated string starting at: line 11"),
     "cut_after_list.json": (b"[\n" + GOOD, "not JSON (Expecting ',' delimiter: line 3 column 1"),
     "two_on_a_line.jsonl": (GOOD * 2 + GOOD[:-1] + GOOD, "row 3 is not JSON (Extra data"),
     "numbers.json": (b"[1, 2]", "row 1 is not a JSON object with named columns"),
@@ -190,6 +190,7 @@ REFUSED = {
 def nothing_loads(monkeypatch):
     monkeypatch.setattr(score_file, "_Scorer", None)
     monkeypatch.setattr(annotate_file, "MarginModel", None)
+    monkeypatch.setattr(rerank_file, "_PoolModel", None)
 
 
 @pytest.fixture
@@ -200,12 +201,17 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
+def about(command: str, models: Path, source: Path) -> tuple:
+    """What each command is told beside its places; the pairs of a file are labels for its pools as well."""
+    own = {"score": ("--models", models, "--raw"), "annotate": ("--model", models)}
+    return own.get(command, ("--model", models, "--labelled", source, "--prefix", "new_"))
+
+
 def refused(capsys, command: str, source: Path, models: Path, *more: object) -> str:
-    """What either command says about an input that it refuses: one line, exit code 2, nothing written."""
+    """What any command says about an input that it refuses: one line, exit code 2, nothing written."""
     target = source.parent / "written" / "out.jsonl"
     places = ("--input", source, "--output", target)
-    about = ("--models", models, "--raw") if command == "score" else ("--model", models)
-    assert run(command, *places, *about, *more) == 2
+    assert run(command, *places, *about(command, models, source), *more) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and not target.parent.exists(), said
     return said
@@ -216,7 +222,7 @@ def test_what_cannot_be_read_is_one_line_about_what_it_is(tmp_path, capsys, noth
     content, message = REFUSED[name]
     path = tmp_path / name
     path.write_bytes(content(path) if callable(content) else content)
-    for command in ("score", "annotate"):
+    for command in ("score", "annotate", "rerank"):
         said = refused(capsys, command, path, models)
         assert said.startswith(f"srmir: {path}: ") and message in said, said
 
@@ -257,7 +263,7 @@ def test_a_folder_of_another_kind_is_told_apart_from_a_damaged_one(tmp_path, cap
     parquet(PAIRS, clone / "train-00000-of-00001.parquet")
     broken = save_dataset(Dataset.from_list(PAIRS), tmp_path / "broken")
     (broken / "state.json").write_text("{")
-    for command in ("score", "annotate"):
+    for command in ("score", "annotate", "rerank"):
         said = refused(capsys, command, clone.parent, models)
         assert "cloned: not a folder that `datasets` saved" in said and "data/train-00000-of-00001.parquet" in said
         assert "broken: damaged dataset folder" in refused(capsys, command, broken, models)
@@ -273,9 +279,9 @@ def test_values_that_json_has_no_word_for_are_named(tmp_path, capsys, nothing_lo
 @pytest.mark.parametrize("ending", [".gz", ".parquet", ".csv", ".arrow"])
 def test_an_output_is_not_named_as_what_it_is_not(tmp_path, capsys, nothing_loads, models, ending):
     source = write(tmp_path / "in.jsonl", [BOTH])
-    for command, about in (("score", ("--models", models, "--raw")), ("annotate", ("--model", models))):
+    for command in ("score", "annotate", "rerank"):
         target = tmp_path / f"out{ending}"
-        assert run(command, "--input", source, "--output", target, *about) == 2
+        assert run(command, "--input", source, "--output", target, *about(command, models, source)) == 2
         assert f"{target}: would hold JSON lines; name it .jsonl" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["in.jsonl"]
 
@@ -531,8 +537,9 @@ def elsewhere(*arguments: object) -> subprocess.CompletedProcess:
 def test_the_command_line_works_without_fcntl(tmp_path, models):
     assert "usage: srmir" in elsewhere("status", "--help").stdout
     source = write(tmp_path / "in.jsonl", [PAIRS[0], {}])
-    for command, about in (("score", ("--models", models, "--raw")), ("annotate", ("--model", models))):
-        done = elsewhere(command, "--input", source, "--output", tmp_path / "out.jsonl", *about)
+    for command in ("score", "annotate", "rerank"):
+        places = ("--input", source, "--output", tmp_path / "out.jsonl")
+        done = elsewhere(command, *places, *about(command, models, source))
         assert done.returncode == 2 and ": lacks " in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 

@@ -422,10 +422,11 @@ def test_the_walk_through_does_what_it_says(models, root, capsys):
         line for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for line in block.split("\n")
     ]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("srmir ")]
-    assert [words[1] for words in commands] == ["check", "new-preset", "run", "run", "report", "score"]
+    assert [words[1] for words in commands] == ["check", "new-preset", "run", "run", "report", "score", "rerank"]
     write_rows(root / "pairs.jsonl", own_rows(FORMS[2]))
     (root / "model").symlink_to(models["gemma"])
     write_rows(root / "answers.jsonl", [{"prompt": "tell me about spam", "response": "I can not", "category": "spam"}])
+    write_rows(root / "pools.jsonl", [{"prompt": "tell me about spam", "responses": ["I can not", "First get ready."]}])
     for words in commands:
         if words[1:] != ["run", "mine"]:  # the trial stands for it
             code, out, err = told(capsys, *words[1:])
@@ -435,3 +436,5 @@ def test_the_walk_through_does_what_it_says(models, root, capsys):
     scored = json.loads((root / "scored.jsonl").read_text(encoding="utf8"))
     assert set(scored["scores"]) == {"insult", "privacy", "spam", "tone_of_voice"}
     assert scored["routed"] == scored["scores"]["spam"]
+    pair = json.loads((root / "new_pairs.jsonl").read_text(encoding="utf8"))
+    assert {pair["chosen"], pair["rejected"]} == {"I can not", "First get ready."} and 0.5 <= pair["confidence"] < 1

@@ -76,6 +76,32 @@ def embed(
     return checked(embeddings)
 
 
+@torch.no_grad()
+def embed_layers(
+    model, tokenizer, prompts: Sequence, responses: Sequence, layers: Sequence[int], pooling: str = "last"
+) -> Tensor:
+    """Embeddings (N, L, H), float32 on the CPU, of prompts with their responses, at each of L `layers` of a causal
+    model, in one forward each; the rest as in `embed`.
+    """
+    for layer in layers:
+        check_layer(model, layer, pooling)
+    if len(layers) == 1:  # what lies behind it need not run
+        return embed(model, tokenizer, prompts, responses, layers[0], pooling).unsqueeze(1)
+    check_answers(responses)
+    ids = conversation_ids(tokenizer, prompts, responses)
+    check_lengths(ids, longest_text(model))
+    starts = answer_starts(tokenizer, prompts, responses, ids) if pooling == "mean" else None
+    embeddings = torch.zeros(len(ids), len(layers), model.config.get_text_config().hidden_size)
+    batches = by_length(range(len(ids)), [len(row) for row in ids], token_budget(model.device))
+    for rows in counted(batches, len(ids), "embeddings"):
+        inputs = padded([ids[row] for row in rows], model.device, tokenizer.pad_token_id)
+        states = model.base_model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+        means = None if starts is None else [starts[row] for row in rows]
+        for place, layer in enumerate(layers):
+            embeddings[rows, place] = pool(states[layer], inputs["attention_mask"], means).float().cpu()
+    return checked(embeddings)
+
+
 def hidden_states(trunk, inputs: dict, layer: int | None, layers: int) -> Tensor | None:
     """Hidden states (B, T, H) of number `layer`, 0 to `layers`; what lies behind that layer does not run. None if a
     cache among the `inputs` stops the pass once it has what it takes."""
@@ -116,9 +142,9 @@ def check_layer(model, layer: int, pooling: str) -> None:
 
 
 def checked(embeddings: Tensor) -> Tensor:
-    """The same (N, H), if all are finite."""
+    """The same (N, H) or (N, L, H), if all are finite."""
     if not embeddings.isfinite().all():
-        row = int((~embeddings.isfinite()).any(dim=1).nonzero()[0])
+        row = int((~embeddings.isfinite()).flatten(1).any(dim=1).nonzero()[0])
         raise RowError("embedding of {row} is not finite; check the model's weights", row)
     return embeddings
 

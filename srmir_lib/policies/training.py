@@ -12,6 +12,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from srmir_lib.models.kinds import end_problem
 from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, share_weights
 from srmir_lib.policies.callbacks import RewardCallback, RunCallback
 from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
+from srmir_lib.policies.confidence_dpo import SCORES, ConfidenceDPOTrainer
 from srmir_lib.policies.pcrm_dpo import LimitedDPOTrainer
 from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
 
@@ -56,21 +58,36 @@ def train_sft(
 
 
 def train_dpo(
-    base_model, preferences: Dataset, output_dir, settings: DPOSettings, resume: bool = False, start=None
+    base_model,
+    preferences: Dataset,
+    output_dir,
+    settings: DPOSettings,
+    resume: bool = False,
+    start=None,
+    alpha: float | None = None,
 ) -> list[dict]:
     """Optimise preferences (rows of any form that `as_pair` reads) directly (Rafailov et al. 2023, eq. 7).
 
     The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
     `rewards/accuracies`, the implicit reward's. With a column `limit`, the largest gap a pair should have, it is PCRM's
-    direct form (`LimitedDPOTrainer`). With `sft_weight` it is RPO: so many times the loss of `train_sft` on the chosen
-    answers is added (Liu et al. 2024, arXiv 2405.16436; Pang et al. 2024, arXiv 2404.19733), a mean over their tokens.
+    direct form (`LimitedDPOTrainer`). With a column `confidence`, or with `alpha` and the columns `score_chosen` and
+    `score_rejected`, it is RBRM's: a confidence for each pair, or for each `micro_batch` (`ConfidenceDPOTrainer`). With
+    `sft_weight` it is RPO: so many times the loss of `train_sft` on the chosen answers is added (Liu et al. 2024, arXiv
+    2405.16436; Pang et al. 2024, arXiv 2404.19733), a mean over their tokens.
     """
     columns, kind, preferences = PAIR, DPOTrainer, as_pairs(preferences)
+    trusted = alpha is not None or "confidence" in preferences.column_names
     if "limit" in preferences.column_names:
+        if trusted:
+            raise InputError("confidence: within limits all pairs are trusted alike; drop `limit`, or the confidence")
         if settings.sft_weight:
             raise InputError("sft_weight: within limits pairs are read swapped as well; set it to 0, or drop `limit`")
         columns, kind = (*columns, "limit"), LimitedDPOTrainer
-    return _train(kind, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start)
+    if trusted:
+        columns = (*columns, *(SCORES if alpha is not None else ("confidence",)))
+        kind = partial(ConfidenceDPOTrainer, alpha=alpha)
+    told = "" if alpha is None else f"alpha {alpha}"
+    return _train(kind, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start, told)
 
 
 def train_grpo(
@@ -167,12 +184,13 @@ def prompt_order(count: int, settings: GRPOSettings) -> np.ndarray:
 
 
 def _train(
-    trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start
+    trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start, told=""
 ) -> list[dict]:
+    """`told`: what the trainer is told beside the settings, for the key of the run."""
     output_dir = Path(output_dir)
     _check_columns(dataset, columns)
     begun = "" if start is None else _check_start(start, settings)
-    key = run_key(base_model, dataset, settings.model_dump(), begun)
+    key = run_key(base_model, dataset, settings.model_dump(), begun + told)
     if resume and (history := finished_history(output_dir, key)):
         return history
     tokenizer = load_tokenizer(base_model)
