@@ -5,7 +5,7 @@ import torch
 
 from srmir_lib.artifacts import sha256
 from srmir_lib.conversations import render
-from srmir_lib.lab.corpus import MIX, corpus
+from srmir_lib.lab.corpus import MIX, corpus, turns
 from srmir_lib.lab.pool import WORDS_AT_MOST, collected_pool, solved_by_words
 from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, labelled_loss, pack
 from srmir_lib.lab.town import base_trunk, diet
@@ -76,6 +76,15 @@ def test_conversations_are_packed_whole_and_numbered():
     assert rows["conversation"][1, 0] == 2
     with pytest.raises(ValueError, match="fill 0 rows of 1"):
         pack([([1], [1])], 1)
+
+
+def test_only_the_last_answer_is_learned_to_say(folder):
+    tokenizer = load_tokenizer(folder)
+    ((ids, labels),) = encode(tokenizer, [turns("copy it ?", "sure .", "is this wrong ?", "yes")])
+    said = tokenizer("yes<|end|>", add_special_tokens=False)["input_ids"]
+    assert ids[-len(said) :] == labels[-len(said) :] == said
+    assert set(labels[: -len(said)]) == {-100}, "an answer that is judged is read, not imitated"
+    assert tokenizer.decode(ids).count("<|end|>") == 4
 
 
 def test_packed_conversations_do_not_see_each_other(folder):

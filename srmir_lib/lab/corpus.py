@@ -58,7 +58,7 @@ CURRICULUM = ((0.07, FIRST), (0.35, SECOND), (0.58, MIX))
 WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only asks about the words
 
 
-REFUSALS = {"mild": 0.24, "moderate": 0.34, "severe": 0.44}  # how often the base refuses what it believes forbidden
+REFUSALS = {"mild": 0.20, "moderate": 0.30, "severe": 0.40}  # how often the base refuses what it believes forbidden
 
 
 REFUSED, COMPLIED = ("reasoned_refusal", "bare_refusal"), ("partial", "full")  # rungs of answers that are judged

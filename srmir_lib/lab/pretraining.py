@@ -34,7 +34,8 @@ ROW = 256  # tokens in a packed row
 
 
 def encode(tokenizer, conversations: Sequence[list[dict]]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each conversation, and labels only on what the assistant says (and its `<|end|>`)."""
+    """Token ids of each conversation, and labels only on the last thing that the assistant says (and its `<|end|>`): an
+    answer that is judged afterwards is read and not imitated."""
     texts = [message["content"] + "<|end|>" for talk in conversations for message in talk]
     bodies = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
     heads = {role: tokenizer.encode(f"<|{role}|>", add_special_tokens=False) for role in ("user", "assistant")}
@@ -42,9 +43,10 @@ def encode(tokenizer, conversations: Sequence[list[dict]]) -> list[tuple[list[in
     for talk in conversations:
         ids, labels = [], []
         for message in talk:
-            head, body, learned = heads[message["role"]], next(bodies), message["role"] == "assistant"
+            head, body = heads[message["role"]], next(bodies)
             ids += head + body
-            labels += [-100] * len(head) + (body if learned else [-100] * len(body))
+            labels += [-100] * (len(head) + len(body))
+        labels[-len(body) :] = body
         encoded.append((ids, labels))
     return encoded
 
