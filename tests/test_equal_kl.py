@@ -2,7 +2,8 @@
 
 import pytest
 
-from srmir_lib.evaluation.equal_kl import compare_courses, course_of, reached
+from srmir_lib.artifacts import write_jsonl
+from srmir_lib.evaluation.equal_kl import as_measures, compare_courses, course_of, courses_of, reached
 from srmir_lib.evaluation.sentences import about_equal_kl
 
 
@@ -19,6 +20,13 @@ def test_looks_are_of_the_policy_that_began_an_update():
     look = {"goodness/kl": 0.1, "goodness/balanced": 0.7, "goodness/harmful": 0.6, "goodness/harmless": 0.8}
     rows = [look | {"step": 1, "kl": 9.0}, {"step": 2, "kl": 9.0}, look | {"step": 7, "goodness/kl": 0.3}]
     assert course_of([*rows, {"step": 9, "goodness/balanced": 0.1}]) == course((0, 0.1, 0.7), (6, 0.3, 0.7))
+
+
+def test_courses_are_those_of_policies_that_were_looked_at(tmp_path):
+    for name, looks in {"sft": {}, "grpo": {"goodness/kl": 0.1, "goodness/balanced": 0.7}}.items():
+        write_jsonl(tmp_path / name / "history.jsonl", [{"step": 1, "loss": 1.0} | looks, {"step": 2, "loss": 1.0}])
+    adapters = {"base": None, "SFT": tmp_path / "sft", "one": tmp_path / "grpo"}
+    assert courses_of(adapters) == {"one": course((0, 0.1, 0.7))}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,9 @@ def test_policies_are_compared_as_far_as_all_of_those_meant_go():
     }  # fmt: skip
     assert rows["a"]["goodness there"] == pytest.approx(0.60) and rows["b"]["goodness there"] == pytest.approx(0.75)
     assert rows["c"]["goodness then"] == 0.45 and rows["c"]["goodness there"] is rows["c"]["updates there"] is None
+    told = {"goodness_at_equal_updates": 0.60, "goodness_at_equal_kl": pytest.approx(0.60)}
+    assert as_measures([*rows.values()])["a"] == told
+    assert as_measures([rows["c"]]) == {"c": {"goodness_at_equal_updates": 0.45}}, "it never goes so far"
     among_all = compare_courses({"a": FAST, "c": STILL}, ["a", "c"])
     assert {row["equal KL"] for row in among_all} == {0.005}
     assert [row["goodness there"] for row in among_all] == pytest.approx([0.525, 0.40])

@@ -6,8 +6,10 @@ KL they have paid the same (Gao et al. 2023, arXiv 2210.10760).
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from srmir_lib.policies.goodness import BALANCED, KL
+from srmir_lib.rows import read_jsonl
 
 UPDATES, FAR, WORTH = "updates", "KL", "goodness"
 
@@ -17,6 +19,13 @@ def course_of(history: Iterable[Mapping]) -> list[dict[str, float]]:
     the policy that began its update, so the first one has made none."""
     looks = (row for row in history if KL in row)
     return [{UPDATES: row["step"] - 1, FAR: row[KL], WORTH: row[BALANCED]} for row in looks]
+
+
+def courses_of(adapters: Mapping[str, Path | None]) -> dict[str, list[dict[str, float]]]:
+    """`course_of` the histories in folders of adapters, by policy; without those at whose goodness nobody looked while
+    they trained (the base model, `None`; imitation; GRPO where nobody knows the truth)."""
+    histories = {name: read_jsonl(folder / "history.jsonl") for name, folder in adapters.items() if folder is not None}
+    return {name: course for name, history in histories.items() if (course := course_of(history))}
 
 
 def reached(course: Sequence[Mapping[str, float]], by: str, level: float) -> dict[str, float] | None:
@@ -43,3 +52,9 @@ def compare_courses(courses: Mapping[str, Sequence[Mapping[str, float]]], among:
         row |= {"equal KL": far, "updates there": there and there[UPDATES], "goodness there": there and there[WORTH]}
         rows.append(row)
     return rows
+
+
+def as_measures(rows: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """Policy -> goodness_at_equal_updates and goodness_at_equal_kl, of rows of `compare_courses`, where it has them."""
+    names = {"goodness then": "goodness_at_equal_updates", "goodness there": "goodness_at_equal_kl"}
+    return {row["policy"]: {name: row[key] for key, name in names.items() if row[key] is not None} for row in rows}
