@@ -285,7 +285,7 @@ def goodness_curves(
         axis.annotate(f"{name} ({worth:.2f})", (1, worth), (0, 2), xycoords=axis.get_yaxis_transform(), fontsize=7,
                       textcoords="offset points", ha="right")  # fmt: skip
     axis.axvline(equal, color=PALE, linewidth=1, linestyle=":", label="equal KL")
-    gridded(axis, xlabel="KL to the start (nats a token)", ylabel="balanced goodness (fraction)")
+    gridded(axis, xlabel="KL to the reference (nats a token)", ylabel="balanced goodness (fraction)")
     legend_beside(axis)
     return figure
 
