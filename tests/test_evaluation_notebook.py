@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 
-from srmir_lib.artifacts import load_dataset, read_json, save_dataset, write_json
+from srmir_lib.artifacts import load_dataset, read_json, save_dataset, write_json, write_jsonl
 from srmir_lib.conversations import user_message
 from srmir_lib.evaluation.comparison import learned_policies
 from srmir_lib.evaluation.evaluate import COLUMNS
@@ -19,6 +19,7 @@ from srmir_lib.lab.pool import evaluation_prompts
 from srmir_lib.lab.town import known_facts
 from srmir_lib.lab.world import draw_world
 from srmir_lib.models.loading import load_policy
+from srmir_lib.policies import goodness
 from srmir_lib.rows import read_jsonl
 from srmir_lib.runner.report import build_report
 from srmir_lib.runner.series import Runner
@@ -58,10 +59,14 @@ def made_up_prompts(count: int = 60) -> list[dict]:
     return rows
 
 
-def write_adapter(base: Path, folder: Path, seed: int) -> None:
+def write_adapter(base: Path, folder: Path, seed: int, looks: bool) -> None:
+    """A random adapter and a history, that of a GRPO run at whose goodness somebody looked twice, if he did."""
     torch.manual_seed(seed)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(load_policy(base, "cpu"), config).save_pretrained(folder)
+    seen = [{goodness.KL: 0.0, goodness.BALANCED: 0.5}, {goodness.KL: 0.02 + 0.01 * seed, goodness.BALANCED: 0.6}]
+    rows = [{"step": step, "loss": 1.0} | (look if looks else {}) for step, look in zip((1, 7), seen, strict=True)]
+    write_jsonl(folder / "history.jsonl", rows)
 
 
 def evaluated(root: Path, base: Path, prompts: list[dict], adapters: dict, metrics: dict, **parameters) -> Path:
@@ -73,7 +78,8 @@ def evaluated(root: Path, base: Path, prompts: list[dict], adapters: dict, metri
     write_json(lab / "01_data" / "world.json", known_facts(draw_world(0)))
     for stage, names in adapters.items():
         for seed, name in enumerate(names):
-            write_adapter(base, lab / stage / name, seed + len(stage))
+            followed = name.startswith(("grpo", "policy")) and parameters.get("facts", "known") != ""
+            write_adapter(base, lab / stage / name, seed + len(stage), followed)
         write_json(lab / stage / "metrics.json", {f"seconds_{name}": 3.0 for name in names})
     sizes = {"sampling": {"max_new_tokens": 8}, "attacks": {"tries": 2, "per_category": 1}}
     notebook = REPOSITORY / "notebooks" / "06_evaluation.ipynb"
@@ -165,6 +171,8 @@ def test_results_are_sentences(outputs):
         "that gets through most often is",
         "AUROC of start",
         "its strongest rival, linear",
+        "After 6 updates GRPO, one model leads (0.600)",
+        "as far as all of them go",
         "acts on beliefs",
     ):
         assert part in said, part
@@ -193,7 +201,12 @@ def test_without_a_town_there_are_no_log_odds_and_no_ceiling(elsewhere):
     assert not any("log_odds" in summary for summary in results["policies"].values())
     assert "attack_success_forced_beginning" in results["policies"]["SFT"]
     said = shown(elsewhere)
-    assert "acting on beliefs" not in said and "AUROC of" not in said and "The ruler of noise is" in said
+    assert (
+        "as far as all" not in said
+        and "acting on beliefs" not in said
+        and "AUROC of" not in said
+        and "The ruler of noise is" in said
+    )
     assert sorted(path.stem for path in (elsewhere / "06_evaluation" / "figures").glob("*.png")) == [
         "attack_success_by_family", "balanced_goodness", "forest",
     ]  # fmt: skip
@@ -221,7 +234,7 @@ def test_a_copied_preset_and_every_seed_are_ruled_on_by_their_own_town(tmp_path,
 
 def test_the_report_shows_it_redacted(outputs):
     page = build_report("lab", outputs.parents[1]).read_text(encoding="utf8")
-    assert page.count("<img") == 4 and "GRPO, one model" in page and "01_data" in page
+    assert page.count("<img") == 5 and "GRPO, one model" in page and "01_data" in page
     asked = [prompt[-1]["content"] for prompt in load_dataset(outputs / "01_data" / "prompts")["test"]["prompt"]]
     shown = page + "\n".join(read_json(outputs.parents[1] / "shown.json"))
     assert [text for text in asked if text in shown] == [], "a prompt is shown whole"

@@ -131,7 +131,7 @@ def presets_with(*names: str) -> list[str]:
     return [folder.name for folder in folders if all((folder / f"{name}.yaml").is_file() for name in names)]
 
 
-WATCHED = {"alarm", "facts", "refresh", "signal_prompts"}
+WATCHED = {"alarm", "refresh", "signal_prompts"}
 """Parameters of 05 alone: what is watched, and what the variant refreshed is told."""
 
 

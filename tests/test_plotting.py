@@ -55,6 +55,7 @@ TURNED = [
     for line in lines
     for level in levels
 ]
+COURSE = [{"updates": 0, "KL": 0.0, "goodness": 0.5}, {"updates": 6, "KL": 0.02, "goodness": 0.7}]
 MASK = [[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 1]]
 PLACES = np.arange(6.0).reshape(3, 2)
 FIGURES = {
@@ -75,6 +76,7 @@ FIGURES = {
     "forest_plot": lambda: plotting.forest_plot([INTERVAL | {"group": "g"}], "difference (points)"),
     "dial_curves": lambda: plotting.dial_curves(TURNED),
     "frontier_curves": lambda: plotting.frontier_curves({"one": ([1, 0.5, 0], [0, 0.2, 1])}, {"one": (0.5, 0.2)}),
+    "goodness_curves": lambda: plotting.goodness_curves({"one": COURSE, "two": COURSE[:1]}, {"beliefs": 0.97}, 0.01),
     "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
     "monitor_curves": lambda: training_report.monitor_curves([{"step": 1, f"{MONITOR}insult": 0.5}]),
     "labelled_points": lambda: training_report.labelled_points({"sft": (1, 2)}, "time (seconds)", "reward (score)"),
@@ -209,6 +211,16 @@ def test_forest_plot_names_its_lines():
     assert [line.get_xdata()[0] for line in upright] == [0.5, 0.9, 0.7]
     assert len({line.get_linestyle() for line in upright}) == 3, "told apart in grey"
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["ceiling (0.90)", "one draft (0.70)"]
+
+
+def test_courses_of_goodness_are_told_apart_without_colour_and_name_their_ceiling():
+    figure = plotting.goodness_curves({"one": COURSE, "two": COURSE}, {"beliefs": 0.97}, 0.01)
+    (axis,) = figure.axes
+    drawn = {line.get_label(): line for line in axis.lines}
+    assert drawn["one"].get_xydata().tolist() == [[0.0, 0.5], [0.02, 0.7]]
+    looks = [(line.get_linestyle(), line.get_marker()) for line in (drawn["one"], drawn["two"])]
+    assert looks[0][0] != looks[1][0] and looks[0][1] != looks[1][1]
+    assert [text.get_text() for text in axis.texts] == ["beliefs (0.97)"] and "equal KL" in drawn
 
 
 def test_a_frontier_is_drawn_in_percent_with_the_policy_on_it():

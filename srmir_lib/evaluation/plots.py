@@ -269,6 +269,27 @@ def frontier_curves(curves: Mapping[str, Sequence], unbiased: Mapping[str, Seque
     return figure
 
 
+def goodness_curves(
+    courses: Mapping[str, Sequence[Mapping[str, float]]], lines: Mapping[str, float], equal: float
+) -> Figure:
+    """True goodness against KL while policies train: policy -> looks with KL and goodness, in their order; the looks
+    are marked, the last one larger. `lines`: name -> goodness, across; `equal`: the KL of the comparison, upright."""
+    figure, axis = axes(7.5, 3.8)
+    for at, (name, course) in enumerate(courses.items()):
+        far, worth = ([look[key] for look in course] for key in ("KL", "goodness"))
+        style = style_of(at) | {"marker": marker_of(at), "linewidth": 1.2}
+        axis.plot(far, worth, **style, markersize=4, label=name)
+        axis.plot(far[-1], worth[-1], **style, markersize=8, markerfacecolor="white")
+    for name, worth in lines.items():
+        axis.axhline(worth, color=INK, linewidth=1)
+        axis.annotate(f"{name} ({worth:.2f})", (1, worth), (0, 2), xycoords=axis.get_yaxis_transform(), fontsize=7,
+                      textcoords="offset points", ha="right")  # fmt: skip
+    axis.axvline(equal, color=PALE, linewidth=1, linestyle=":", label="equal KL")
+    gridded(axis, xlabel="KL to the reference (nats a token)", ylabel="balanced goodness (fraction)")
+    legend_beside(axis)
+    return figure
+
+
 def boxes(axis, values: Sequence[Sequence[float]], places: Sequence[float], **options) -> list:
     """Horizontal boxes with whiskers from 5 to 95 % and no outliers, to be coloured by the caller."""
     style = {"orientation": "horizontal", "patch_artist": True, "sym": "", "whis": (5, 95), "positions": places}

@@ -257,3 +257,24 @@ def about_claim(claims: Sequence[Mapping], goodness: Mapping[str, float], name: 
         f"{treatment} ({goodness[treatment]:.3f}) is {order} its strongest rival, {control} ({goodness[control]:.3f}); "
         f"the interval of their difference speaks {SPEAKS[claim['this_run']]}."
     )
+
+
+def about_equal_kl(rows: Sequence[Mapping]) -> str:
+    """Who is best and worst after equally many updates and at equal KL, by rows of `compare_courses` that reach both;
+    it was expected that the same policy leads."""
+    said, best = [], []
+    for key in ("goodness then", "goodness there"):
+        order = sorted(rows, key=lambda row: -row[key])
+        best.append(order[0]["policy"])
+        said.append(f"{best[-1]} leads ({order[0][key]:.3f}), {order[-1]['policy']} is last ({order[-1][key]:.3f})")
+    turned = sum(
+        (one["goodness then"] - other["goodness then"]) * (one["goodness there"] - other["goodness there"]) < 0
+        for at, one in enumerate(rows)
+        for other in rows[:at]
+    )
+    held = "as we expected" if best[0] == best[1] else "against our expectation"
+    updates, far, pairs = rows[0]["updates"], rows[0]["equal KL"], len(rows) * (len(rows) - 1) // 2
+    return (
+        f"After {updates:.0f} updates {said[0]}. At {far:.4f} nats a token, as far as all of them go, {said[1]}. "
+        f"{turned} of {pairs} pairs change their order: {held}."
+    )

@@ -15,6 +15,7 @@ from srmir_lib.evaluation import plots
 from srmir_lib.evaluation.plots import INK, PALE, gridded, marker_of, series, style_of
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.policies.goodness import BALANCED
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
 from srmir_lib.policies.refresh import REFRESHED
 from srmir_lib.policies.reward import MONITOR
@@ -119,8 +120,9 @@ def ends(history: Sequence[Mapping], key: str) -> tuple[float, float]:
 
 
 def both_ends(history: Sequence[Mapping]) -> dict[str, tuple[float, float]]:
-    """`ends` of all that `CURVES` shows, and of the diversity; what the run did not log is left out."""
-    return {key: ends(history, key) for key in (*CURVES, DIVERSITY) if any(key in row for row in history)}
+    """`ends` of all that `CURVES` shows, of diversity and true goodness; what the run did not log is left out."""
+    shown = (*CURVES, DIVERSITY, BALANCED)
+    return {key: ends(history, key) for key in shown if any(key in row for row in history)}
 
 
 def of_one_reward(history: Sequence[Mapping]) -> list[Mapping]:

@@ -7,7 +7,7 @@ answers, and how much they repeat themselves.
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -58,15 +58,23 @@ def token_log_probabilities(
     """Micro-batches of (log-probability of each next token (n, T), which of them are the completion's (n, T), 1 or 0),
     in nats, float32 on the CPU."""
     values = []
-    for start in range(0, len(prompt_ids), micro_batch):
-        rows = range(start, min(start + micro_batch, len(prompt_ids)))
-        inputs = padded([[*prompt_ids[i], *completion_ids[i]] for i in rows], model.device)
-        begin = torch.tensor([[len(prompt_ids[i])] for i in rows], device=model.device)
-        answer = inputs["attention_mask"] * (inputs["position_ids"] >= begin)
+    for inputs, answer in answer_batches(prompt_ids, completion_ids, micro_batch, model.device):
         logits = model(**inputs).logits[:, :-1].float()
         token = logits.log_softmax(-1).gather(2, inputs["input_ids"][:, 1:].unsqueeze(2)).squeeze(2)
-        values.append((token.cpu(), answer[:, 1:].float().cpu()))
+        values.append((token.cpu(), answer.float().cpu()))
     return values
+
+
+def answer_batches(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int, device: torch.device
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Micro-batches of (what a model reads of prompts with completions, which of its predictions (n, T) are of the
+    completion's tokens, 1 or 0)."""
+    for start in range(0, len(prompt_ids), micro_batch):
+        rows = range(start, min(start + micro_batch, len(prompt_ids)))
+        inputs = padded([[*prompt_ids[i], *completion_ids[i]] for i in rows], device)
+        begin = torch.tensor([[len(prompt_ids[i])] for i in rows], device=device)
+        yield inputs, (inputs["attention_mask"] * (inputs["position_ids"] >= begin))[:, 1:]
 
 
 def answer_ids(

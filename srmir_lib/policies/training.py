@@ -99,6 +99,7 @@ def train_grpo(
     resume: bool = False,
     model=None,
     start=None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> list[dict]:
     """Train on `prompts` (column prompt: a conversation, or a user's text, which becomes one; every other column goes
     to the reward function).
@@ -114,6 +115,9 @@ def train_grpo(
     Several reward functions: what each pays is normalised within its group before all are summed with equal weights,
     and the sums within the batch (TRL's `normalize_then_sum`; Liu et al. 2026, arXiv 2601.05242: GDPO). The history's
     reward is their mean; `scale_rewards` must be group. One that is a `TrainerCallback` is called back as well.
+
+    `callbacks`: more that the trainer calls, such as a `GoodnessCallback`, each with a `fingerprint` of what it writes
+    into the history; a finished adapter whose history lacks it is made again.
     """
     functions = list(reward_function) if isinstance(reward_function, Sequence) else [reward_function]
     if len(functions) > 1 and settings.scale_rewards != "group":
@@ -124,7 +128,8 @@ def train_grpo(
         prompts = prompts.remove_columns("prompt").add_column("prompt", chats)
     begun = "" if start is None else _check_start(start, settings)
     reward_is = "".join(one.fingerprint for one in functions if "fingerprint" in dir(one))
-    key = run_key(base_model, prompts, settings.model_dump(), reward_is + begun)
+    written = "".join(one.fingerprint for one in callbacks)
+    key = run_key(base_model, prompts, settings.model_dump(), reward_is + begun + written)
     if resume and (history := finished_history(output_dir, key)):
         return history
     checkpoints = checkpoint_folder(output_dir, key, resume)
@@ -152,13 +157,14 @@ def train_grpo(
     weights.generation_config.eos_token_id = ends
     if tokenizer.eos_token is None:  # the trainer takes it for one of the ends
         tokenizer.eos_token_id = ends[0]
+    called = [one for one in functions if isinstance(one, TrainerCallback)]
     trainer = GRPOTrainer(
         **_policy(weights, settings, start),
         reward_funcs=rewards,
         args=config,
         train_dataset=prompts.select(prompt_order(len(prompts), settings)),
         processing_class=tokenizer,
-        callbacks=[rewards[0], *(one for one in functions if isinstance(one, TrainerCallback)), MarkComplete()],
+        callbacks=[rewards[0], *called, *callbacks, MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
     try:

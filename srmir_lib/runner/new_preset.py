@@ -182,6 +182,7 @@ def _files(facts: Facts, amounts: Amounts) -> dict[str, tuple[str, dict]]:
             base
             | {"variants": (["own_calibrated", "cross_calibrated"][: 1 + several], "the first is policy/")}
             | steps
+            | nobody
             | hidden
             | {"training": (grpo, "micro_batch: memory; beta: how dear it is to leave the start")},
         ),

@@ -78,6 +78,13 @@ class GRPOTraining(Adapter):
         return self
 
 
+class WatchedGRPO(GRPOTraining):
+    """GRPO in the series: what its policies are truly worth is measured meanwhile, where the truth is known."""
+
+    goodness_every: int = told("updates between two looks at true goodness, where `facts` has it; 0: never", 6, ge=0)
+    goodness_prompts: int = told("validation prompts of a look, half harmful and half look-alikes, at most", 70, ge=2)
+
+
 class SFTSettings(SFTTraining, Run):
     """All that `train_sft` is told."""
 
@@ -113,7 +120,8 @@ class _GRPONotebook(NotebookSettings):
     max_steps: int = told("updates of each policy", gt=0)
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told(SHOW)
-    training: GRPOTraining = told("how a policy is trained", GRPOTraining())
+    facts: str = told("file of 01_data with the truth about the town, which no reward is told; empty: nobody knows it")
+    training: WatchedGRPO = told("how a policy is trained", WatchedGRPO())
 
     def grpo(self, **changes) -> GRPOSettings:
         """All that `train_grpo` is told, but for `changes`."""
@@ -169,9 +177,6 @@ class CategorizedSettings(_GRPONotebook):
     variants: list[Literal["router", "soft", "label", "gold", "refreshed", "random_routing", "random_reward"]] = told(
         "who chooses the reward model; the first is policy/", min_length=1
     )
-    facts: str = told(
-        "file of 01_data with the truth about the town, for `signal_prompts` only; empty: nobody knows it"
-    )
     signal_prompts: int = told("practice prompts on which it is seen what the rewards can tell apart", gt=0)
     alarm: AlarmSettings = told("the hacking alarm", AlarmSettings())
     refresh: RefreshSettings = told("the variant refreshed", RefreshSettings())
@@ -209,7 +214,7 @@ class BaselineSettings(NotebookSettings):
     sft: SFTTraining = told("imitation", SFTTraining(learning_rate=1.0e-3))
     dpo: VariedDPOTraining = told("preferences", VariedDPOTraining(learning_rate=1.0e-3, micro_batch=40))
     best_of_n: SFTTraining = told("imitation of the best of n samples", SFTTraining(learning_rate=1.0e-3))
-    grpo: GRPOTraining = told("GRPO, with one reward model and with the referee", GRPOTraining())
+    grpo: WatchedGRPO = told("GRPO, with one reward model and with the referee", WatchedGRPO())
 
     def runs(self) -> dict[str, Settings]:
         """All that each training is told, by name."""
