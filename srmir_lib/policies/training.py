@@ -69,12 +69,13 @@ def train_dpo(
 ) -> list[dict]:
     """Optimise preferences (rows of any form that `as_pair` reads) directly (Rafailov et al. 2023, eq. 7).
 
-    The rest is as in `train_sft`, but a `start` is the reference as well, or the adapter in the folder `reference`; the
-    history has `rewards/margins` and `rewards/accuracies`, the implicit reward's. With a column `limit`, the largest gap a pair should have, it is PCRM's
-    direct form (`LimitedDPOTrainer`). With a column `confidence`, or with `alpha` and the columns `score_chosen` and
-    `score_rejected`, it is RBRM's: a confidence for each pair, or for each `micro_batch` (`ConfidenceDPOTrainer`). With
-    `sft_weight` it is RPO: so many times the loss of `train_sft` on the chosen answers is added (Liu et al. 2024, arXiv
-    2405.16436; Pang et al. 2024, arXiv 2404.19733), a mean over their tokens.
+    The rest is as in `train_sft`, but a `start` is the reference as well, unless another adapter is: that in the folder
+    `reference`. The history has `rewards/margins` and `rewards/accuracies`, the implicit reward's. With a column
+    `limit`, the largest gap a pair should have, it is PCRM's direct form (`LimitedDPOTrainer`). With a column
+    `confidence`, or with `alpha` and the columns `score_chosen` and `score_rejected`, it is RBRM's: a confidence for
+    each pair, or for each `micro_batch` (`ConfidenceDPOTrainer`). With `sft_weight` it is RPO: so many times the loss
+    of `train_sft` on the chosen answers is added (Liu et al. 2024, arXiv 2405.16436; Pang et al. 2024, arXiv
+    2404.19733), a mean over their tokens.
     """
     columns, kind, preferences = PAIR, DPOTrainer, as_pairs(preferences)
     trusted = alpha is not None or "confidence" in preferences.column_names

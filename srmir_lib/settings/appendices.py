@@ -129,9 +129,7 @@ class TokenRewardSettings(NotebookSettings):
 class ReadoutTraining(Settings):
     """How read-outs of a policy's states learn (Deng et al. 2025)."""
 
-    pooling: Literal["last", "mean"] = told(
-        "of a conversation's states: the last token's, or the answer's mean", "last"
-    )
+    pooling: Literal["last", "mean"] = told("which states: the last token's, or the mean over an answer's", "last")
     layer: int = told("the one layer that all layers are held against; -1 is the last", -1)
     epochs: int = told("passes over the labelled pairs", 50, gt=0)
     learning_rate: float = told("of Adam", 1.0e-3, gt=0)

@@ -4,11 +4,18 @@ The counts of a layer and the clock are those of `a5_cost.limits`. Whose states 
 row says it: those of the present policy have to be made after every update, those of a frozen model can be kept.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from datasets import Dataset
 
 from srmir_lib.evaluation.sentences import joined
+from srmir_lib.policies.callbacks import answer_ids
+from srmir_lib.policies.groups import pay_groups, sample_groups
+from srmir_lib.policies.reward import RewardFunction
+from srmir_lib.reward_models.readouts import ReadOuts
 from srmir_lib.settings.cost import Shape
-from srmir_lib.studies.a5_cost.limits import Load, layer_work, ratio, shared_work
+from srmir_lib.studies.a2_reranking.rounds import flat, pool_scores
+from srmir_lib.studies.a5_cost.limits import Load, layer_work, race, ratio, shared_work
 
 CLAIMED = 300.0
 """About so many times less computation than sampling is what Deng et al. 2025 report."""
@@ -87,9 +94,31 @@ def cost_rows(
     return rows
 
 
-def contestants(sample: Callable, score: Callable, read: Callable, read_out: Callable) -> dict[str, Callable]:
-    """What `race` times, by the names that `cost_rows` knows."""
-    return {"sampling": sample, "scoring": score, "reading": read, "kept": read_out}
+def measure(
+    policy, tokenizer, pool: Dataset, reward: RewardFunction, readouts: ReadOuts, rounds: int, **sampling
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds (name -> `rounds` of `race`) and multiply-adds of one round on the same `pool`, by the names that
+    `cost_rows` knows: sampling as many answers from the `policy` again, scoring them by a routed `reward` of probes on
+    a trunk, reading the pool by the policy's own states, and the read-outs alone on states that were kept."""
+    size, shape, model = len(pool[0]["responses"]), shape_of(policy.config), policy.get_base_model()
+    asked, said = answer_ids(policy, tokenizer, *flat(pool))
+    lengths = list(map(len, asked)), list(map(len, said))
+    states = readouts.read(model, tokenizer, *flat(pool))
+    probes, columns = reward.models.scorer.probes, {"prompt": pool["prompt"][:]}
+    runners = {
+        "sampling": lambda: sample_groups(policy, tokenizer, pool["prompt"], size, **sampling),
+        "scoring": lambda: pay_groups(reward, columns, pool["responses"]),
+        "reading": lambda: pool_scores(model, tokenizer, pool, readouts),
+        "kept": lambda: readouts.score(states),
+    }
+    read_out = readout_work(shape, len(readouts.layers), len(states))
+    work = {
+        "sampling": sampling_work(shape, *lengths, size),
+        "scoring": scoring_work(shape, *lengths, size, probes.width, probes.rank),
+        "reading": reading_work(shape, *lengths) + read_out,
+        "kept": read_out,
+    }
+    return race(runners, rounds, str(policy.device)), work
 
 
 def about_cost(rows: Mapping[str, Mapping[str, float | str]], claimed: float = CLAIMED) -> str:

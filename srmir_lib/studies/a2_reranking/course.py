@@ -23,9 +23,6 @@ from srmir_lib.studies.a2_reranking.rounds import flat, pool_scores
 
 MICRO_BATCH = 64
 
-ORDER = {"by states": "order by states", "by likelihood": "order by likelihood"}
-"""Two ways to put a pool's answers in order: what is read off a policy's states, and how likely it finds them."""
-
 
 def mean_rank_correlation(scores: Tensor, others: Tensor) -> float:
     """Spearman's correlation of two orders of each prompt's answers (P, K), (P, K), a mean over prompts; a prompt whose
@@ -44,9 +41,9 @@ def follow(
     """What became of order and distribution, by policy (name -> folder of an adapter); the first is the start, from
     which the `pool` was sampled and off whose states the `readouts` were learned; they stay as they are.
 
-    `order by states` and `order by likelihood`: `mean_rank_correlation` with the start; `KL`: of the start from the
-    policy on the pool's answers (k3 of the start's own samples; nats a token); `held-out`: log-likelihood of `held_out`
-    answers (columns prompt, completion; nats a token).
+    `order by states` and `order by likelihood` (the sum over an answer's tokens): `mean_rank_correlation` with the
+    start; `KL`: KL[start | policy] on the pool's answers, the start's own samples (k3; nats a token); `held-out`: the
+    log-likelihood of `held_out` answers (columns prompt, completion; nats a token).
     """
     found, first = {}, None
     for name, policy, tokenizer in each_policy(base_model, policies, device):
@@ -55,7 +52,10 @@ def follow(
         likely = torch.cat([(token * on).sum(1) for token, on in read]).view(len(pool), -1)
         scores = pool_scores(policy.get_base_model(), tokenizer, pool, readouts)
         first = first or (scores, likely, read)
-        apart = [(kl_estimate(own * on, token * on).sum(), on.sum()) for (token, on), (own, _) in zip(read, first[2])]
+        apart = [
+            (kl_estimate(own * on, token * on).sum(), on.sum())
+            for (token, on), (own, _) in zip(read, first[2], strict=True)
+        ]
         shown = answer_ids(policy, tokenizer, held_out["prompt"], list(map(text_of, held_out["completion"])))
         outside = token_log_probabilities(policy, *shown, MICRO_BATCH)
         found[name] = {
@@ -71,13 +71,13 @@ PANELS = ("order by states", "order by likelihood", "KL", "held-out")
 TITLES = (
     "order by states (rank correlation)",
     "order by likelihood (rank correlation)",
-    "KL of the start from it (nats a token)",
+    "KL to the start, on its samples (nats a token)",
     "held-out answers (log-likelihood, nats a token)",
 )
 
 
 def course_figure(lines: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]) -> Figure:
-    """Above the order, below the distribution, over updates: name -> (updates, a row of `follow`), from the start on."""
+    """Above the order, below the distribution, over updates: name -> (updates, a row of `follow`)."""
     figure, panels = subplots(2, 2, figsize=(8, 5.4))
     for axis, key, title in zip(panels.flat, PANELS, TITLES, strict=True):
         for at, (name, points) in enumerate(lines.items()):
@@ -94,20 +94,14 @@ def about_course(last: Mapping[str, Mapping[str, float]], on_policy: str, moved:
     The order by states moved where its rank correlation is below `moved`, the distribution stayed where KL is below
     `near`. The policy `on_policy` is what the others are held against: per nat of KL, whose order moved more?
     """
-    rows = {name: (row["order by states"] < moved, row["KL"] < near) for name, row in last.items()}
-    both = [name for name, (order, stayed) in rows.items() if order and stayed]
+    both = [name for name, row in last.items() if row["order by states"] < moved and row["KL"] < near]
     said = [f"{name} {row['order by states']:.2f} at KL {row['KL']:.3f}" for name, row in last.items()]
     pace = {name: (1 - row["order by states"]) / max(row["KL"], 1e-6) for name, row in last.items()}
     faster = [name for name in last if name != on_policy and pace[name] > pace[on_policy]]
-    off = len(last) - 1
-    holds = (
-        "holds"
-        if len([name for name in both if name != on_policy]) == off and on_policy not in both
-        else "does not hold"
-    )
+    holds = "holds" if {*both} == {*last} - {on_policy} else "does not hold"
     return (
         f"Order kept (1: all of it): {'; '.join(said)}. The order moved (below {moved}) while the distribution stayed "
-        f"(KL below {near}) under: {joined(both)}. For a nat of KL the order of {joined(faster)} moved more than that of "
-        f"{on_policy}, which trains on its own samples. The hypothesis, that this is so off-policy and only there, {holds} "
-        "here."
+        f"(KL below {near}) under: {joined(both)}. For a nat of KL the order of {joined(faster)} moved more than that "
+        f"of {on_policy}, which trains on its own samples. The hypothesis, that an order moves while the distribution "
+        f"stays off-policy and only there, {holds} here."
     )

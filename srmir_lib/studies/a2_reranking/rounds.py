@@ -5,26 +5,28 @@ while the reference stays the start (`train_dpo(reference=)`). Ours: Adam's mome
 that rank again and for those that do not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from srmir_lib.conversations import assistant_message, text_of
 from srmir_lib.errors import InputError
+from srmir_lib.evaluation.sentences import signed
 from srmir_lib.lab.referee import LabReferee
 from srmir_lib.models.embeddings import embed_layers
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.rbrm import ALPHA, best_and_worst, pair_confidence
 from srmir_lib.policies.groups import sample_groups
 from srmir_lib.policies.training import train_dpo
-from srmir_lib.reward_models.readouts import ReadOuts
+from srmir_lib.reward_models.readouts import ReadOuts, all_layers, learn_readouts
 from srmir_lib.settings.appendices import ReadoutTraining
 from srmir_lib.settings.policies import DPOSettings
+from srmir_lib.statistics import pair_accuracy
 
 SIDES = ("chosen", "rejected")
 
@@ -55,33 +57,88 @@ def reverse(pairs: Dataset, swap: Sequence[bool]) -> Dataset:
 
 
 def side_states(policy, tokenizer, pairs: Dataset, layers: Sequence[int], pooling: str) -> tuple[Tensor, Tensor]:
-    """States (N, L, H) of the chosen and of the rejected answers of pairs, as `embed_layers` reads them."""
-    chosen, rejected = (embed_layers(policy, tokenizer, pairs["prompt"], pairs[s], layers, pooling) for s in SIDES)
-    return chosen, rejected
+    """States (N, L, H) of the chosen and of the rejected answers of pairs, as `embed_layers` reads them; an answer that
+    comes several times is read once."""
+    texts: dict[tuple[str, str], tuple[int, list, str]] = {}
+    at = [
+        [texts.setdefault((text_of(p), text_of(said)), (len(texts), p, text_of(said)))[0] for p, said in rows]
+        for rows in (zip(pairs["prompt"], pairs[side], strict=True) for side in SIDES)
+    ]
+    _, prompts, answers = zip(*texts.values(), strict=True)
+    states = embed_layers(policy, tokenizer, prompts, answers, layers, pooling)
+    return states[at[0]], states[at[1]]
 
 
-def sample_pool(policy, tokenizer, prompts: Sequence, size: int, **sampling) -> tuple[Dataset, int]:
-    """A pool (columns prompt, responses: `size` texts) sampled from a policy, `sampling` as of `generate`; and how many
-    prompts are left out, because an answer is empty or all are the same: no pair could be made of these."""
-    answers = sample_groups(policy, tokenizer, prompts, size, **sampling)
+def compare_readouts(
+    policy,
+    tokenizer,
+    labelled: Mapping[str, Dataset],
+    gold: Dataset,
+    told: ReadoutTraining,
+    model: str,
+    seed: int,
+) -> tuple[dict[str, dict[str, float]], dict[str, ReadOuts]]:
+    """Accuracy on the `gold` pairs of read-outs of `policy`, by who labelled the pairs that they learned from (name ->
+    pairs) and what is read (all layers or `told.layer`, the last token or the mean); and by the same names the
+    read-outs of all layers, pooled as `told` says.
+
+    `model`: what tells this policy from others (`ReadOuts`).
+    """
+    layers = all_layers(policy)
+    one = layers.index(told.layer % (len(layers) + 1))
+    accuracy, fits = {name: {} for name in labelled}, {}
+    how = {"epochs": told.epochs, "learning_rate": told.learning_rate, "seed": seed}
+    for pooling in ("last", "mean"):
+        both = concatenate_datasets([pairs.select_columns(["prompt", *SIDES]) for pairs in (*labelled.values(), gold)])
+        sizes = [len(pairs) for pairs in (*labelled.values(), gold)]
+        *seen, test = zip(
+            *(side.split(sizes) for side in side_states(policy, tokenizer, both, layers, pooling)), strict=True
+        )
+        for name, sides in zip(labelled, seen, strict=True):
+            for reads, places in {"all layers": list(range(len(layers))), f"layer {layers[one]}": [one]}.items():
+                kept = [layers[place] for place in places]
+                fit = learn_readouts(*(side[:, places] for side in sides), kept, pooling, model, **how)
+                accuracy[name][f"{reads}, {pooling}"] = pair_accuracy(*(fit.score(side[:, places]) for side in test))
+                if len(kept) == len(layers) and pooling == told.pooling:
+                    fits[name] = fit
+    return accuracy, fits
+
+
+def about_readouts(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    """Whether all layers are better than one, and the last token than the mean, by the rows of `compare_readouts`;
+    expected: both, whoever labelled."""
+    said = []
+    for name, of in accuracy.items():
+        all_last, all_mean, one_last = (
+            next(value for reads, value in of.items() if reads.startswith(start) and reads.endswith(end))
+            for start, end in (("all", "last"), ("all", "mean"), ("layer", "last"))
+        )
+        layers, tokens = all_last - one_last, all_last - all_mean
+        held = "as expected" if min(layers, tokens) > 0 else "not as expected"
+        said.append(f"{name}: all layers minus one {signed(layers)}, last token minus mean {signed(tokens)}, {held}")
+    return f"Accuracy on gold pairs: {'; '.join(said)}."
+
+
+def sample_pool(policy, tokenizer, asked: Dataset, size: int, **sampling) -> tuple[Dataset, int]:
+    """A pool: the rows of `asked` (a column prompt) with a column responses, `size` texts sampled from a policy,
+    `sampling` as of `generate`. And how many rows are left out, because an answer is empty or all are the same: no pair
+    could be made of these."""
+    answers = sample_groups(policy, tokenizer, asked["prompt"], size, **sampling)
     rows = [
-        {"prompt": prompt, "responses": group}
-        for prompt, group in zip(prompts, answers, strict=True)
+        row | {"responses": group}
+        for row, group in zip(asked, answers, strict=True)
         if all(text.strip() for text in group) and len({*group}) > 1
     ]
     if not rows:
-        raise InputError(
-            f"pool: no prompt of {len(prompts)} has {size} answers that can be ranked; sample more of them"
-        )
-    return Dataset.from_list(rows), len(prompts) - len(rows)
+        raise InputError(f"pool: none of {len(asked)} prompts has {size} answers to be ranked; sample more of them")
+    return Dataset.from_list(rows), len(asked) - len(rows)
 
 
 def flat(pool: Dataset) -> tuple[list, list[str]]:
     """Prompts and answers of a pool, P * K each, those of a prompt behind one another."""
     size = len(pool[0]["responses"])
-    return [prompt for prompt in pool["prompt"] for _ in range(size)], [
-        said for own in pool["responses"] for said in own
-    ]
+    prompts = [prompt for prompt in pool["prompt"] for _ in range(size)]
+    return prompts, [text for group in pool["responses"] for text in group]
 
 
 def pool_scores(policy, tokenizer, pool: Dataset, readouts: ReadOuts) -> Tensor:
@@ -111,7 +168,7 @@ def ranked_pairs(pool: Dataset, scores: Tensor, trust: str, seed: int) -> Datase
 
 @dataclass
 class Reranker:
-    """`Reranker(…)(number, policy)`: the pairs of a round (from 0), by the states of the adapter in the folder `policy`.
+    """`Reranker(…)(number, policy)`: the pairs of a round (from 0), by the states of the adapter in a folder, `policy`.
 
     The read-outs are a copy. Before every round but the first they learn on from the `labelled` pairs, as the present
     policy reads them (`told.more_epochs`; 0: they stay as they were). `trust` as of `ranked_pairs`. `seen`: of each
