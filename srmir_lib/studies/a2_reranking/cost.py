@@ -114,7 +114,7 @@ def measure(
     read_out = readout_work(shape, len(readouts.layers), len(states))
     work = {
         "sampling": sampling_work(shape, *lengths, size),
-        "scoring": scoring_work(shape, *lengths, size, probes.width, probes.rank),
+        "scoring": scoring_work(shape, *lengths, size, probes.width, probes.settings.rank),
         "reading": reading_work(shape, *lengths) + read_out,
         "kept": read_out,
     }

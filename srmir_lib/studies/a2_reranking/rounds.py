@@ -16,9 +16,9 @@ from torch import Tensor
 
 from srmir_lib.conversations import assistant_message, text_of
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.sentences import signed
+from srmir_lib.evaluation.sentences import joined, signed
 from srmir_lib.lab.referee import LabReferee
-from srmir_lib.models.embeddings import embed_layers
+from srmir_lib.models.embeddings import check_layer, embed_layers
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.rbrm import ALPHA, best_and_worst, pair_confidence
 from srmir_lib.policies.groups import sample_groups
@@ -85,6 +85,9 @@ def compare_readouts(
     `model`: what tells this policy from others (`ReadOuts`).
     """
     layers = all_layers(policy)
+    check_layer(policy, told.layer, told.pooling)
+    if not told.layer % (len(layers) + 1):
+        raise InputError(f"readouts.layer: {told.layer} is the token's embedding, which has read nothing; name another")
     one = layers.index(told.layer % (len(layers) + 1))
     accuracy, fits = {name: {} for name in labelled}, {}
     how = {"epochs": told.epochs, "learning_rate": told.learning_rate, "seed": seed}
@@ -139,6 +142,13 @@ def flat(pool: Dataset) -> tuple[list, list[str]]:
     size = len(pool[0]["responses"])
     prompts = [prompt for prompt in pool["prompt"] for _ in range(size)]
     return prompts, [text for group in pool["responses"] for text in group]
+
+
+def worth_of(referee: LabReferee, pool: Dataset) -> Tensor:
+    """Goodness of each answer of a pool, by the referee, (P, K) in [0, 1]."""
+    prompts, answers = flat(pool)
+    verdicts = referee([text_of(prompt) for prompt in prompts], answers)
+    return torch.tensor([verdict.goodness for verdict in verdicts]).view(len(pool), -1)
 
 
 def pool_scores(policy, tokenizer, pool: Dataset, readouts: ReadOuts) -> Tensor:
@@ -232,3 +242,18 @@ def train_in_rounds(
         history += [row | {"step": row["step"] + number * settings.max_steps} for row in rows]
         policy = folder
     return history
+
+
+def about_rounds(histories: Mapping[str, Sequence[Mapping]], seen: Mapping[str, Sequence[Mapping]]) -> str:
+    """Whether the implicit gap ends smaller with a confidence than without, and whether the ranking moved from round to
+    round, as expected of both; `histories` of `train_in_rounds`, `seen` of `Reranker`, by method."""
+    gaps = {name: history[-1]["rewards/margins"] for name, history in histories.items()}
+    said = f"The implicit gap ends at {joined([f'{gap:.2f} ({name})' for name, gap in gaps.items()])}"
+    doubted = [name for name in gaps if name.startswith("rerank_")]
+    if "rerank" in gaps and doubted:
+        held = "as" if all(gaps[name] < gaps["rerank"] for name in doubted) else "not as"
+        said += f", {held} expected of a confidence"
+    moved = {name: [row["another best"] for row in rows[1:]] for name, rows in seen.items() if len(rows) > 1}
+    shares = [f"{sum(of) / len(of):.0%} ({name})" for name, of in moved.items()]
+    held = "as" if moved and all(max(of) > 0 for of in moved.values()) else "not as"
+    return f"{said}. From round to round another answer is the best of: {joined(shares)} of the pools, {held} expected."
