@@ -1,4 +1,4 @@
-"""A2: labels, pairs of a pool, rounds whose reference stays the start, order and distance, costs, says against knows."""
+"""A2: labels, pairs of a pool, rounds held against the start, order and distance, costs, says against knows."""
 
 import math
 
