@@ -206,9 +206,12 @@ def test_the_sentence_of_the_hypothesis_turns_round_with_the_numbers():
     moved = {"order by states": 0.5, "KL": 0.05}
     stayed = {"order by states": 0.95, "KL": 0.5}
     text = course.about_course({"dpo": moved, "GRPO": stayed}, "GRPO", 0.9, 0.1)
-    assert "under: dpo. For a nat of KL the order of dpo moved more than that of GRPO" in text and "holds here" in text
+    assert (
+        "under: dpo. Of the orders that moved, that of dpo did more for a nat of KL than that of GRPO" in text
+        and "holds here" in text
+    )
     text = course.about_course({"dpo": stayed, "GRPO": moved}, "GRPO", 0.9, 0.1)
-    assert "under: GRPO. For a nat of KL the order of none moved" in text and "does not hold here" in text
+    assert "under: GRPO. Of the orders that moved, that of none did" in text and "does not hold here" in text
 
 
 SHAPE = Shape(hidden=2, layers=3, heads=1, kv_heads=1, intermediate=2, vocab=5)  # a layer has seven matrices of 2 x 2

@@ -92,16 +92,16 @@ def about_course(last: Mapping[str, Mapping[str, float]], on_policy: str, moved:
     """Whether the order moved while the distribution stayed, by policy at its end (rows of `follow`).
 
     The order by states moved where its rank correlation is below `moved`, the distribution stayed where KL is below
-    `near`. The policy `on_policy` is what the others are held against: per nat of KL, whose order moved more?
+    `near`. The policy `on_policy` is what the others are held against: whose order moved, and more per nat of KL?
     """
     both = [name for name, row in last.items() if row["order by states"] < moved and row["KL"] < near]
     said = [f"{name} {row['order by states']:.2f} at KL {row['KL']:.3f}" for name, row in last.items()]
     pace = {name: (1 - row["order by states"]) / max(row["KL"], 1e-6) for name, row in last.items()}
-    faster = [name for name in last if name != on_policy and pace[name] > pace[on_policy]]
+    faster = [name for name, row in last.items() if row["order by states"] < moved and pace[name] > pace[on_policy]]
     holds = "holds" if {*both} == {*last} - {on_policy} else "does not hold"
     return (
         f"Order kept (1: all of it): {'; '.join(said)}. The order moved (below {moved}) while the distribution stayed "
-        f"(KL below {near}) under: {joined(both)}. For a nat of KL the order of {joined(faster)} moved more than that "
-        f"of {on_policy}, which trains on its own samples. The hypothesis, that an order moves while the distribution "
+        f"(KL below {near}) under: {joined(both)}. Of the orders that moved, that of {joined(faster)} did "
+        f"more for a nat of KL than that of {on_policy}, which trains on its own samples. The hypothesis, that an order moves while the distribution "
         f"stays off-policy and only there, {holds} here."
     )
