@@ -1,7 +1,8 @@
 """What ranking a pool again costs against sampling anew and asking a reward model, in multiply-adds and in seconds.
 
-The counts of a layer and the clock are those of `a5_cost.limits`; a policy's adapter is not counted. Whose states are read decides everything, so each
-row says it: those of the present policy have to be made after every update, those of a frozen model can be kept.
+The counts of a layer and the clock are those of `a5_cost.limits`; a policy's adapter is not counted. Whose states are
+read decides everything, so each row says it: those of the present policy have to be made after every update, those of a
+frozen model can be kept.
 """
 
 from collections.abc import Mapping, Sequence
