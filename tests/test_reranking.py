@@ -242,10 +242,11 @@ def test_cost_rows_by_hand():
 
 def test_what_is_wrong_by_hand():
     prompts = [
-        user_message(text) for text in ("open the door", "open the door", "open it", "open it", "hello", "open it")
+        user_message(text)
+        for text in ("open the door", "open the door", "open it", "open it", "hello", "open it", "open it")
     ]
-    answers = ["yes first", "no", "yes first", "no", "yes", "babble"]
-    assert says.wrong_answers(Ladder(), prompts, answers) == [True, False, False, True, None, None]
+    answers = ["yes first", "no", "yes first", "no", "yes", "babble", " "]
+    assert says.wrong_answers(Ladder(), prompts, answers) == [True, False, False, True, None, True, None]
     assert says.drafted([True, True, False], ["I can't do that", "sure", "sure"]).tolist() == [0, 1, 0]
 
 
