@@ -262,6 +262,25 @@ def _token_rewards(q_values, mask, gamma):
     return ava_td_error(q_values, mask, gamma)
 
 
+# A2: DPO that trusts a label as far as its confidence goes
+
+
+def _trusted_gaps() -> list[tuple]:
+    """Implicit gaps (N,) and confidences (N,); the last pair is hundreds of units wrong."""
+    import torch
+
+    far = torch.tensor([0.5, -445.0]), torch.tensor([0.9, 0.8])
+    return [(_normal(3, seed=0), torch.tensor([0.5, 0.7, 1.0])), (_normal(1, seed=1), torch.tensor([0.6])), far]
+
+
+def _trusted_loss(gap, confidence):
+    import torch
+
+    from srmir_lib.papers.rbrm import confidence_dpo_loss
+
+    return confidence_dpo_loss(gap, torch.zeros_like(gap), confidence, beta=1.0)
+
+
 # A3: what to pay for a scaled advantage
 
 
@@ -323,6 +342,7 @@ EXERCISES: dict[str, Exercise] = {
     "06.1": Exercise(_ruled, _balanced),
     "A0.1": Exercise(_log_probabilities, _dpo_loss),
     "A1.1": Exercise(_q_values, _token_rewards),
+    "A2.1": Exercise(_trusted_gaps, _trusted_loss),
     "A3.1": Exercise(_two_groups_and_their_scales, _scaled, tolerance=1e-3),
     "A6.1": Exercise(_p_values, _adjusted),
     "A7.1": Exercise(_two_groups, _paid, tolerance=1e-3),

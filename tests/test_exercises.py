@@ -26,6 +26,7 @@ NOTEBOOKS = (
     "06_evaluation",
     "A0_baselines",
     "A1_bayesian_rewards",
+    "A2_representation_reranking",
     "A3_hardness",
     "A6_over_seeds",
     "A7_other_reward_models",
@@ -90,6 +91,7 @@ WRONG = {
         -(beta * (chosen - ref_chosen - rejected + ref_rejected)).sigmoid().log().mean()  # the log of 0
     ),
     "A1.1": lambda q, mask, gamma: q - gamma * torch.cat([q[:, 1:], torch.zeros(len(q), 1)], dim=1),
+    "A2.1": lambda gap, sure: -(sure * gap.sigmoid().log() + (1 - sure) * (1 - gap.sigmoid()).log()).mean(),  # log 0
     "A3.1": lambda rewards, size, alpha: group_advantages(alpha.repeat_interleave(size) * rewards, size),  # undone
     "A6.1": lambda p_values: [min(1.0, len(p_values) * p) for p in p_values],  # Bonferroni
     "A7.1": lambda rewards, size, scale: (

@@ -85,10 +85,11 @@ def test_executed_notebooks_hold_no_errors_and_the_figures_they_saved(series):
 
 
 def test_appendices_run(series):
-    done = srmir(series[0], "run", "smoke", "A1", "A3", "A7", "--jobs", "2")
+    done = srmir(series[0], "run", "smoke", "A1", "A2", "A3", "A7", "--jobs", "2")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     for name, measure in (
         ("A1_bayesian_rewards", "pair_accuracy_ava_p"),
+        ("A2_representation_reranking", "rerank_vs_sampling_kept"),
         ("A3_hardness", "gaps_kept_at_start"),
         ("A7_other_reward_models", "spread_within_prompt_pcrm"),
     ):

@@ -65,15 +65,17 @@ def train_dpo(
     resume: bool = False,
     start=None,
     alpha: float | None = None,
+    reference=None,
 ) -> list[dict]:
     """Optimise preferences (rows of any form that `as_pair` reads) directly (Rafailov et al. 2023, eq. 7).
 
-    The rest is as in `train_sft`, but a `start` is the reference as well; the history has `rewards/margins` and
-    `rewards/accuracies`, the implicit reward's. With a column `limit`, the largest gap a pair should have, it is PCRM's
-    direct form (`LimitedDPOTrainer`). With a column `confidence`, or with `alpha` and the columns `score_chosen` and
-    `score_rejected`, it is RBRM's: a confidence for each pair, or for each `micro_batch` (`ConfidenceDPOTrainer`). With
-    `sft_weight` it is RPO: so many times the loss of `train_sft` on the chosen answers is added (Liu et al. 2024, arXiv
-    2405.16436; Pang et al. 2024, arXiv 2404.19733), a mean over their tokens.
+    The rest is as in `train_sft`, but a `start` is the reference as well, unless another adapter is: that in the folder
+    `reference`. The history has `rewards/margins` and `rewards/accuracies`, the implicit reward's. With a column
+    `limit`, the largest gap a pair should have, it is PCRM's direct form (`LimitedDPOTrainer`). With a column
+    `confidence`, or with `alpha` and the columns `score_chosen` and `score_rejected`, it is RBRM's: a confidence for
+    each pair, or for each `micro_batch` (`ConfidenceDPOTrainer`). With `sft_weight` it is RPO: so many times the loss
+    of `train_sft` on the chosen answers is added (Liu et al. 2024, arXiv 2405.16436; Pang et al. 2024, arXiv
+    2404.19733), a mean over their tokens.
     """
     columns, kind, preferences = PAIR, DPOTrainer, as_pairs(preferences)
     trusted = alpha is not None or "confidence" in preferences.column_names
@@ -87,6 +89,9 @@ def train_dpo(
         columns = (*columns, *(SCORES if alpha is not None else ("confidence",)))
         kind = partial(ConfidenceDPOTrainer, alpha=alpha)
     told = "" if alpha is None else f"alpha {alpha}"
+    if reference is not None:
+        told += f"reference {_check_start(reference, settings, 'reference')}"
+        kind = partial(_referring_to, kind, base_model, settings.device, reference)
     return _train(kind, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start, told)
 
 
@@ -189,6 +194,12 @@ def prompt_order(count: int, settings: GRPOSettings) -> np.ndarray:
     return np.concatenate([rng.permutation(count) for _ in range(math.ceil(needed / count))])[:needed]
 
 
+def _referring_to(kind: Callable, base_model, device: str, reference, **rest) -> DPOTrainer:
+    """A trainer whose reference is an adapter of its own, not the policy that it begins with."""
+    held = load_policy(base_model, device, adapter=reference).get_base_model()  # its layers hold the adapter
+    return kind(ref_model=held, **rest)
+
+
 def _train(
     trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start, told=""
 ) -> list[dict]:
@@ -261,14 +272,15 @@ def _policy(weights, settings: Settings, start) -> dict:
     return {"model": weights, "peft_config": LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM")}
 
 
-def _check_start(start, settings: Settings) -> str:
-    """The hash of the adapter to go on from; one of another rank or scale is an `InputError`."""
+def _check_start(start, settings: Settings, name: str = "start") -> str:
+    """The hash of the adapter to go on from, or to refer to; one of another rank or scale is an `InputError`."""
     if not Path(start, "adapter_config.json").is_file():
-        raise InputError(f"start: {start} is no PEFT adapter folder (no adapter_config.json); give one of train_sft")
+        raise InputError(f"{name}: {start} is no PEFT adapter folder (no adapter_config.json); give one of train_sft")
     config = read_json(Path(start, "adapter_config.json"))
     found, wanted = (config["r"], config["lora_alpha"]), (settings.lora_r, settings.lora_alpha)
     if found != wanted:
-        raise InputError(f"start: {start} has lora_r, lora_alpha = {found}, the settings say {wanted}; make them agree")
+        differs = f"{start} has lora_r, lora_alpha = {found}, the settings say {wanted}"
+        raise InputError(f"{name}: {differs}; make them agree")
     return sha256(Path(start, "adapter_model.safetensors"))
 
 

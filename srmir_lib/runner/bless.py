@@ -31,6 +31,7 @@ MAIN = {
     "04": r"^(reward|kl)_",
     "05": r"^(reward|kl|alarm|suspicion)_",
     "A1": r"^pair_accuracy|minus_bt|token_auroc|sd_ratio|balanced_goodness",
+    "A2": r"balanced_goodness|minus_dpo|rerank_vs|auroc|readout_accuracy|^order_by_states|^KL",
     "A3": r"balanced_goodness|minus_one|follows|gaps_kept",
     "A5": r"_vs_|_over_",
     "A6": r"(?!)",  # its claims say it

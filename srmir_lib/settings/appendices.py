@@ -1,4 +1,4 @@
-"""What the studies of methods are told: token rewards (A1), hardness (A3), and real pairs (A8)."""
+"""What the studies of methods are told: token rewards (A1), re-ranking (A2), hardness (A3), and real pairs (A8)."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,7 @@ from pydantic import model_validator
 from srmir_lib.errors import InputError
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 from srmir_lib.settings.data import WHY_REFUSE, Question
-from srmir_lib.settings.policies import FROM_01, SHOW, GRPOSettings, GRPOTraining
+from srmir_lib.settings.policies import FROM_01, SHOW, DPOSettings, DPOTraining, GRPOSettings, GRPOTraining
 from srmir_lib.settings.reward_models import FineTuning, Probe, Reading
 from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, check_folders
 from srmir_lib.taxonomy import CATEGORIES
@@ -18,6 +18,7 @@ Readout = Literal["last", "mean", "sum"]
 Attention = Literal["none", "printed", "scaled"]
 PairSet = Literal["hh-rlhf", "gptfuzz", "diasafety"]
 Hardness = Literal["alpha", "inverse", "one", "random", "data", "model"]
+Method = Literal["dpo", "rerank", "rerank_pair", "rerank_batch", "rerank_shuffled"]
 
 
 class TokenObjective(Settings):
@@ -123,6 +124,74 @@ class TokenRewardSettings(NotebookSettings):
     def policies(self) -> GRPOSettings:
         """All that `train_grpo` is told."""
         return GRPOSettings.of(dict(self.grpo), seed=self.seed, device=self.device)
+
+
+class ReadoutTraining(Settings):
+    """How read-outs of a policy's states learn (Deng et al. 2025)."""
+
+    pooling: Literal["last", "mean"] = told("which states: the last token's, or the mean over an answer's", "last")
+    layer: int = told("the one layer that all layers are held against; -1 is the last", -1)
+    epochs: int = told("passes over the labelled pairs", 50, gt=0)
+    learning_rate: float = told("of Adam", 1.0e-3, gt=0)
+    more_epochs: int = told("passes over the present policy's states before each later round; 0: none", 2, ge=0)
+    more_learning_rate: float = told("of Adam in those", 1.0e-2, gt=0)
+
+
+class Pool(Settings):
+    """The answers that are ranked again and again, sampled once."""
+
+    prompts: int = told("practice prompts, drawn with the seed", 240, gt=1)
+    size: int = told("answers to each", 8, ge=2)
+    temperature: float = told("of the sampling; at 1 the KL on these samples is one", 1.0, gt=0)
+    max_new_tokens: int = told("tokens of an answer at most", 36, gt=0)
+
+
+class Watching(Settings):
+    """What is read to follow a policy over training, and what is timed."""
+
+    course_pools: int = told("pools of the hypothesis: order and distance of every round are read on these", 60, gt=1)
+    cost_pools: int = told("pools of which one costing is", 16, gt=0)
+    cost_rounds: int = told("rounds of the race, interleaved; the median is told", 7, gt=0)
+    samples: int = told("answers to each validation prompt for says against knows", 4, gt=0)
+
+
+class RerankingSettings(NotebookSettings):
+    """Notebook A2."""
+
+    base_model: str = told(FROM_01)
+    facts: str = told("file of 01_data with the truth about the town", min_length=1)
+    device: Device = told("auto, cpu, cuda, cuda:1, …")
+    methods: list[Method] = told("what trains a policy each; dpo is the control", min_length=2)
+    labels: Literal["referee", "introspection"] = told("who says which answer of a labelled pair is better")
+    swapped: float = told("share of the labelled pairs that are reversed", ge=0, lt=1)
+    labelled_pairs: int = told("labelled pairs, for read-outs and DPO alike, drawn with the seed", gt=1, le=1000)
+    rounds: int = told("how often the pool is ranked again", gt=0)
+    max_steps: int = told("updates of each policy, the same number in every round", gt=0)
+    batch_size: int = told("pairs in an update", gt=0)
+    max_prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", ge=0)
+    question: str = told("what is asked behind an answer, to be said yes or no to", min_length=1)
+    readouts: ReadoutTraining = told("how read-outs learn", ReadoutTraining())
+    pool: Pool = told("what is ranked", Pool())
+    watching: Watching = told("what is read beside", Watching())
+    training: DPOTraining = told(
+        "DPO in every round", DPOTraining(learning_rate=5.0e-4, lr_scheduler="constant", micro_batch=40)
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self):
+        if "dpo" not in self.methods or len({*self.methods}) < len(self.methods):
+            raise ValueError(f"methods: {', '.join(self.methods)}; name each once, and dpo, the control, too")
+        if self.max_steps % self.rounds:
+            raise ValueError(f"rounds: {self.rounds} must divide max_steps = {self.max_steps}")
+        if self.watching.course_pools > self.pool.prompts or self.watching.cost_pools > self.pool.prompts:
+            raise ValueError(f"watching: course_pools and cost_pools are at most pool.prompts = {self.pool.prompts}")
+        self.training._divides("batch_size", self.batch_size)
+        return self
+
+    def dpo(self) -> DPOSettings:
+        """All that `train_dpo` is told in a round."""
+        own = {"max_steps": self.max_steps // self.rounds, "batch_size": self.batch_size}
+        return DPOSettings.of(dict(self.training), **own, seed=self.seed, device=self.device)
 
 
 class HardnessSettings(NotebookSettings):

@@ -1,0 +1,107 @@
+"""The hypothesis of RBRM (Deng et al. 2025): off-policy, the order of outputs changes, and their distribution hardly.
+
+`follow` reads the same answers with every policy of a training; `course_figure` draws both, `about_course` says it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from srmir_lib.conversations import text_of
+from srmir_lib.evaluation.evaluate import each_policy
+from srmir_lib.evaluation.plots import gridded, marker_of, style_of, subplots
+from srmir_lib.evaluation.sentences import joined
+from srmir_lib.papers.grpo import kl_estimate
+from srmir_lib.policies.callbacks import answer_ids, token_log_probabilities
+from srmir_lib.reward_models.readouts import ReadOuts
+from srmir_lib.statistics import rank_correlation
+from srmir_lib.studies.a2_reranking.rounds import flat, pool_scores
+
+MICRO_BATCH = 64
+
+
+def mean_rank_correlation(scores: Tensor, others: Tensor) -> float:
+    """Spearman's correlation of two orders of each prompt's answers (P, K), (P, K), a mean over prompts; a prompt whose
+    answers all score the same counts 0."""
+    return sum(map(rank_correlation, scores.tolist(), others.tolist())) / len(scores)
+
+
+def follow(
+    base_model: str | Path,
+    policies: Mapping[str, str | Path],
+    pool: Dataset,
+    readouts: ReadOuts,
+    held_out: Dataset,
+    device: str = "auto",
+) -> dict[str, dict[str, float]]:
+    """What became of order and distribution, by policy (name -> folder of an adapter); the first is the start, from
+    which the `pool` was sampled and off whose states the `readouts` were learned; they stay as they are.
+
+    `order by states` and `order by likelihood` (the sum over an answer's tokens): `mean_rank_correlation` with the
+    start; `KL`: KL[start | policy] on the pool's answers, the start's own samples (k3; nats a token); `held-out`: the
+    log-likelihood of `held_out` answers (columns prompt, completion; nats a token).
+    """
+    found, first = {}, None
+    for name, policy, tokenizer in each_policy(base_model, policies, device):
+        said = answer_ids(policy, tokenizer, *flat(pool))
+        read = token_log_probabilities(policy, *said, MICRO_BATCH)
+        likely = torch.cat([(token * on).sum(1) for token, on in read]).view(len(pool), -1)
+        scores = pool_scores(policy.get_base_model(), tokenizer, pool, readouts)
+        first = first or (scores, likely, read)
+        apart = [
+            (kl_estimate(own * on, token * on).sum(), on.sum())
+            for (token, on), (own, _) in zip(read, first[2], strict=True)
+        ]
+        shown = answer_ids(policy, tokenizer, held_out["prompt"], list(map(text_of, held_out["completion"])))
+        outside = token_log_probabilities(policy, *shown, MICRO_BATCH)
+        found[name] = {
+            "order by states": mean_rank_correlation(scores, first[0]),
+            "order by likelihood": mean_rank_correlation(likely, first[1]),
+            "KL": float(sum(kl for kl, _ in apart) / sum(count for _, count in apart)),
+            "held-out": float(sum((t * on).sum() for t, on in outside) / sum(on.sum() for _, on in outside)),
+        }
+    return found
+
+
+PANELS = ("order by states", "order by likelihood", "KL", "held-out")
+TITLES = (
+    "order by states (rank correlation)",
+    "order by likelihood (rank correlation)",
+    "KL to the start, on its samples (nats a token)",
+    "held-out answers (log-likelihood, nats a token)",
+)
+
+
+def course_figure(lines: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]) -> Figure:
+    """Above the order, below the distribution, over updates: name -> (updates, a row of `follow`)."""
+    figure, panels = subplots(2, 2, figsize=(8, 5.4))
+    for axis, key, title in zip(panels.flat, PANELS, TITLES, strict=True):
+        for at, (name, points) in enumerate(lines.items()):
+            style = style_of(at) | {"marker": marker_of(at), "markersize": 4, "label": name}
+            axis.plot([step for step, _ in points], [row[key] for _, row in points], **style)
+        gridded(axis, xlabel="updates", title=title)
+    panels.flat[0].legend(fontsize=7)
+    return figure
+
+
+def about_course(last: Mapping[str, Mapping[str, float]], on_policy: str, moved: float, near: float) -> str:
+    """Whether the order moved while the distribution stayed, by policy at its end (rows of `follow`).
+
+    The order by states moved where its rank correlation is below `moved`, the distribution stayed where KL is below
+    `near`. The policy `on_policy` is what the others are held against: whose order moved, and more per nat of KL?
+    """
+    both = [name for name, row in last.items() if row["order by states"] < moved and row["KL"] < near]
+    said = [f"{name} {row['order by states']:.2f} at KL {row['KL']:.3f}" for name, row in last.items()]
+    pace = {name: (1 - row["order by states"]) / max(row["KL"], 1e-6) for name, row in last.items()}
+    faster = [name for name, row in last.items() if row["order by states"] < moved and pace[name] > pace[on_policy]]
+    holds = "holds" if {*both} == {*last} - {on_policy} else "does not hold"
+    return (
+        f"Order kept (1: all of it): {'; '.join(said)}. The order moved (below {moved}) while the distribution stayed "
+        f"(KL below {near}) under: {joined(both)}. Of the orders that moved, that of {joined(faster)} did more for a "
+        f"nat of KL than that of {on_policy}, which trains on its own samples. The hypothesis, that off-policy, and only "
+        f"there, an order moves while the distribution stays, {holds} here."
+    )

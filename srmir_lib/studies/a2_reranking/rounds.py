@@ -1,0 +1,259 @@
+"""Train in rounds: rank a fixed pool by the present policy's own states, make pairs of it, train on them, begin again.
+
+Deng et al. 2025 (arXiv 2503.10093: RBRM). Each round is a run of TRL's trainer that goes on from the policy before it,
+while the reference stays the start (`train_dpo(reference=)`). Ours: Adam's moments begin anew in a round, for methods
+that rank again and for those that do not.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+
+from srmir_lib.conversations import assistant_message, text_of
+from srmir_lib.errors import InputError
+from srmir_lib.evaluation.sentences import joined, signed
+from srmir_lib.lab.referee import LabReferee
+from srmir_lib.models.embeddings import check_layer, embed_layers
+from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.papers.rbrm import ALPHA, best_and_worst, pair_confidence
+from srmir_lib.policies.groups import sample_groups
+from srmir_lib.policies.training import train_dpo
+from srmir_lib.reward_models.readouts import ReadOuts, all_layers, learn_readouts
+from srmir_lib.settings.appendices import ReadoutTraining
+from srmir_lib.settings.policies import DPOSettings
+from srmir_lib.statistics import pair_accuracy
+
+SIDES = ("chosen", "rejected")
+
+
+def labelled_by(referee: LabReferee, pairs: Dataset) -> Dataset:
+    """The same pairs with the better answer, by the referee, as chosen; pairs it finds equally good are left out."""
+    prompts = [text_of(prompt) for prompt in pairs["prompt"]]
+    worth = [[v.goodness for v in referee(prompts, [text_of(said) for said in pairs[side]])] for side in SIDES]
+    chosen, rejected = (torch.tensor(side) for side in worth)
+    apart = (chosen != rejected).nonzero().flatten().tolist()
+    if not apart:
+        raise InputError(f"labels: the referee finds both answers of all {len(pairs)} pairs equally good; give others")
+    return reverse(pairs, (chosen < rejected).tolist()).select(apart)
+
+
+def swap_labels(pairs: Dataset, share: float, seed: int) -> Dataset:
+    """The same pairs, `share` of them (rounded) with their answers exchanged; which ones follows from the `seed`."""
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
+    wrong = {*order[: round(share * len(pairs))].tolist()}
+    return reverse(pairs, [row in wrong for row in range(len(pairs))])
+
+
+def reverse(pairs: Dataset, swap: Sequence[bool]) -> Dataset:
+    """Prompt, chosen and rejected of `pairs`, the answers exchanged where `swap` (N,) says so."""
+    sides = [(r, c) if one else (c, r) for c, r, one in zip(pairs["chosen"], pairs["rejected"], swap, strict=True)]
+    rows = zip(pairs["prompt"], sides, strict=True)
+    return Dataset.from_list([{"prompt": prompt, "chosen": c, "rejected": r} for prompt, (c, r) in rows])
+
+
+def side_states(policy, tokenizer, pairs: Dataset, layers: Sequence[int], pooling: str) -> tuple[Tensor, Tensor]:
+    """States (N, L, H) of the chosen and of the rejected answers of pairs, as `embed_layers` reads them; an answer that
+    comes several times is read once."""
+    texts: dict[tuple[str, str], tuple[int, list, str]] = {}
+    at = [
+        [texts.setdefault((text_of(p), text_of(said)), (len(texts), p, text_of(said)))[0] for p, said in rows]
+        for rows in (zip(pairs["prompt"], pairs[side], strict=True) for side in SIDES)
+    ]
+    _, prompts, answers = zip(*texts.values(), strict=True)
+    states = embed_layers(policy, tokenizer, prompts, answers, layers, pooling)
+    return states[at[0]], states[at[1]]
+
+
+def compare_readouts(
+    policy,
+    tokenizer,
+    labelled: Mapping[str, Dataset],
+    gold: Dataset,
+    told: ReadoutTraining,
+    model: str,
+    seed: int,
+) -> tuple[dict[str, dict[str, float]], dict[str, ReadOuts]]:
+    """Accuracy on the `gold` pairs of read-outs of `policy`, by who labelled the pairs that they learned from (name ->
+    pairs) and what is read (all layers or `told.layer`, the last token or the mean); and by the same names the
+    read-outs of all layers, pooled as `told` says.
+
+    `model`: what tells this policy from others (`ReadOuts`).
+    """
+    layers = all_layers(policy)
+    check_layer(policy, told.layer, told.pooling)
+    if not told.layer % (len(layers) + 1):
+        raise InputError(f"readouts.layer: {told.layer} is the token's embedding, which has read nothing; name another")
+    one = layers.index(told.layer % (len(layers) + 1))
+    accuracy, fits = {name: {} for name in labelled}, {}
+    how = {"epochs": told.epochs, "learning_rate": told.learning_rate, "seed": seed}
+    for pooling in ("last", "mean"):
+        both = concatenate_datasets([pairs.select_columns(["prompt", *SIDES]) for pairs in (*labelled.values(), gold)])
+        sizes = [len(pairs) for pairs in (*labelled.values(), gold)]
+        *seen, test = zip(
+            *(side.split(sizes) for side in side_states(policy, tokenizer, both, layers, pooling)), strict=True
+        )
+        for name, sides in zip(labelled, seen, strict=True):
+            for reads, places in {"all layers": list(range(len(layers))), f"layer {layers[one]}": [one]}.items():
+                kept = [layers[place] for place in places]
+                fit = learn_readouts(*(side[:, places] for side in sides), kept, pooling, model, **how)
+                accuracy[name][f"{reads}, {pooling}"] = pair_accuracy(*(fit.score(side[:, places]) for side in test))
+                if len(kept) == len(layers) and pooling == told.pooling:
+                    fits[name] = fit
+    return accuracy, fits
+
+
+def about_readouts(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    """Whether all layers are better than one, and the last token than the mean, by the rows of `compare_readouts`;
+    expected: both, whoever labelled."""
+    said = []
+    for name, of in accuracy.items():
+        all_last, all_mean, one_last = (
+            next(value for reads, value in of.items() if reads.startswith(start) and reads.endswith(end))
+            for start, end in (("all", "last"), ("all", "mean"), ("layer", "last"))
+        )
+        layers, tokens = all_last - one_last, all_last - all_mean
+        held = "as expected" if min(layers, tokens) > 0 else "not as expected"
+        said.append(f"{name}: all layers minus one {signed(layers)}, last token minus mean {signed(tokens)}, {held}")
+    return f"Accuracy on gold pairs: {'; '.join(said)}."
+
+
+def sample_pool(policy, tokenizer, asked: Dataset, size: int, **sampling) -> tuple[Dataset, int]:
+    """A pool: the rows of `asked` (a column prompt) with a column responses, `size` texts sampled from a policy,
+    `sampling` as of `generate`. And how many rows are left out, because an answer is empty or all are the same: no pair
+    could be made of these."""
+    answers = sample_groups(policy, tokenizer, asked["prompt"], size, **sampling)
+    rows = [
+        row | {"responses": group}
+        for row, group in zip(asked, answers, strict=True)
+        if all(text.strip() for text in group) and len({*group}) > 1
+    ]
+    if not rows:
+        raise InputError(f"pool: none of {len(asked)} prompts has {size} answers to be ranked; sample more of them")
+    return Dataset.from_list(rows), len(asked) - len(rows)
+
+
+def flat(pool: Dataset) -> tuple[list, list[str]]:
+    """Prompts and answers of a pool, P * K each, those of a prompt behind one another."""
+    size = len(pool[0]["responses"])
+    prompts = [prompt for prompt in pool["prompt"] for _ in range(size)]
+    return prompts, [text for group in pool["responses"] for text in group]
+
+
+def worth_of(referee: LabReferee, pool: Dataset) -> Tensor:
+    """Goodness of each answer of a pool, by the referee, (P, K) in [0, 1]."""
+    prompts, answers = flat(pool)
+    verdicts = referee([text_of(prompt) for prompt in prompts], answers)
+    return torch.tensor([verdict.goodness for verdict in verdicts]).view(len(pool), -1)
+
+
+def pool_scores(policy, tokenizer, pool: Dataset, readouts: ReadOuts) -> Tensor:
+    """Scores (P, K) of a pool, read off the states of `policy`."""
+    return readouts.score(readouts.read(policy, tokenizer, *flat(pool))).view(len(pool), -1)
+
+
+def ranked_pairs(pool: Dataset, scores: Tensor, trust: str, seed: int) -> Dataset:
+    """Pairs, best against worst of each pool by `scores` (P, K), with `score_chosen` and `score_rejected`.
+
+    `trust`: pair adds a column `confidence`, `pair_confidence` of these scores; shuffled adds the same numbers, dealt
+    out anew to the pairs; batch and none add nothing (a batch's confidence is the trainer's to find).
+    """
+    places = [at.tolist() for at in best_and_worst(scores)]
+    best, worst = (scores.gather(1, torch.tensor(at).unsqueeze(1)).squeeze(1) for at in places)
+    columns = {"prompt": pool["prompt"][:]}
+    for side, at, found in zip(SIDES, places, (best, worst), strict=True):
+        columns[side] = [assistant_message(own[one]) for own, one in zip(pool["responses"], at, strict=True)]
+        columns[f"score_{side}"] = found.tolist()
+    if trust in ("pair", "shuffled"):
+        sure = pair_confidence(best, worst)
+        if trust == "shuffled":
+            sure = sure[torch.randperm(len(sure), generator=torch.Generator().manual_seed(seed))]
+        columns["confidence"] = sure.tolist()
+    return Dataset.from_dict(columns)
+
+
+@dataclass
+class Reranker:
+    """`Reranker(…)(number, policy)`: the pairs of a round (from 0), by the states of the adapter in a folder, `policy`.
+
+    The read-outs are a copy. Before every round but the first they learn on from the `labelled` pairs, as the present
+    policy reads them (`told.more_epochs`; 0: they stay as they were). `trust` as of `ranked_pairs`. `seen`: of each
+    round, the mean confidence of its pairs and the share of pools whose best answer is another than a round before.
+    """
+
+    base_model: str | Path
+    pool: Dataset
+    labelled: Dataset
+    readouts: ReadOuts
+    told: ReadoutTraining
+    trust: str
+    seed: int
+    device: str = "auto"
+    seen: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.readouts, self.tokenizer = deepcopy(self.readouts), load_tokenizer(self.base_model)
+        self.best = None
+
+    def __call__(self, number: int, policy: str | Path) -> Dataset:
+        model = load_policy(self.base_model, self.device, adapter=policy).get_base_model()
+        if number and self.told.more_epochs:
+            sides = side_states(model, self.tokenizer, self.labelled, self.readouts.layers, self.readouts.pooling)
+            self.readouts.learn(*sides, self.told.more_epochs, self.told.more_learning_rate, seed=self.seed + number)
+        scores = pool_scores(model, self.tokenizer, self.pool, self.readouts)
+        best, worst = best_and_worst(scores)
+        sure = pair_confidence(*(scores.gather(1, at.unsqueeze(1)).squeeze(1) for at in (best, worst)))
+        changed = 0.0 if self.best is None else (best != self.best).float().mean().item()
+        self.seen.append({"round": number + 1, "confidence": sure.mean().item(), "another best": changed})
+        self.best = best
+        return ranked_pairs(self.pool, scores, self.trust, self.seed + number)
+
+
+def round_folders(output_dir: Path, rounds: int) -> list[Path]:
+    """Where the policies of the rounds lie."""
+    return [Path(output_dir) / f"round_{number + 1}" for number in range(rounds)]
+
+
+def train_in_rounds(
+    base_model: str | Path,
+    start: str | Path,
+    pairs_of: Callable[[int, str | Path], Dataset],
+    output_dir: str | Path,
+    settings: DPOSettings,
+    rounds: int,
+    resume: bool = False,
+    batch: bool = False,
+) -> list[dict]:
+    """DPO in rounds of `settings.max_steps` updates, each on the pairs that `pairs_of(number, policy)` makes with the
+    policy of the round before; the reference of all is `start`.
+
+    Saves the policies in `round_folders`, and returns one history, its steps counted on. `batch`: one confidence for
+    each micro-batch (`train_dpo(alpha=)`), by the columns of scores.
+    """
+    history, policy = [], start
+    for number, folder in enumerate(round_folders(Path(output_dir), rounds)):
+        how = {"alpha": ALPHA if batch else None, "reference": start}
+        pairs, told = pairs_of(number, policy), settings.changed(seed=settings.seed + number)
+        rows = train_dpo(base_model, pairs, folder, told, resume, policy, **how)
+        history += [row | {"step": row["step"] + number * settings.max_steps} for row in rows]
+        policy = folder
+    return history
+
+
+def about_rounds(histories: Mapping[str, Sequence[Mapping]], seen: Mapping[str, Sequence[Mapping]]) -> str:
+    """Whether the implicit gap ends smaller with a confidence than without, and whether the ranking moved from round to
+    round, as expected of both; `histories` of `train_in_rounds`, `seen` of `Reranker`, by method."""
+    gaps = {name: history[-1]["rewards/margins"] for name, history in histories.items()}
+    said = f"The implicit gap ends at {joined([f'{gap:.2f} ({name})' for name, gap in gaps.items()])}"
+    doubted = [name for name in gaps if name.startswith("rerank_")]
+    if "rerank" in gaps and doubted:
+        held = "as" if all(gaps[name] < gaps["rerank"] for name in doubted) else "not as"
+        said += f", {held} expected of a confidence"
+    moved = {name: [row["another best"] for row in rows[1:]] for name, rows in seen.items() if len(rows) > 1}
+    shares = [f"{sum(of) / len(of):.0%} ({name})" for name, of in moved.items()]
+    held = "as" if moved and all(max(of) > 0 for of in moved.values()) else "not as"
+    return f"{said}. From round to round another answer is the best of: {joined(shares)} of the pools, {held} expected."
