@@ -102,6 +102,6 @@ def about_course(last: Mapping[str, Mapping[str, float]], on_policy: str, moved:
     return (
         f"Order kept (1: all of it): {'; '.join(said)}. The order moved (below {moved}) while the distribution stayed "
         f"(KL below {near}) under: {joined(both)}. Of the orders that moved, that of {joined(faster)} did more for a "
-        f"nat of KL than that of {on_policy}, which trains on its own samples. The hypothesis, that off-policy, and only "
-        f"there, an order moves while the distribution stays, {holds} here."
+        f"nat of KL than that of {on_policy}, which trains on its own samples. The hypothesis, that off-policy, and "
+        f"only there, an order moves while the distribution stays, {holds} here."
     )
