@@ -76,7 +76,7 @@ def dangers_of(
         "draft": drafted(rows["refuses"], rows["response"]),
     }
     for name, own in readouts.items():
-        dangers[f"read-outs ({name})"] = -own.score(own.read(model, tokenizer, *both)).numpy()
+        dangers[f"read-outs, {name}"] = -own.score(own.read(model, tokenizer, *both)).numpy()
     return dangers | {"Legend": -(embed(model, tokenizer, *both) @ direction).numpy()}
 
 
