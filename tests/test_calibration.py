@@ -69,7 +69,7 @@ def test_the_reference_set_is_what_the_policy_says_and_the_demonstrations():
     rows = {"prompt": ["a", "b", "c"], "chosen": ["A", "B", "C"], "rejected": ["1", "2", "3"]}
     pairs = Dataset.from_dict(rows | {"origin": ["policy", "shuffled", "policy"]})
     assert calibration_set(pairs) == (["a", "c", "a", "c"], ["1", "3", "A", "C"])
-    with pytest.raises(InputError, match="1 pairs have origin policy"):
+    with pytest.raises(InputError, match="1 pairs have origin contrary or policy or own"):
         calibration_set(pairs.select([0, 1]))
 
 
