@@ -153,6 +153,7 @@ class Watching(Settings):
     cost_pools: int = told("pools of which one costing is", 16, gt=0)
     cost_rounds: int = told("rounds of the race, interleaved; the median is told", 7, gt=0)
     samples: int = told("answers to each validation prompt for says against knows", 4, gt=0)
+    question: str = told("what is asked behind each of these, a yes or no question", "is this wrong ?", min_length=1)
 
 
 class RerankingSettings(NotebookSettings):
@@ -169,7 +170,6 @@ class RerankingSettings(NotebookSettings):
     max_steps: int = told("updates of each policy, the same number in every round", gt=0)
     batch_size: int = told("pairs in an update", gt=0)
     max_prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", ge=0)
-    question: str = told("what is asked behind an answer, to be said yes or no to", min_length=1)
     readouts: ReadoutTraining = told("how read-outs learn", ReadoutTraining())
     pool: Pool = told("what is ranked", Pool())
     watching: Watching = told("what is read beside", Watching())
