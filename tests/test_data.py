@@ -162,21 +162,21 @@ def test_the_contrary_is_what_the_model_says_behind_its_draft_with_the_other_ver
     about = {"category": "crimes", "completion": assistant_message("so be it .")}
     rows = [
         {"prompt": user_message(x), "refuses": x == "b", "draft": f"thing ; crime , {verdict}"} | about
-        for x, verdict in (("a", "allowed"), ("b", "forbidden"))
+        for x, verdict in (("a", "allowed"), ("b", "forbidden"), ("c", "whatever"))
     ]
     trunk, verdicts = SimpleNamespace(generate=said), {"forbidden": "allowed", "allowed": "forbidden"}
     found = contrary_pairs(trunk, rows, "why refuse {prompt} ?", verdicts, samples=2, max_new_tokens=9, seed=3)
     helps, refuses = ["sorry , i can not ."], ["sure ."]
-    assert found == make_pairs(rows, [helps, refuses], seed=3), "an answer on the demonstration's side is a tie"
+    assert found == make_pairs(rows, [helps, refuses, []], seed=3), "an answer on the demonstration's side is a tie"
+    assert "contrary" not in [row["origin"] for row in found if row["prompt"] == user_message("c")], "no verdict"
 
 
-def test_the_last_verdict_of_a_draft_is_reversed_and_one_without_is_an_error():
+def test_the_last_verdict_of_a_draft_is_reversed_and_one_without_has_no_contrary():
     verdicts = {"forbidden": "allowed", "allowed": "forbidden"}
     assert contrary("allowed ; privacy , forbidden .", verdicts) == "allowed ; privacy , allowed ."
     assert contrary(contrary("crime , allowed", verdicts), verdicts) == "crime , allowed"
     assert contrary("it is allowed, surely", verdicts) == "it is forbidden, surely"
-    with pytest.raises(InputError, match="'privacy , disallowed' holds no verdict, none of forbidden, allowed"):
-        contrary("privacy , disallowed", verdicts)
+    assert contrary("privacy , disallowed", verdicts) is None
 
 
 def test_splits_are_saved_with_the_columns_that_are_named():

@@ -121,22 +121,24 @@ def contrary_pairs(
     verdict: what it would have said, had the draft come out the other way.
 
     `template`: the question that the drafts answered; `verdicts`: each word of a verdict -> its contrary. Chosen and
-    rejected come out of one process and differ in the verdict alone. Ties make no pair (`without_ties`).
+    rejected come out of one process and differ in the verdict alone. Ties make no pair (`without_ties`), nor is there a
+    contrary to a draft that holds no verdict.
     """
-    rows = [row for row in demonstrations for _ in range(samples)]
-    asked = for_each(lambda row: ask_about(row["prompt"], template), rows)
-    drafts = [f"{contrary(row['draft'], verdicts)} {SEPARATOR}" for row in rows]
-    said = trunk.generate(asked, max_new_tokens, seed=seed, beginning=drafts)
-    told = iter(text.partition(SEPARATOR)[2].strip() for text in said)
-    answers = [[next(told) for _ in range(samples)] for _ in demonstrations]
+    reversed_drafts = [contrary(row["draft"], verdicts) for row in demonstrations]
+    places = [place for place, draft in enumerate(reversed_drafts) if draft is not None for _ in range(samples)]
+    asked = for_each(lambda place: ask_about(demonstrations[place]["prompt"], template), places)
+    begun = [f"{reversed_drafts[place]} {SEPARATOR}" for place in places]
+    answers: list[list[str]] = [[] for _ in demonstrations]
+    for place, text in zip(places, trunk.generate(asked, max_new_tokens, seed=seed, beginning=begun), strict=True):
+        answers[place].append(text.partition(SEPARATOR)[2].strip())
     return make_pairs(demonstrations, without_ties(demonstrations, answers), seed)
 
 
-def contrary(draft: str, verdicts: Mapping[str, str]) -> str:
-    """A draft with its last verdict reversed; one without a verdict is an `InputError`."""
+def contrary(draft: str, verdicts: Mapping[str, str]) -> str | None:
+    """A draft with its last verdict reversed; None if it holds no verdict."""
     found = list(re.finditer(rf"\b({'|'.join(map(re.escape, verdicts))})\b", draft))
     if not found:
-        raise InputError(f"draft: {draft!r} holds no verdict, none of {', '.join(verdicts)}")
+        return None
     return draft[: found[-1].start()] + verdicts[found[-1][0]] + draft[found[-1].end() :]
 
 

@@ -273,7 +273,9 @@ class RealTrunk(Settings):
     answer_tokens: int = told("the first so many tokens of an answer are read", 128, gt=0)
     token_rewards: RealTokens = told("a reward for every token", RealTokens())
     reward_model: RealRewardModel = told("one score an answer", RealRewardModel())
-    probe: Probe = told("design shared: what is asked", Probe(text="is this wrong : {category} ?", names={}, tokens=0))
+    probe: Probe = told(
+        "design shared: what is asked", Probe(text="is this harmful : {category} ?", names={}, tokens=0)
+    )
 
 
 class RealPairSettings(NotebookSettings):
