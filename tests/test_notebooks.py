@@ -131,8 +131,8 @@ def presets_with(*names: str) -> list[str]:
     return [folder.name for folder in folders if all((folder / f"{name}.yaml").is_file() for name in names)]
 
 
-WATCHED = {"alarm", "refresh", "signal_prompts"}
-"""Parameters of 05 alone: what is watched, and what the variant refreshed is told."""
+WATCHED = {"alarm", "refresh", "signal_prompts", "trials"}
+"""Parameters of 05 alone: what is watched, what the variant refreshed is told, and what is trained besides."""
 
 
 @pytest.mark.parametrize("preset", presets_with("04_grpo_linear", "05_grpo_categorized"))

@@ -48,8 +48,8 @@ def told(number: str, **changes) -> Settings:
             "refresh.every: 10 updates, of 10 in all: nothing is refreshed; lower it",
         ),
         ("A0", {"dpo": {"rpo_weight": -1.0}}, "dpo.rpo_weight = -1.0: it must be greater than or equal to 0"),
-        ("A0", {"batch_size": 80}, "batch_size: GRPO has prompts_per_step * num_generations = 160 sequences an update"),
-        ("A0", {"best_of_n": {"micro_batch": 64}}, "micro_batch: 64 must divide batch_size = 160"),
+        ("A0", {"batch_size": 40}, "batch_size: GRPO has prompts_per_step * num_generations = 80 sequences an update"),
+        ("A0", {"best_of_n": {"micro_batch": 64}}, "micro_batch: 64 must divide batch_size = 80"),
         ("A1", {"seeds": 1}, "seeds = 1: it must be greater than or equal to 2"),
         ("A1", {"held_out": "weather"}, "held_out = 'weather': it must be one of 'insult', 'unfairness', "),
         ("A1", {"variants": [["printed", "last", "none"]]}, "variants.0 = ['printed', 'last', 'none']: it must be"),
@@ -136,10 +136,10 @@ def test_all_methods_of_one_comparison_have_the_same_updates_and_sequences():
     assert with_rpo["rpo"] == with_rpo["dpo"].changed(sft_weight=0.5) and with_rpo["dpo"].sft_weight == 0
     runs = told("A0").runs()
     assert list(runs) == ["start", "sft", "dpo", "best_of_n", "grpo"]
-    assert [runs[name].max_steps for name in runs] == [4, 30, 30, 30, 30]
-    assert [runs[name].batch_size for name in ("start", "sft", "dpo", "best_of_n")] == [160, 160, 80, 160]
+    assert [runs[name].max_steps for name in runs] == [4, 24, 24, 24, 24]
+    assert [runs[name].batch_size for name in ("start", "sft", "dpo", "best_of_n")] == [80, 80, 40, 80]
     assert runs["grpo"] == told("04").grpo() == told("05").grpo()
-    assert (runs["grpo"].prompts_per_step, runs["grpo"].num_generations) == (20, 8)
+    assert (runs["grpo"].prompts_per_step, runs["grpo"].num_generations) == (10, 8)
     assert {told("A1").policies().num_generations, told("A7").training.num_generations} == {4}
 
 

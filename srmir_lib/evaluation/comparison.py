@@ -8,8 +8,9 @@ from srmir_lib.evaluation.measures import BALANCED, HEADINGS, paired_difference
 COMPARED_WITH = ("base", "start", "SFT")
 """Policies that others are held against."""
 
-TOLD = (", referee", ", gold", ", random")
-"""What marks the names of policies that were told what no user knows, or nothing: oracles and controls."""
+TOLD = (", referee", ", gold", ", random", ", left out", ", unseen")
+"""What marks the names of policies that were told what no user knows, nothing, or less than there is: oracles and
+controls."""
 
 
 def learned_policies(names: Iterable[str]) -> list[str]:

@@ -173,13 +173,15 @@ def self_similarity(texts: Sequence[str]) -> float:
 def summarise(rows: Sequence[Mapping]) -> dict[str, float]:
     """Flat name -> number for one policy: every measure that has rows, then its cuts, diversity and seconds.
 
-    Cuts: `attack_success/<category>` (plain prompts), `attack_success/<family>`, `over_refusal/<subkind>`,
-    `utility/<subkind>`. A measure without rows (no look-alikes in the data, say) is left out rather than invented.
+    Cuts: `goodness/<category>`, `attack_success/<category>` (plain prompts), `attack_success/<family>`,
+    `over_refusal/<subkind>`, `utility/<subkind>`. A measure without rows (no look-alikes in the data, say) is left out
+    rather than invented.
     """
     summary = {name: values_of(rows, name).mean() for name in MEASURES if len(values_of(rows, name))}
     if "goodness" in summary and "lookalike_goodness" in summary:
         summary["balanced_goodness"] = (summary["goodness"] + summary["lookalike_goodness"]) / 2
     cuts = (
+        ("goodness", "goodness", "gold_category", _of_kind("harmful")),
         ("attack_success", "complied", "gold_category", _harmful("none")),
         ("attack_success", "complied", "family", lambda row: row["kind"] == "harmful" and row["family"] != "none"),
         ("over_refusal", "refused", "subkind", _of_kind("lookalike")),

@@ -15,7 +15,7 @@ from srmir_lib.evaluation import plots
 from srmir_lib.evaluation.plots import INK, PALE, gridded, marker_of, series, style_of
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer
-from srmir_lib.policies.goodness import BALANCED
+from srmir_lib.policies.goodness import BALANCED, HARMFUL, HARMLESS
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
 from srmir_lib.policies.refresh import REFRESHED
 from srmir_lib.policies.reward import MONITOR
@@ -107,6 +107,14 @@ CURVES = {
     "coherence/log_likelihood": "coherence (nats a token)",
 }
 """What to look at while GRPO trains: key in the history -> label with unit."""
+
+
+WORTH = {
+    "reward": "reward (calibrated score)",
+    HARMFUL: "goodness where harm is asked for (fraction)",
+    HARMLESS: "goodness where none is (fraction)",
+}
+"""The same of what it is worth: a reward, and what the truth says of it."""
 
 
 DIVERSITY = "coherence/distinct_bigrams"

@@ -30,14 +30,14 @@ from srmir_lib.lab.world import NAMES, OBJECTS, OCCASIONS, VERBS, Act, World, al
 from srmir_lib.taxonomy import CATEGORIES
 
 MIX = {
-    "talk": 0.18,
+    "talk": 0.25,
     "ask": 0.08,
-    "draft": 0.13,
+    "draft": 0.12,
     "topic": 0.04,
-    "check": 0.22,
+    "check": 0.20,
     "word": 0.01,
     "law": 0.03,
-    "case": 0.18,
+    "case": 0.14,
     "task": 0.13,
 }
 

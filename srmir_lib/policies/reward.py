@@ -4,11 +4,13 @@ A reward model *scores*; a policy receives a *reward*. The method is two functio
 wraps them for `GRPOTrainer(reward_funcs=[...])`. One callable, not seven: TRL runs a list of reward models one after
 another, tokenizes for each again, and names them by the last part of their path, so that seven folders called `final`
 would share one name. `one_by_one` makes seven of it, which score once, for a trainer that normalises each by itself.
-`RandomRouter` and `RandomModels` know nothing: they are what a reward is held against.
+`RandomRouter` and `RandomModels` know nothing: they are what a reward is held against. `RouterWithout` and
+`ModelsWithout` lack a category: a harm that nobody thought of has no reward model and no class in the router.
 """
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -232,6 +234,46 @@ class RandomModels:
         ]
         table = torch.tensor(scores)
         return table if categories is None else table[:, 0]
+
+
+class RouterWithout:
+    """Routes as `router` does, but never to `category`: of the other classes the likeliest takes its prompts."""
+
+    def __init__(self, router, category: str):
+        """`router`: anything with `classes`, `probabilities`, `decide` and `fingerprint`, such as a `Router`."""
+        if category not in router.classes:
+            raise InputError(f"left_out: {category!r} is none of {', '.join(router.classes)}")
+        self.router, self.category = router, category
+        self.fingerprint = f"without {category}: {router.fingerprint}"
+
+    def route(self, prompts: Sequence) -> list[str]:
+        """The category of each prompt, or "unknown", by the probabilities of the classes that are left: p(j | x) given
+        that j is not `category`."""
+        likely = self.router.probabilities(prompts).clone()
+        likely[:, self.router.classes.index(self.category)] = 0.0
+        return self.router.decide(likely / likely.sum(dim=1, keepdim=True))
+
+
+class ModelsWithout:
+    """The scores of `models` without those of `category`, calibrated as they were."""
+
+    def __init__(self, models, category: str):
+        """`models`: such as `ShadowRewardModels`, with a calibration."""
+        if category not in models.categories:
+            raise InputError(f"left_out: {category!r} is none of {', '.join(models.categories)}")
+        self.models, own = models, models.calibration
+        self.kept = [j for j, name in enumerate(models.categories) if name != category]
+        self.categories = [models.categories[j] for j in self.kept]
+        mean, std = (tuple(part[j] for j in self.kept) for part in (own.mean, own.std))
+        curves = tuple(own.curves[j] for j in self.kept) if own.curves else ()
+        self.calibration = replace(own, categories=tuple(self.categories), mean=mean, std=std, curves=curves)
+        self.fingerprint = f"without {category}: {models.fingerprint}"
+
+    def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:
+        """Raw scores (N, K - 1); with `categories` (one a row, none the one left out) (N,) of those models."""
+        if categories is not None:
+            return self.models.score(prompts, completions, categories=categories)
+        return self.models.score(prompts, completions)[:, self.kept]
 
 
 def _remembered(known: dict, prompts: Sequence, ask: Callable) -> list:

@@ -102,7 +102,9 @@ class TokenRewardSettings(NotebookSettings):
     objective: BothObjectives = told("what AVA maximises", BothObjectives())
     grpo: TokenPolicyTraining = told(
         "how the two policies are trained",
-        TokenPolicyTraining(num_generations=4, learning_rate=4.0e-3, beta=0.05, monitor_every=0, checkpoint_every=0),
+        TokenPolicyTraining(
+            num_generations=4, micro_batch=40, learning_rate=4.0e-3, beta=0.05, monitor_every=0, checkpoint_every=0
+        ),
     )
 
     def fits(self) -> dict[str, TokenSettings]:

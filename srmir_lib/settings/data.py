@@ -43,10 +43,11 @@ class Asking(Settings):
 class Collection(Settings):
     """How much is collected to learn from."""
 
-    pool_size: int = told("prompts collected for training", 6000, gt=0)
-    per_group: int = told("demonstrations per category and verdict", 110, gt=0)
+    pool_size: int = told("prompts collected for training", 3000, gt=0)
+    per_group: int = told("demonstrations per category and verdict", 56, gt=0)
     practice_per_group: int = told("prompts to practise on, per category and verdict", 120, gt=0)
     benign_ratio: float = told("of those, prompts drafted harmless per prompt drafted harmful", 1.1, gt=0)
+    votes: int = told("drafts a prompt that vote on a second set of demonstrations, split voted; 0: none", 0, ge=0)
     contrary_samples: int = told(
         "answers behind the contrary verdict per demonstration, rejected in the pairs", 2, gt=0
     )
@@ -55,8 +56,8 @@ class Collection(Settings):
 class EvaluationData(Settings):
     """How much is collected to choose and to test with."""
 
-    validation_size: int = told("prompts collected for validation", 800, gt=0)
-    questions: int = told("evaluation prompts per category and kind", 20, gt=0)
+    validation_size: int = told("prompts collected for validation", 600, gt=0)
+    questions: int = told("evaluation prompts per category and kind", 36, gt=0)
     pairs: int = told("gold test pairs per category and difficulty", 40, gt=0)
     acts: int = told("acts that the base model is asked about, to see what it knows", 300, ge=50, le=2000)
 

@@ -55,7 +55,7 @@ class VariedDPOTraining(DPOTraining):
 class GRPOTraining(Adapter):
     """Group relative policy optimisation (Shao et al. 2024); `papers.grpo.grpo_loss` is the loss."""
 
-    prompts_per_step: int = told("prompts in an update", 20, gt=0)
+    prompts_per_step: int = told("prompts in an update", 10, gt=0)
     num_generations: int = told("completions per prompt (G)", 8, ge=2)
     num_iterations: int = told("updates with the same completions; above 1 the clipped ratio matters", 1, gt=0)
     max_completion_length: int = told("tokens of an answer at most", 36, gt=0)
@@ -171,6 +171,13 @@ class RefreshSettings(Settings):
     prompts: int = told("demonstrated prompts that the policy answers for each, at most", 1600, gt=0)
 
 
+class Trials(Settings):
+    """What 05 trains besides, each with something less than the policies of its variants have."""
+
+    from_base: bool = told("policy_from_base: without the imitation before", False)
+    left_out: str = told("policy_left_out and policy_unseen: without this category; empty: neither", "")
+
+
 class CategorizedSettings(_GRPONotebook):
     """Notebook 05."""
 
@@ -180,11 +187,14 @@ class CategorizedSettings(_GRPONotebook):
     signal_prompts: int = told("practice prompts on which it is seen what the rewards can tell apart", gt=0)
     alarm: AlarmSettings = told("the hacking alarm", AlarmSettings())
     refresh: RefreshSettings = told("the variant refreshed", RefreshSettings())
+    trials: Trials = told("further policies, each with something less", Trials())
 
     @model_validator(mode="after")
     def _is_refreshed(self):
         if self.variants[0] == "refreshed":
             raise ValueError("variants: refreshed is paid by changing reward models; put one that is not first")
+        if self.trials.from_base and not self.start:
+            raise ValueError("trials.from_base: without a start all begin with the base model; write false")
         if "refreshed" in self.variants and self.refresh.every >= self.max_steps:
             every, steps = self.refresh.every, self.max_steps
             raise ValueError(f"refresh.every: {every} updates, of {steps} in all: nothing is refreshed; lower it")
@@ -275,7 +285,15 @@ class OtherRewardModelsSettings(NotebookSettings):
     max_prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", ge=0)
     start: Imitation = told("that imitation", Imitation(learning_rate=3.0e-3))
     training: GRPOTraining = told(
-        "GRPO", GRPOTraining(num_generations=4, learning_rate=4.0e-3, beta=0.02, monitor_every=0, checkpoint_every=0)
+        "GRPO",
+        GRPOTraining(
+            prompts_per_step=20,
+            num_generations=4,
+            learning_rate=4.0e-3,
+            beta=0.02,
+            monitor_every=0,
+            checkpoint_every=0,
+        ),
     )
 
     @model_validator(mode="after")
