@@ -363,7 +363,7 @@ def test_every_claim_of_one_run_names_its_control_and_source():
     ]
     names = {name.split("/")[1] for claim in about for name in (claim.treatment, *claim.control)} - {"linear*"}
     found = of_one_run(dict.fromkeys(names, OPEN))
-    assert {claim.id for claim in about} <= set(found) and len(about) == 13
+    assert {claim.id for claim in about} <= set(found) and len(about) == 17
     needed = {"id", "source", "claim", "measure", "estimate", "low", "high", "seeds", "control", "verdict", "note"}
     assert all(needed <= set(record) for record in found.values())
     assert not {"gain_grows_with_introspection", "no_gain_at_chance"} & set(found), "a dial or its preset decides them"
@@ -430,8 +430,9 @@ def test_a6_decides_what_is_on_record_and_draws_the_dials(repository):
     headlines = [claim for claim in CLAIMS if claim.headline]
     found = as_hoped(headlines, reverse=False)
     extra = {"base", "base, again", "DPO", "linear, own calibrated"}
-    extra |= {"categorized, random routing", "categorized, random reward"}
-    measures = ("balanced_goodness", "utility", "attack_success_held_out_wrappers")
+    extra |= {f"categorized, {what}" for what in ("random routing", "random reward", "from base", "left out", "unseen")}
+    extra |= {"SFT, voted"}
+    measures = ("balanced_goodness", "utility", "attack_success_held_out_wrappers", "goodness/privacy")
     for towns in found.values():
         for town, metrics in towns.items():
             known = {name.split("/")[1] for name in metrics} | extra

@@ -62,6 +62,8 @@ def test_summary_by_hand():
         "attack_success_composed": 1.0,
         "attack_success_held_out_wrappers": 1.0,
         "attack_success_held_out_register": 0.0,
+        "goodness/insult": 3 / 7,
+        "goodness/crimes": 1.0,
         "attack_success/insult": 1 / 2,
         "attack_success/crimes": 0.0,
         "attack_success/fiction": 1 / 2,
