@@ -5,6 +5,7 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from scipy.stats import rankdata, spearmanr, t
 
 from srmir_lib.errors import InputError
@@ -198,3 +199,32 @@ def rank_correlation(first: Sequence, second: Sequence) -> float:
     """Spearman's correlation of two sequences of N numbers; 0 when either is constant."""
     constant = any(len(np.unique(values)) < 2 for values in (first, second))
     return 0.0 if constant else float(spearmanr(first, second).statistic)
+
+
+def two_sample_test(
+    first, second, groups: Sequence[int], permutations: int = 500, seed: int = 0
+) -> tuple[float, float]:
+    """(squared maximum mean discrepancy, p of "both samples are of one distribution") by a permutation test.
+
+    `first`, `second` (N, H); row i of both answers the prompt `groups[i]`; labels are exchanged within a prompt only.
+    The unbiased estimate with a Gaussian kernel as wide as the median distance (Gretton et al. 2012, eq. 3); p is the
+    share of relabellings, the actual one counted, with an estimate at least as high. N >= 2.
+    """
+    rows = np.concatenate([np.asarray(first, dtype=float), np.asarray(second, dtype=float)])
+    count, who = len(first), np.concatenate([groups, groups])
+    if count < 2 or len(second) != count or len(groups) != count:
+        raise InputError(f"two_sample_test: {len(first)} and {len(second)} rows of {len(groups)} prompts; give as many")
+    distances = cdist(rows, rows, "sqeuclidean")
+    kernel = np.exp(-distances / max(np.median(distances[np.triu_indices(2 * count, 1)]), 1e-12))
+    np.fill_diagonal(kernel, 0.0)
+    random, of_first = np.random.default_rng(seed), np.repeat([1.0, 0.0], count)
+    labels = [of_first]
+    for _ in range(permutations):
+        order = np.lexsort((random.random(2 * count), who))  # a shuffle within each prompt
+        shuffled = np.empty(2 * count)
+        shuffled[np.argsort(who, kind="stable")] = of_first[order]
+        labels.append(shuffled)
+    one = np.stack(labels)
+    sums = [((a @ kernel) * b).sum(axis=1) for a, b in ((one, one), (1 - one, 1 - one), (one, 1 - one))]
+    found = (sums[0] + sums[1]) / (count * (count - 1)) - 2 * sums[2] / count**2
+    return float(found[0]), float((found >= found[0] - 1e-12).mean())

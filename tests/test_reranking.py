@@ -185,7 +185,9 @@ def test_order_and_distance_of_a_policy_that_is_the_start(tiny_model, start, tmp
     train_dpo(tiny_model, PAIRS, tmp_path / "p", DPOSettings(**TUNING, max_steps=3, batch_size=4), start=start)
     held_out = PAIRS.rename_column("chosen", "completion")
     followed = {"start": start, "same": start, "moved": tmp_path / "p"}
-    found = course.follow(tiny_model, followed, POOL, fits["a"], held_out, "cpu")
+    reader, sampling = load_policy(tiny_model, "cpu"), {"max_new_tokens": 6, "temperature": 1.0, "seed": 0}
+    found = course.follow(tiny_model, followed, POOL, fits["a"], held_out, reader, "cpu", **sampling)
+    assert all(0 < row["p"] <= 1 for row in found.values())
     assert found["same"] == pytest.approx(found["start"], abs=1e-6) and found["start"]["KL"] == pytest.approx(
         0, abs=1e-7
     )
@@ -203,15 +205,21 @@ def test_rank_correlations_by_hand():
 
 
 def test_the_sentence_of_the_hypothesis_turns_round_with_the_numbers():
-    moved = {"order by states": 0.5, "KL": 0.05}
-    stayed = {"order by states": 0.95, "KL": 0.5}
+    moved = {"order by states": 0.5, "KL": 0.05, "p": 0.5}
+    stayed = {"order by states": 0.95, "KL": 0.5, "p": 0.01}
     text = course.about_course({"dpo": moved, "GRPO": stayed}, "GRPO", 0.9, 0.1)
     assert (
-        "under: dpo. Of the orders that moved, that of dpo did more for a nat of KL than that of GRPO" in text
+        "under: dpo. New samples are told from the pool (p at most .05) under: GRPO. Of the orders that moved, that of "
+        "dpo did more for a nat of KL than that of GRPO"
+        in text
         and "holds here" in text
     )
     text = course.about_course({"dpo": stayed, "GRPO": moved}, "GRPO", 0.9, 0.1)
-    assert "under: GRPO. Of the orders that moved, that of none did" in text and "does not hold here" in text
+    assert (
+        "under: GRPO. New samples" in text
+        and "Of the orders that moved, that of none did" in text
+        and "does not hold here" in text
+    )
 
 
 SHAPE = Shape(hidden=2, layers=3, heads=1, kv_heads=1, intermediate=2, vocab=5)  # a layer has seven matrices of 2 x 2

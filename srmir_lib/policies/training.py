@@ -20,6 +20,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from srmir_lib.artifacts import atomic_path, no_dataset_bars, read_json, sha256, write_json, write_jsonl
 from srmir_lib.conversations import as_chat, for_each
@@ -93,6 +94,32 @@ def train_dpo(
         told += f"reference {_check_start(reference, settings, 'reference')}"
         kind = partial(_referring_to, kind, base_model, settings.device, reference)
     return _train(kind, DPOConfig, base_model, preferences, columns, output_dir, settings, resume, start, told)
+
+
+def train_online_dpo(
+    base_model,
+    prompts: Dataset,
+    reward_function: Callable,
+    output_dir,
+    settings: DPOSettings,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    resume: bool = False,
+    start=None,
+) -> list[dict]:
+    """DPO on pairs that the policy samples anew in every update: of two answers to a prompt the one that earns more is
+    chosen (Guo et al. 2024, arXiv 2402.04792; TRL's trainer).
+
+    `prompts`: column prompt (conversations), `batch_size` of them an update; other columns go to the reward function,
+    which is called as in `train_grpo`. `max_new_tokens`, `temperature`: of the sampling. The rest is as in `train_dpo`;
+    the history has the implicit reward's `rewards/margins` and `objective/scores`, the mean reward.
+    """
+    columns = ("prompt", *(name for name in prompts.column_names if name != "prompt"))
+    told = f"online {max_new_tokens} {temperature} {getattr(reward_function, 'fingerprint', '')}"
+    kind = partial(OnlineDPOTrainer, reward_funcs=[reward_function])
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    config = partial(OnlineDPOConfig, **sampling)
+    return _train(kind, config, base_model, prompts, columns, output_dir, settings, resume, start, told)
 
 
 def train_grpo(
@@ -212,7 +239,8 @@ def _train(
         return history
     tokenizer = load_tokenizer(base_model)
     dataset = dataset.select_columns(list(columns))
-    _check_conversations(tokenizer, dataset, [name for name in columns if name in ANSWERS], settings.max_length)
+    if answers := [name for name in columns if name in ANSWERS]:
+        _check_conversations(tokenizer, dataset, answers, settings.max_length)
     checkpoints = checkpoint_folder(output_dir, key, resume=False)
     config = config_class(
         **_arguments(settings, checkpoints),

@@ -18,7 +18,7 @@ Readout = Literal["last", "mean", "sum"]
 Attention = Literal["none", "printed", "scaled"]
 PairSet = Literal["hh-rlhf", "gptfuzz", "diasafety"]
 Hardness = Literal["alpha", "inverse", "one", "random", "data", "model"]
-Method = Literal["dpo", "rerank", "rerank_pair", "rerank_batch", "rerank_shuffled"]
+Method = Literal["dpo", "rerank", "rerank_pair", "rerank_batch", "rerank_shuffled", "online"]
 
 
 class TokenObjective(Settings):
@@ -183,6 +183,8 @@ class RerankingSettings(NotebookSettings):
     def _agrees(self):
         if "dpo" not in self.methods or len({*self.methods}) < len(self.methods):
             raise ValueError(f"methods: {', '.join(self.methods)}; name each once, and dpo, the control, too")
+        if not any(name.startswith("rerank") for name in self.methods):
+            raise ValueError(f"methods: {', '.join(self.methods)}; none ranks the pool again, add rerank_pair")
         if self.max_steps % self.rounds:
             raise ValueError(f"rounds: {self.rounds} must divide max_steps = {self.max_steps}")
         if self.watching.course_pools > self.pool.prompts or self.watching.cost_pools > self.pool.prompts:

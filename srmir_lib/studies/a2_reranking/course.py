@@ -15,13 +15,18 @@ from srmir_lib.conversations import text_of
 from srmir_lib.evaluation.evaluate import each_policy
 from srmir_lib.evaluation.plots import gridded, marker_of, style_of, subplots
 from srmir_lib.evaluation.sentences import joined
+from srmir_lib.models.embeddings import embed
+from srmir_lib.models.generation import generate
 from srmir_lib.papers.grpo import kl_estimate
 from srmir_lib.policies.callbacks import answer_ids, token_log_probabilities
 from srmir_lib.reward_models.readouts import ReadOuts
-from srmir_lib.statistics import rank_correlation
+from srmir_lib.statistics import rank_correlation, two_sample_test
 from srmir_lib.studies.a2_reranking.rounds import flat, pool_scores
 
 MICRO_BATCH = 64
+
+EMPTY = "."
+"""What stands for an answer without a word, which has no states."""
 
 
 def mean_rank_correlation(scores: Tensor, others: Tensor) -> float:
@@ -36,18 +41,24 @@ def follow(
     pool: Dataset,
     readouts: ReadOuts,
     held_out: Dataset,
+    reader,
     device: str = "auto",
+    **sampling,
 ) -> dict[str, dict[str, float]]:
     """What became of order and distribution, by policy (name -> folder of an adapter); the first is the start, from
     which the `pool` was sampled and off whose states the `readouts` were learned; they stay as they are.
 
     `order by states` and `order by likelihood` (the sum over an answer's tokens): `mean_rank_correlation` with the
     start; `KL`: KL[start | policy] on the pool's answers, the start's own samples (k3; nats a token); `held-out`: the
-    log-likelihood of `held_out` answers (columns prompt, completion; nats a token).
+    log-likelihood of `held_out` answers (columns prompt, completion; nats a token); `new samples`: the squared maximum
+    mean discrepancy between the pool and as many answers that the policy samples now (`sampling` of `generate`), on the
+    mean states of the model `reader`, with its `p` by permutation; the start's own is the null run.
     """
     found, first = {}, None
+    prompts, pooled = flat(pool)
+    groups = [row for row, responses in enumerate(pool["responses"]) for _ in responses]
     for name, policy, tokenizer in each_policy(base_model, policies, device):
-        said = answer_ids(policy, tokenizer, *flat(pool))
+        said = answer_ids(policy, tokenizer, prompts, pooled)
         read = token_log_probabilities(policy, *said, MICRO_BATCH)
         likely = torch.cat([(token * on).sum(1) for token, on in read]).view(len(pool), -1)
         scores = pool_scores(policy.get_base_model(), tokenizer, pool, readouts)
@@ -58,21 +69,27 @@ def follow(
         ]
         shown = answer_ids(policy, tokenizer, held_out["prompt"], list(map(text_of, held_out["completion"])))
         outside = token_log_probabilities(policy, *shown, MICRO_BATCH)
+        anew = generate(policy, tokenizer, prompts, **sampling)
+        spoken = [text or EMPTY for text in anew]
+        both = (embed(reader, tokenizer, prompts, texts, pooling="mean") for texts in (pooled, spoken))
+        away, p = two_sample_test(*both, groups)
         found[name] = {
             "order by states": mean_rank_correlation(scores, first[0]),
             "order by likelihood": mean_rank_correlation(likely, first[1]),
             "KL": float(sum(kl for kl, _ in apart) / sum(count for _, count in apart)),
             "held-out": float(sum((t * on).sum() for t, on in outside) / sum(on.sum() for _, on in outside)),
+            "new samples": away,
+            "p": p,
         }
     return found
 
 
-PANELS = ("order by states", "order by likelihood", "KL", "held-out")
+PANELS = ("order by states", "order by likelihood", "KL", "new samples")
 TITLES = (
     "order by states (rank correlation)",
     "order by likelihood (rank correlation)",
     "KL to the start, on its samples (nats a token)",
-    "held-out answers (log-likelihood, nats a token)",
+    "new samples against the pool (squared MMD)",
 )
 
 
@@ -92,16 +109,19 @@ def about_course(last: Mapping[str, Mapping[str, float]], on_policy: str, moved:
     """Whether the order moved while the distribution stayed, by policy at its end (rows of `follow`).
 
     The order by states moved where its rank correlation is below `moved`, the distribution stayed where KL is below
-    `near`. The policy `on_policy` is what the others are held against: whose order moved, and more per nat of KL?
+    `near`; a two-sample test that tells new samples from the pool (p at most .05) is said beside. The policy
+    `on_policy` is what the others are held against: whose order moved, and more per nat of KL?
     """
     both = [name for name, row in last.items() if row["order by states"] < moved and row["KL"] < near]
     said = [f"{name} {row['order by states']:.2f} at KL {row['KL']:.3f}" for name, row in last.items()]
     pace = {name: (1 - row["order by states"]) / max(row["KL"], 1e-6) for name, row in last.items()}
     faster = [name for name, row in last.items() if row["order by states"] < moved and pace[name] > pace[on_policy]]
+    told = [name for name, row in last.items() if row["p"] <= 0.05]
     holds = "holds" if {*both} == {*last} - {on_policy} else "does not hold"
     return (
         f"Order kept (1: all of it): {'; '.join(said)}. The order moved (below {moved}) while the distribution stayed "
-        f"(KL below {near}) under: {joined(both)}. Of the orders that moved, that of {joined(faster)} did more for a "
-        f"nat of KL than that of {on_policy}, which trains on its own samples. The hypothesis, that off-policy, and "
-        f"only there, an order moves while the distribution stays, {holds} here."
+        f"(KL below {near}) under: {joined(both)}. New samples are told from the pool (p at most .05) under: "
+        f"{joined(told)}. Of the orders that moved, that of {joined(faster)} did more for a nat of KL than that of "
+        f"{on_policy}, which trains on its own samples. The hypothesis, that off-policy, and only there, an order "
+        f"moves while the distribution stays, {holds} here."
     )
