@@ -120,8 +120,13 @@ def test_seven_against_one_in_words():
 
 
 def test_specialists_and_scales():
-    assert sentences.about_specialists(0.8, 0.7).endswith("on 0.700 of the others': it is better at home (+0.100).")
-    assert sentences.about_specialists(0.7, 0.8).endswith("on 0.800 of the others': it is no better at home (-0.100).")
+    assert sentences.about_specialists(0.8, 0.7).endswith(
+        "on 0.700 of the others': it is better at home (+0.100), as expected."
+    )
+    assert sentences.about_specialists(0.7, 0.8).endswith(
+        "on 0.800 of the others': it is no better at home (-0.100), not as expected."
+    )
+    assert sentences.about_specialists(0.6, 0.4).endswith("(+0.200), not as expected."), "worse than a coin elsewhere"
     assert "1.50 times the narrowest: the scales differ, as we expected" in sentences.about_scales([3.0, 2.0], 1.2)
     assert "1.00 times the narrowest: the scales are alike already" in sentences.about_scales([2.0, 2.0], 1.2)
 

@@ -134,11 +134,13 @@ def about_pairs(rows: Sequence[Mapping], treatment: str, control: str) -> str:
 
 
 def about_specialists(own: float, other: float) -> str:
-    """What models are right on at home and elsewhere: mean pair accuracies in [0, 1]."""
+    """What models are right on at home and elsewhere, mean pair accuracies in [0, 1]; expected are both to be above a
+    coin's, and home the better."""
     bought = "it is better at home" if own > other else "it is no better at home"
+    held = "as" if own > other > 0.5 else "not as"
     return (
         f"A model is right on {own:.3f} of the pairs of its own category and on {other:.3f} of the others': {bought} "
-        f"({signed(own - other)})."
+        f"({signed(own - other)}), {held} expected."
     )
 
 
