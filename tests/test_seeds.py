@@ -80,6 +80,38 @@ def test_again_runs_what_is_recorded(recorded):
     assert file.stat().st_mtime_ns > before
 
 
+def test_what_another_preset_made_in_the_same_way_is_shared(recorded, capsys):
+    for name in ("01_make", "02_use"):
+        (recorded / f"params/other/{name}.yaml").parent.mkdir(exist_ok=True)
+        (recorded / f"params/other/{name}.yaml").write_text("preset: other\n")
+    (recorded / "params/other/01_make.yaml").write_text("preset: other\nrate: 5.0e-3\n")
+    assert main(["seeds", "other", "--seeds", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "01_make: shared" in said and "02_use: shared" in said
+    mine, theirs = (recorded / f"outputs/seeds/{preset}/3/01_make" for preset in ("other", "lab"))
+    made = read_json(mine / "manifest.json")
+    assert made["shared_with"] == "outputs/seeds/lab/3/01_make" and made["preset"] == "other"
+    assert made["started"] == read_json(theirs / "manifest.json")["started"], (
+        "when it was made, and not when taken over"
+    )
+    assert read_json(recorded / RECORDS / "other/3/01_make.json")["metrics"] == {"rate": 5e-3}
+    assert main(["seeds", "other", "--seeds", "3"]) == 0
+    assert "seed 3: recorded already" in capsys.readouterr().out
+
+
+def test_nothing_is_shared_that_was_made_otherwise_or_is_damaged(recorded, capsys):
+    for name in ("01_make", "02_use"):
+        (recorded / f"params/other/{name}.yaml").parent.mkdir(exist_ok=True)
+        (recorded / f"params/other/{name}.yaml").write_text("preset: other\n")
+    (recorded / "params/other/01_make.yaml").write_text("preset: other\nrate: 5.0e-3\n")
+    assert main(["seeds", "other", "--seeds", "8"]) == 0, "a seed that nobody has run"
+    (recorded / "outputs/seeds/lab/3/01_make/metrics.json").write_text("{}")
+    assert main(["seeds", "other", "--seeds", "3"]) == 0, "what is damaged there"
+    (recorded / "params/other/01_make.yaml").write_text("preset: other\nrate: 7.0e-3\n")
+    assert main(["seeds", "other", "--seeds", "4"]) == 0, "and what is told something else"
+    assert "01_make: shared" not in capsys.readouterr().out
+
+
 def edit_first_notebook(root, old: str, new: str) -> None:  # noqa: F811
     path = root / "notebooks/01_make.ipynb"
     text = path.read_text()

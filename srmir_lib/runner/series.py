@@ -8,7 +8,7 @@ its checks included, has run to its end.
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from srmir_lib.artifacts import open_up, put_in_place, read_json, sha256, write_json
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """How a stage stands: `state` is done, skipped, or (from `status`) what is missing."""
+    """How a stage stands: `state` is done, skipped, shared, or (from `status`) what is missing."""
 
     name: str
     state: str
@@ -152,7 +152,7 @@ class Runner:
 
     def run(self, tasks: list[Task], say=print, jobs: int = 1, again: bool = False) -> Iterator[Result]:
         """Run what is not done (`again`: all), in order, yielding a result a stage. Stops at the first failure with
-        `StageFailed`.
+        `StageFailed`. Of a seed, what another preset has made in the same way is not made again: it is shared.
 
         With `jobs` up to so many run side by side that do not need each other; those that others wait for begin
         first. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
@@ -170,6 +170,11 @@ class Runner:
                         waiting.remove(task)
                         refresh_prose(self.outputs / task.name / task.notebook.path.name, task.notebook.path)
                         yield self._result(task, "skipped")
+                        continue
+                    if task and not again and (twin := self._twin(task)):
+                        waiting.remove(task)
+                        self._share(task, twin)
+                        yield self._result(task, "shared")
                         continue
                     if task:
                         waiting.remove(task)
@@ -200,6 +205,30 @@ class Runner:
                     locks.pop(name).close()
         if failure:
             raise failure
+
+    def _twin(self, task: Task) -> Path | None:
+        """The folder of this stage as another preset made it, of the same seed, code and inputs and with the same
+        parameters but for the preset's name."""
+        for folder in sorted(
+            self.root.glob(f"outputs/seeds/*/{self.seed}/{task.name}") if self.seed is not None else ()
+        ):
+            manifest = records.read_manifest(folder)
+            if folder.parent == self.outputs or not manifest or not manifest["ok"]:
+                continue
+            named = replace(task, parameters=task.parameters | {"preset": f"seeds/{manifest['preset']}/{self.seed}"})
+            if manifest["key"] == self._key(named)[0] and not records.damaged(folder, manifest["outputs"]):
+                return folder
+        return None
+
+    def _share(self, task: Task, twin: Path) -> None:
+        """Take over what the stage in the folder `twin` made; the manifest says whose it is and when it was made."""
+        work, folder, (key, inputs) = self.work(task.name), self.outputs / task.name, self._key(task)
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(twin, work)
+        own = {"key": key, "inputs": inputs, "preset": self.preset, "parameters": task.parameters}
+        write_json(work / "manifest.json", read_json(twin / "manifest.json") | own | {"shared_with": self.shown(twin)})
+        records.carry_over(folder, work)
+        put_in_place(work, folder)
 
     def _begin(self, task: Task, jobs: int) -> dict:
         """Make a stage's work folder; what an earlier, killed attempt with the same key left there is kept.
