@@ -88,9 +88,14 @@ class Stage:
         return read_jsonl(self.input(notebook, name))
 
     def base_model(self, base_model: str = "") -> str:
-        """What to load as the base model: a folder under the root, a hub id, or (empty) the model 01 made."""
+        """What to load as the base model: a folder under the root, a hub id, `smollm2` (`models.smollm2`), or (empty)
+        the model 01 made."""
         if not base_model:
             return str(self.input("01_data", "base_model"))
+        if base_model == "smollm2":
+            from srmir_lib.models.smollm2 import smollm2
+
+            return smollm2(self.resolve("outputs/.cache"))
         folder = self.resolve(base_model)
         return str(folder) if folder.is_dir() else base_model
 
