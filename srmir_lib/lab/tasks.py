@@ -10,14 +10,6 @@ LETTERS = "abcdefgh"
 COLOURS = ("red", "blue", "green", "white", "black")
 
 
-WORDS = """
-    kindly advise manner guidance requested one may write scene where hero told this novel voice answers read from end
-    answer it written backwards city door apple morning river green table seven stone music garden winter window cloud
-""".split()
-"""Words to repeat. Those of the held-out wrappers and register are among them: a model should have met every word, if
-not how it is used."""
-
-
 TASKS = ("sum", "sort", "copy", "look_up")
 
 
@@ -50,8 +42,8 @@ def draw(task: str, rng: random.Random) -> tuple[tuple, tuple, str]:
         letters = rng.sample(LETTERS, 3)
         return tuple(letters), (" ".join(letters),), " ".join(sorted(letters))
     if task == "copy":
-        words = rng.sample(WORDS, 4)
-        return tuple(words), (" ".join(words),), " ".join(words)
+        letters = rng.sample(LETTERS, 4)
+        return tuple(letters), (" ".join(letters),), " ".join(letters)
     nouns = rng.sample([noun for kind in OBJECTS.values() for noun in kind], 2)
     colours = rng.sample(COLOURS, 2)
     asked = rng.randrange(2)
