@@ -372,8 +372,9 @@ def shown_in(executed: Path) -> str:
     return "\n".join("".join(part) for o in found for part in (o.get("text", ""), *o.get("data", {}).values()))
 
 
-COVERED = {("llama", FORMS[0]), ("qwen3", FORMS[1]), ("gpt_neox", FORMS[3])}
-"""With the walk-through's (gemma, four categories) pairings that cover every model and every form once."""
+COVERED = {("llama", FORMS[0]), ("gpt_neox", FORMS[3])}
+"""Pairings that cover, with the walk-through's (gemma, four categories), every model and form once but Qwen3 and plain
+texts: the lab is a Qwen2, and most other tests speak in texts."""
 
 
 @pytest.mark.parametrize(
