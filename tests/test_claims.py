@@ -162,6 +162,10 @@ def test_a_null_comes_out_in_about_one_of_forty():
         ([BASE | TREND | {"control": ""}], "trend needs one"),
         ([BASE | {"resolves": "much"}], r"claim 1 \(x\): resolves"),
         ([BASE | {"id": f"x{n}", "headline": True} for n in range(9)], "9 headlines; make it at most 8"),
+        (
+            [BASE | {"id": f"x{n}", "headline": True, "family": "f"} for n in range(9)],
+            "9 headlines of the family f; make it at most 8",
+        ),
         ([BASE | {"side": "within"}], "within needs a bound above 0"),
         ([BASE | {"side": "within", "bound": 1.0, "form": "ratio"}], "no ratio"),
         ([BASE | {"smallest": -0.1}], "smallest is a distance"),
@@ -181,7 +185,7 @@ def test_the_committed_claims_can_be_read_and_one_of_them_is_a_null_run():
     claims = load_claims(ROOT / "params/claims.yaml")
     assert len(claims) >= 15 and "null_again" in {claim.id for claim in claims}
     headlines = [claim for claim in claims if claim.headline]
-    assert len(headlines) == 8 and claims[:8] == headlines
+    assert [claim.family for claim in headlines] == [""] * 8 + ["A2 and A3"] * 4 and claims[:12] == headlines
     assert all(claim.control and (claim.smallest or claim.bound) for claim in headlines), "a control, and what counts"
 
 
@@ -265,10 +269,26 @@ def test_a_sentence_says_what_the_row_holds():
     assert sentence(short) == "? c: as a ratio +0.275 [-0.043, +0.593], wanted below 0.5: inconclusive in 2 towns (act)"
 
 
+def test_each_family_is_corrected_for_itself():
+    found = {"act": {seed: {"n/a": d, "n/b": 0.0} for seed, d in enumerate([0.1, 0.2, 0.3, 0.4, 0.5])}}
+    heads = [Claim(**BASE | {"id": f"x{n}", "headline": True, "family": family}) for n, family in enumerate("aab")]
+    assert [row["adjusted_p"] for row in decide_claims(heads, found, ["act"])] == [
+        pytest.approx(2 * 0.0132, abs=5e-4),
+        pytest.approx(2 * 0.0132, abs=5e-4),
+        pytest.approx(0.0132, abs=5e-4),
+    ]
+
+
 def as_hoped(claims, reverse: bool) -> dict:
     """Made-up towns in which every headline holds; `reverse`: the same with every better policy as much the worse."""
     random, found, level = np.random.default_rng(0), {}, {"dial-introspection-low": -0.3, "dial-topic-none": 0.0}
-    level |= {"towns": 0.2, "dial-default": 0.2, "dial-introspection-high": 0.4, "dial-topic-all": 0.4}
+    level |= {
+        "towns": 0.2,
+        "towns-a2a3": 0.2,
+        "dial-default": 0.2,
+        "dial-introspection-high": 0.4,
+        "dial-topic-all": 0.4,
+    }
     names = {control for claim in claims for control in claim.control}
     own = {claim.treatment for claim in claims}
     for world, gain in level.items():
@@ -289,7 +309,7 @@ def test_every_headline_turns_its_mark_when_the_records_are_reversed():
         reverse: [sentence(row)[0] for row in decide_claims(headlines, as_hoped(headlines, reverse), ["towns"])]
         for reverse in (False, True)
     }
-    assert marks == {False: ["✓"] * 8, True: ["✗"] * 8}
+    assert marks == {False: ["✓"] * 12, True: ["✗"] * 12}
 
 
 def test_overall_needs_every_world():
@@ -418,7 +438,7 @@ def put_on_record(repository, found: dict) -> None:
         runner = Runner(world, repository, seed=0)
         chains, reads = seeds._chains(runner), seeds._read_with(runner)
         for town, metrics in towns.items():
-            for notebook in {name.partition("/")[0] for name in metrics}:
+            for notebook in {name.partition("/")[0] for name in metrics} & chains.keys():  # that the preset has
                 own = {n.partition("/")[2]: value for n, value in metrics.items() if n.startswith(f"{notebook}/")}
                 told = dict(reads[notebook])
                 about = {"seed": town, "notebook": notebook, "chain": chains[notebook], "git_commit": "abc"}
@@ -437,6 +457,7 @@ def test_a6_decides_what_is_on_record_and_draws_the_dials(repository):
         for town, metrics in towns.items():
             known = {name.split("/")[1] for name in metrics} | extra
             flat = {f"06_evaluation/{name}/{measure}": 0.3 + town / 1000 for name in known for measure in measures}
+            flat |= {name: 0.3 + town / 1000 for c in CLAIMS if c.worlds for name in (c.treatment, *c.control)}
             towns[town] = flat | metrics | {"01_data/ceiling": 0.97, "01_data/one_draft": 0.7}
     put_on_record(repository, found)
     metrics, shown = over_seeds(repository)

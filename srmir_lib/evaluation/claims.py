@@ -5,6 +5,7 @@ whatever side of the bound the interval lies. A verdict needs several towns and 
 the headline claims are corrected for one another (`statistics.holm`).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,8 +42,8 @@ class Claim(BaseModel):
     ("trend"). It should lie `above` a bound, `below` one, or `within` plus or minus one; `smallest` is the least
     distance beyond the bound that counts. Several controls, or a `*` in one, are rivals: the strongest of a town
     counts. `worlds`: the presets that decide it; none named: those that the reader asks about. `headline`: its verdict
-    is corrected for those of the other headlines. `resolves`: the effect that its towns show in four studies of five,
-    by the spread between development towns.
+    is corrected for those of the other headlines of its `family`. `resolves`: the effect that its towns show in four
+    studies of five, by the spread between development towns.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +60,7 @@ class Claim(BaseModel):
     worlds: tuple[str, ...] = ()
     over: dict[str, float] = {}
     headline: bool = False
+    family: str = ""
     resolves: float | None = None
 
     @field_validator("control", mode="before")
@@ -167,10 +169,12 @@ def load_claims(path: str | Path) -> list[Claim]:
     ids = [claim.id for claim in claims]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise InputError(f"{path}: {', '.join(twice)} stands there more than once")
-    if (headlines := sum(claim.headline for claim in claims)) > MOST_HEADLINES:
-        raise InputError(
-            f"{path}: {headlines} headlines; make it at most {MOST_HEADLINES}, each costs the others power"
-        )
+    for family, headlines in Counter(claim.family for claim in claims if claim.headline).items():
+        if headlines > MOST_HEADLINES:
+            of = f" of the family {family}" if family else ""
+            raise InputError(
+                f"{path}: {headlines} headlines{of}; make it at most {MOST_HEADLINES}, each costs the others power"
+            )
     return claims
 
 
@@ -191,8 +195,8 @@ def decide_claims(claims: Sequence[Claim], found: Mapping[str, Records], worlds:
 
     `found`: preset -> its towns; `worlds`: the presets that decide claims which name none. `left_out` are towns on
     record that lack a metric, or a level of the dial. A claim that fewer than two towns can speak of has no interval
-    and the verdict "not measured". Headlines have their p adjusted for all of them, measured or not, and no verdict
-    where it is above .05.
+    and the verdict "not measured". Headlines have their p adjusted for all of their family, measured or not, and no
+    verdict where it is above .05.
     """
     rows = []
     for claim in claims:
@@ -200,7 +204,12 @@ def decide_claims(claims: Sequence[Claim], found: Mapping[str, Records], worlds:
             known = {seed for place in places for seed in found.get(place, {})}
             values = claim.slopes(found) if claim.over else claim.estimates(found.get(places[0], {}))
             row = {"id": claim.id, "source": claim.source, "claim": claim.claim, "headline": claim.headline}
-            row |= {"world": ", ".join(places), "treatment": claim.treatment, "control": claim.rivals}
+            row |= {
+                "family": claim.family,
+                "world": ", ".join(places),
+                "treatment": claim.treatment,
+                "control": claim.rivals,
+            }
             row |= {"form": claim.form, "rule": claim.rule, "resolves": claim.resolves}
             row |= {"seeds": list(values), "left_out": sorted(known - set(values)), "verdict": NOT_MEASURED}
             row |= dict.fromkeys(("estimate", "low", "high", "p", "adjusted_p"))
@@ -210,11 +219,12 @@ def decide_claims(claims: Sequence[Claim], found: Mapping[str, Records], worlds:
                 row |= {**interval._asdict(), "p": claim.p_value(numbers)}
                 row |= {"verdict": claim.verdict(interval.low, interval.high)}
             rows.append(row)
-    headlines = [row for row in rows if row["headline"]]
-    adjusted = holm([1.0 if row["p"] is None else row["p"] for row in headlines])
-    for row, p in zip(headlines, adjusted, strict=True):
-        if row["p"] is not None:
-            row |= {"adjusted_p": p, "verdict": row["verdict"] if p <= LEVEL else INCONCLUSIVE}
+    for family in {claim.family for claim in claims}:
+        headlines = [row for row in rows if row["headline"] and row["family"] == family]
+        adjusted = holm([1.0 if row["p"] is None else row["p"] for row in headlines])
+        for row, p in zip(headlines, adjusted, strict=True):
+            if row["p"] is not None:
+                row |= {"adjusted_p": p, "verdict": row["verdict"] if p <= LEVEL else INCONCLUSIVE}
     return rows
 
 
