@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from srmir_lib.errors import InputError
-from srmir_lib.models import smollm2 as packaged
 from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.runner import smollm2 as packaged
 from srmir_lib.runner.stage import Stage
 
 HAS_GGUF = importlib.util.find_spec("gguf") is not None

@@ -20,6 +20,7 @@ from srmir_lib.artifacts import (
 )
 from srmir_lib.errors import InputError
 from srmir_lib.rows import read_jsonl
+from srmir_lib.runner import smollm2
 
 
 def find_root() -> Path:
@@ -88,14 +89,11 @@ class Stage:
         return read_jsonl(self.input(notebook, name))
 
     def base_model(self, base_model: str = "") -> str:
-        """What to load as the base model: a folder under the root, a hub id, `smollm2` (`models.smollm2`), or (empty)
-        the model 01 made."""
+        """What to load as a base model: a folder under the root, a hub id, `smollm2`, or (empty) the model 01 made."""
         if not base_model:
             return str(self.input("01_data", "base_model"))
-        if base_model == "smollm2":
-            from srmir_lib.models.smollm2 import smollm2
-
-            return smollm2(self.resolve("outputs/.cache"))
+        if base_model == smollm2.NAME:
+            return smollm2.smollm2(self.resolve("outputs/.cache"))
         folder = self.resolve(base_model)
         return str(folder) if folder.is_dir() else base_model
 

@@ -8,8 +8,6 @@ import importlib.util
 import os
 from pathlib import Path
 
-import torch
-
 from srmir_lib.artifacts import atomic_path, sha256
 from srmir_lib.errors import InputError
 
@@ -56,6 +54,7 @@ def convert_gguf(file: str | Path, folder: str | Path) -> Path:
     """
     file = Path(file)
     check_gguf(file)
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
