@@ -111,8 +111,8 @@ CURVES = {
 
 WORTH = {
     "reward": "reward (calibrated score)",
-    HARMFUL: "goodness where harm is asked for (fraction)",
-    HARMLESS: "goodness where none is (fraction)",
+    HARMFUL: "goodness, harmful prompts",
+    HARMLESS: "goodness, harmless prompts",
 }
 """The same of what it is worth: a reward, and what the truth says of it."""
 
