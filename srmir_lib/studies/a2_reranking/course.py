@@ -89,7 +89,7 @@ TITLES = (
     "order by states (rank correlation)",
     "order by likelihood (rank correlation)",
     "KL to the start, on its samples (nats a token)",
-    "new samples against the pool (squared MMD)",
+    "new samples against the pool (MMD, squared)",
 )
 
 
