@@ -39,7 +39,9 @@ def test_prompts_go_where_they_would_go_next_and_doubt_stays_doubt(router):
     without = RouterWithout(router, "crimes")
     # Given that it is not crimes: .3 / .4 for privacy, .8 / .9 for insult, and a half each, which is below .6.
     assert without.route(["0", "1", "2"]) == ["privacy", "insult", "unknown"]
-    assert router.likely[0, 1] == pytest.approx(0.6), "the router's own probabilities are untouched"
+    router.likely[0] = torch.tensor([0.0, 1.0, 0.0])
+    assert without.route(["0"]) == ["unknown"], "of a prompt that is certainly of it"
+    assert router.likely[0, 1] == 1.0, "the router's own probabilities are untouched"
 
 
 def test_the_scores_of_the_others_are_what_they_were():

@@ -42,3 +42,14 @@ def test_the_start_is_its_reference(tiny_model, tmp_path):
 def test_a_set_without_prompts_is_refused(tiny_model, tmp_path):
     with pytest.raises(InputError, match="missing columns: prompt"):
         train_online_dpo(tiny_model, Dataset.from_list([{"asked": "x"}]), count_e, tmp_path, SETTINGS, 6)
+
+
+def test_a_reward_that_is_no_number_stops_it(tiny_model, tmp_path):
+    """The trainer itself would take it for nothing."""
+
+    def broken(prompts, completions, **columns):
+        return [float("nan")] * len(completions)
+
+    with pytest.raises(InputError, match="broken: the reward of row 0 is nan; it must be a finite number"):
+        train_online_dpo(tiny_model, PROMPTS, broken, tmp_path / "p", SETTINGS, 6)
+    assert not (tmp_path / "p").exists()

@@ -203,13 +203,8 @@ def decide_claims(claims: Sequence[Claim], found: Mapping[str, Records], worlds:
         for places in [tuple(claim.over)] if claim.over else [(world,) for world in claim.worlds or worlds]:
             known = {seed for place in places for seed in found.get(place, {})}
             values = claim.slopes(found) if claim.over else claim.estimates(found.get(places[0], {}))
-            row = {"id": claim.id, "source": claim.source, "claim": claim.claim, "headline": claim.headline}
-            row |= {
-                "family": claim.family,
-                "world": ", ".join(places),
-                "treatment": claim.treatment,
-                "control": claim.rivals,
-            }
+            row = {name: getattr(claim, name) for name in ("id", "source", "claim", "headline", "family")}
+            row |= {"world": ", ".join(places), "treatment": claim.treatment, "control": claim.rivals}
             row |= {"form": claim.form, "rule": claim.rule, "resolves": claim.resolves}
             row |= {"seeds": list(values), "left_out": sorted(known - set(values)), "verdict": NOT_MEASURED}
             row |= dict.fromkeys(("estimate", "low", "high", "p", "adjusted_p"))

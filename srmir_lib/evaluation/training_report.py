@@ -114,7 +114,7 @@ WORTH = {
     HARMFUL: "goodness, harmful prompts",
     HARMLESS: "goodness, harmless prompts",
 }
-"""The same of what it is worth: a reward, and what the truth says of it."""
+"""The same where the truth is at hand: what a policy is paid, and what it is worth."""
 
 
 DIVERSITY = "coherence/distinct_bigrams"

@@ -129,6 +129,16 @@ class RunCallback(TrainerCallback):
             self.bar.close()
 
 
+def finite_rewards(reward_function, prompts: list, completions: list, **columns) -> list[float]:
+    """What `reward_function` pays, one number a completion; one that is not finite is an `InputError` that names it."""
+    rewards = list(map(float, reward_function(prompts=prompts, completions=completions, **columns)))
+    for row, reward in enumerate(rewards):
+        if not math.isfinite(reward):
+            name = getattr(reward_function, "__name__", type(reward_function).__name__)
+            raise InputError(f"{name}: the reward of row {row} is {reward}; it must be a finite number")
+    return rewards
+
+
 class RewardCallback(RunCallback):
     """`RunCallback` for GRPO that is its reward function as well: it refuses rewards that are no finite number, and
     logs how coherent the answers are that it rewards.
@@ -148,10 +158,7 @@ class RewardCallback(RunCallback):
         self.model = model
 
     def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
-        rewards = list(map(float, self.reward_function(prompts=prompts, completions=completions, **columns)))
-        for row, reward in enumerate(rewards):
-            if not math.isfinite(reward):
-                raise InputError(f"{self.__name__}: the reward of row {row} is {reward}; it must be a finite number")
+        rewards = finite_rewards(self.reward_function, prompts, completions, **columns)
         texts = [completion[-1]["content"] for completion in completions]
         columns["log_metric"](BIGRAMS, sum(map(distinct_bigrams, texts)) / len(texts))
         if self.every and columns["trainer_state"].global_step % self.every == 0:

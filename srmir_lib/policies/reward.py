@@ -251,7 +251,7 @@ class RouterWithout:
         that j is not `category`."""
         likely = self.router.probabilities(prompts).clone()
         likely[:, self.router.classes.index(self.category)] = 0.0
-        return self.router.decide(likely / likely.sum(dim=1, keepdim=True))
+        return self.router.decide(likely / likely.sum(dim=1, keepdim=True).clamp(min=1e-30))
 
 
 class ModelsWithout:

@@ -29,7 +29,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.generation import end_tokens
 from srmir_lib.models.kinds import end_problem
 from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, share_weights
-from srmir_lib.policies.callbacks import RewardCallback, RunCallback
+from srmir_lib.policies.callbacks import RewardCallback, RunCallback, finite_rewards
 from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
 from srmir_lib.policies.confidence_dpo import SCORES, ConfidenceDPOTrainer
 from srmir_lib.policies.pcrm_dpo import LimitedDPOTrainer
@@ -111,14 +111,15 @@ def train_online_dpo(
     chosen (Guo et al. 2024, arXiv 2402.04792; TRL's trainer).
 
     `prompts`: column prompt (conversations), `batch_size` of them an update; other columns go to the reward function,
-    which is called as in `train_grpo`. `max_new_tokens`, `temperature`: of the sampling. The rest is as in `train_dpo`;
-    the history has the implicit reward's `rewards/margins` and `objective/scores`, the mean reward.
+    which is called as in `train_grpo`; a reward that is not finite is an `InputError`. `max_new_tokens`, `temperature`:
+    of the sampling. The rest is as in `train_dpo`; the history has the implicit reward's `rewards/margins` and
+    `objective/scores`, the mean reward.
     """
     columns = ("prompt", *(name for name in prompts.column_names if name != "prompt"))
     told = f"online {max_new_tokens} {temperature} {getattr(reward_function, 'fingerprint', '')}"
-    kind = partial(OnlineDPOTrainer, reward_funcs=[reward_function])
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    config = partial(OnlineDPOConfig, **sampling)
+    paid = partial(finite_rewards, reward_function)  # the trainer would take what is no number for nothing
+    kind = partial(OnlineDPOTrainer, reward_funcs=[paid])
+    config = partial(OnlineDPOConfig, max_new_tokens=max_new_tokens, temperature=temperature)
     return _train(kind, config, base_model, prompts, columns, output_dir, settings, resume, start, told)
 
 
