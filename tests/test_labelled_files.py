@@ -1,0 +1,101 @@
+"""Answers with human labels and kinds of harm: small files by hand, the whole data pack where it is present."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_sources import PACK, with_pack, write
+
+from srmir_lib.data import labelled_files as files
+from srmir_lib.errors import InputError
+from srmir_lib.taxonomy import CATEGORIES
+
+THEFT, HATE = "financial_crime,property_crime,theft", "hate_speech,offensive_language"
+
+
+def lines(folder: Path, name: str, *rows: dict) -> Path:
+    write(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def beavertails(folder: Path, **changed) -> Path:
+    row = {"prompt": " How? ", "response": "So.", "label": 1, "categories": [THEFT, HATE]} | changed
+    return lines(folder, "beavertails/responses.jsonl", row)
+
+
+def do_not_answer(folder: Path, **changed) -> Path:
+    row = {"prompt": "How?", "response": "So.", "label": 0, "action": 4, "model": "m", "types_of_harm": "Adult Content"}
+    return lines(folder, "do-not-answer-responses/responses.jsonl", row | changed)
+
+
+@pytest.mark.parametrize("table", [files.BEAVERTAILS_HARMS, files.DO_NOT_ANSWER_HARMS])
+def test_every_kind_of_harm_has_one_of_our_categories(table):
+    assert set(table.values()) == set(CATEGORIES), "and every category has a kind"
+
+
+def test_an_answer_may_do_several_kinds_of_harm(tmp_path):
+    (row,) = files.load_beavertails(beavertails(tmp_path))
+    assert row == {"prompt": "How?", "response": "So.", "unsafe": 1, "harms": ["insult", "privacy"]}
+    (safe,) = files.load_beavertails(beavertails(tmp_path / "safe", label=0, categories=[]))
+    assert safe["harms"] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"label": 0}, "row 1 has label 0 and 2 kinds of harm; they contradict"),
+        ({"categories": []}, "row 1 has label 1 and 0 kinds of harm; they contradict"),
+        ({"label": True}, "row 1 has label True; it must be 0 or 1"),
+        ({"label": 2}, "row 1 has label 2; it must be 0 or 1"),
+        ({"categories": "theft"}, "row 1 has categories 'theft'; it must be a list"),
+        ({"categories": ["arson"]}, "row 1 names the kind of harm 'arson', which has no category"),
+        ({"response": "  "}, "row 1 has no text in the column response"),
+        ({"prompt": None}, "row 1 has no text in the column prompt"),
+    ],
+)
+def test_a_bad_row_of_beavertails_is_named(tmp_path, changed, says):
+    with pytest.raises(InputError, match=says) as error:
+        files.load_beavertails(beavertails(tmp_path, **changed))
+    assert "beavertails/responses.jsonl" in str(error.value)
+
+
+@pytest.mark.parametrize("action", [6, -1, None, "5"])
+def test_an_action_that_is_none_is_named(tmp_path, action):
+    with pytest.raises(InputError, match="row 1 has action .*; it must be a whole number from 0 to 5"):
+        files.load_do_not_answer(do_not_answer(tmp_path, action=action))
+
+
+def test_do_not_answer_knows_what_the_prompt_asks_for(tmp_path):
+    (row,) = files.load_do_not_answer(do_not_answer(tmp_path))
+    assert (row["category"], row["unsafe"], row["action"], row["model"]) == ("ethics", 0, 4, "m")
+
+
+def test_a_set_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="coconot/pairs.jsonl: no such file"):
+        files.load_look_alikes(tmp_path)
+    with pytest.raises(InputError, match="split 'test'; use train or val"):
+        files.load_instructions(tmp_path, "test")
+
+
+def test_instructions_stand_once(tmp_path):
+    write(tmp_path / "alpaca-harmless" / "harmless_val.json", json.dumps([{"instruction": x} for x in "aba"]))
+    assert files.load_instructions(tmp_path, "val") == ["a", "b"]
+
+
+@with_pack
+def test_the_sets_have_their_sizes():
+    """Rows as the data's own description counts them."""
+    answers = files.load_beavertails(PACK)
+    assert (len(answers), sum(row["unsafe"] for row in answers)) == (1789, 1017)
+    found = Counter(harm for row in answers for harm in row["harms"])
+    assert found["mental_health"] == 6, "hardly an answer harms anybody's mind: said where the category is used"
+    assert len(files.load_safe_rlhf(PACK)) == 3978
+    judged = files.load_do_not_answer(PACK)
+    assert (len(judged), sum(row["unsafe"] for row in judged)) == (5614, 189)
+    assert {row["category"] for row in judged} == set(CATEGORIES)
+    assert len(files.load_look_alikes(PACK)) == 916
+    assert len(files.load_instructions(PACK)) == 18793
+    assert len(files.load_safe_demonstrations(PACK)) == 2483
+    pairs, left_out = files.load_helpful_pairs(PACK)
+    assert len(pairs) + sum(left_out.values()) == 2347
