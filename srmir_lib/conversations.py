@@ -47,6 +47,18 @@ def opens_with_refusal(text: str) -> bool:
     return REFUSAL.search(text[:OPENING].lower().replace("\u2019", "'")) is not None
 
 
+def is_coherent(text: str) -> bool:
+    """Crude check for babble: some letters or digits, and at least a quarter of all word pairs distinct.
+
+    Answers of fewer than eight words are taken as coherent when they hold any letter or digit.
+    """
+    words = text.lower().split()
+    if not any(character.isalnum() for character in text):
+        return False
+    pairs = list(zip(words, words[1:], strict=False))
+    return len(words) < 8 or len(set(pairs)) / len(pairs) >= 0.25
+
+
 def conversation_ids(tokenizer, prompts: Sequence, completions: Sequence | None = None) -> list[list[int]]:
     """Token ids of whole conversations in the tokenizer's chat template: the very text TRL's `RewardTrainer` sees.
 

@@ -11,7 +11,7 @@ from srmir_lib.data.introspection import Introspector, agree, introspect, read_d
 from srmir_lib.data.pairs import CORRUPTIONS, balance, contrary, contrary_pairs, corrupt, make_pairs, split_tables
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.papers.srmir import cod_prompt, parse_draft
+from srmir_lib.papers.srmir import Draft, cod_prompt, parse_draft
 from srmir_lib.taxonomy import CATEGORIES
 
 WORDS = {"crimes": "crime", "privacy": "privacy"}
@@ -22,6 +22,19 @@ def test_a_draft_is_taken_apart():
     draft = parse_draft("taking paper ; privacy , forbidden #### i will not .")
     assert draft.steps == ("taking paper", "privacy , forbidden")
     assert draft.answer == "i will not ."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. Theft harms people. 2. It is illegal #### I cannot help.",
+        "1. Theft harms people.\n2. It is illegal\n#### I cannot help.",
+        "Theft harms people. ; It is illegal #### I cannot help.",
+    ],
+)
+def test_the_numbers_of_steps_are_no_part_of_them(text):
+    assert parse_draft(text) == Draft(("Theft harms people.", "It is illegal"), "I cannot help.")
+    assert parse_draft(text, max_words=3).steps, "three words a step at most"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +69,13 @@ def test_the_last_step_that_names_a_category_decides():
 def test_a_draft_without_one_category_is_no_label(steps, reason):
     with pytest.raises(ValueError, match=reason):
         read_draft(parse_draft(f"{steps} #### no ."), WORDS, ["forbidden"])
+
+
+def test_a_draft_in_prose_names_no_category_and_its_answer_is_the_verdict():
+    assert read_draft(parse_draft("harm #### I cannot help with that."), {}, []) == ("", True)
+    assert read_draft(parse_draft("no harm #### Sure, first take the pan."), {}, []) == ("", False)
+    with pytest.raises(ValueError, match="the answer repeats itself"):
+        read_draft(parse_draft("harm #### " + "I cannot " * 20), {}, [])
 
 
 def test_samples_must_agree():
@@ -248,3 +268,28 @@ def test_drafts_are_shared_by_whoever_asks_the_same_question_of_a_trunk(tiny_mod
 def test_an_introspector_without_a_question_changes_nothing(tiny_model):
     prompts = ["open the door", user_message("close it")]
     assert Introspector(Trunk.load(tiny_model, "cpu"), "", 4)(prompts) == prompts
+
+
+def test_worked_examples_stand_before_the_question_and_prose_leaves_the_category():
+    heard = []
+
+    def say(prompts, *_, **__):
+        heard.extend(prompts)
+        return ["1. Harm 2. Illegal #### I cannot help with that."] * len(prompts)
+
+    rows, left_out = introspect(
+        SimpleNamespace(generate=say),
+        [{"prompt": user_message("How?"), "category": "crimes"}],
+        {},
+        [],
+        'why not "{prompt}"?',
+        samples=1,
+        needed=1,
+        max_new_tokens=9,
+        examples=[["What?", "1. Harm #### No."]],
+    )
+    assert [turn["content"] for turn in heard[0]] == ['why not "What?"?', "1. Harm #### No.", 'why not "How?"?']
+    assert [turn["role"] for turn in heard[0]] == ["user", "assistant", "user"]
+    (row,) = rows
+    assert (row["category"], row["refuses"], row["draft"]) == ("crimes", True, "1. Harm 2. Illegal")
+    assert text_of(row["completion"]) == "I cannot help with that." and not left_out

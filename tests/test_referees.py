@@ -2,8 +2,9 @@
 
 import pytest
 
+from srmir_lib.conversations import is_coherent
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.referees import RefusalPhraseReferee, is_coherent
+from srmir_lib.evaluation.referees import RefusalPhraseReferee
 
 CASES = [
     # answer, rung, goodness, complied, refused, coherent

@@ -13,6 +13,8 @@ from srmir_lib.conversations import (
     ask_about,
     assistant_message,
     for_each,
+    is_coherent,
+    opens_with_refusal,
     question_place,
     simplest,
 )
@@ -76,7 +78,13 @@ def read_draft(draft: Draft, category_words: Mapping[str, str], refuse_words: Se
     """(category, should be refused) as the draft's last step that names a category says; a `ValueError` if none does.
 
     `category_words`: category key -> the word a draft calls it by; `refuse_words`: words of a verdict to refuse.
+    Without `category_words` the draft is prose, as of a real model: it names no category (""), and the verdict is
+    whether the answer behind it refuses; an answer that repeats itself is none.
     """
+    if not category_words:
+        if not is_coherent(draft.answer):
+            raise ValueError("the answer repeats itself")
+        return "", opens_with_refusal(draft.answer)
     for step in reversed(draft.steps):
         words = step.lower().replace(",", " ").split()
         named = [key for key, word in category_words.items() if word.lower() in words]
@@ -88,13 +96,17 @@ def read_draft(draft: Draft, category_words: Mapping[str, str], refuse_words: Se
 
 
 def agree(
-    texts: Sequence[str], category_words: Mapping[str, str], refuse_words: Sequence[str], needed: int
+    texts: Sequence[str],
+    category_words: Mapping[str, str],
+    refuse_words: Sequence[str],
+    needed: int,
+    max_words: int = 5,
 ) -> tuple[Introspection | None, list[str]]:
     """The introspection that at least `needed` of the sampled `texts` share (or None), and why texts are invalid."""
     readings, reasons = [], []
     for text in texts:
         try:
-            draft = parse_draft(text)
+            draft = parse_draft(text, max_words)
             readings.append((read_draft(draft, category_words, refuse_words), text, draft.answer))
         except ValueError as error:
             reasons.append(str(error).split(":")[0])
@@ -116,18 +128,24 @@ def introspect(
     samples: int,
     needed: int,
     max_new_tokens: int,
+    max_words: int = 5,
+    examples: Sequence[Sequence[str]] = (),
     seed: int = 0,
     progress: str | None = None,
 ) -> tuple[list[dict], Counter]:
     """Ask the model up to `samples` times about each prompt: rows that agree, and counts of what was left out.
 
     Every prompt is asked `needed` times; only where those samples do not agree, the rest of the `samples` is asked. A
-    row keeps all columns of its prompt; `category` becomes the introspected one, and `refuses`, `draft` and
-    `completion` are added. The collected category is kept as `collected_category`.
+    row keeps all columns of its prompt; `category` becomes the introspected one, if drafts name any, and `refuses`,
+    `draft` and `completion` are added. The collected category is kept as `collected_category`. `examples`: pairs of a
+    prompt and what is to be said of it, which stand before every question as turns of their own. `category_words`,
+    `refuse_words`: as of `read_draft`; `max_words`: of a step of a draft.
     """
     if not 1 <= needed <= samples:
         raise InputError(f"needed: {needed} of {samples} samples cannot agree; choose 1 to {samples}")
-    questions = for_each(lambda row: ask_about(row["prompt"], template), prompts)
+    shown = [turn for prompt, said in examples for turn in ask_about(prompt, template) + assistant_message(said)]
+    questions = for_each(lambda row: shown + ask_about(row["prompt"], template), prompts)
+    read = {"category_words": category_words, "refuse_words": refuse_words, "needed": needed, "max_words": max_words}
     texts: list[list[str]] = [[] for _ in prompts]
     open_rows = list(range(len(prompts)))
     for more in (needed, samples - needed):
@@ -135,14 +153,14 @@ def introspect(
         said = trunk.generate([questions[i] for i in asked], max_new_tokens, seed=seed, progress=progress)
         for i, text in zip(asked, said, strict=True):
             texts[i].append(text)
-        open_rows = [i for i in open_rows if agree(texts[i], category_words, refuse_words, needed)[0] is None]
+        open_rows = [i for i in open_rows if agree(texts[i], **read)[0] is None]
         seed += 1
     rows, left_out = [], Counter()
     for row, drafts in zip(prompts, texts, strict=True):
-        found, reasons = agree(drafts, category_words, refuse_words, needed)
+        found, reasons = agree(drafts, **read)
         left_out.update(reasons)
         if found:
-            said = {"category": found.category, "refuses": found.refuses, "draft": found.draft}
+            said = {"category": found.category or row["category"], "refuses": found.refuses, "draft": found.draft}
             completion = {"completion": assistant_message(found.answer), "collected_category": row["category"]}
             rows.append({**row, **said, **completion})
     if not rows:

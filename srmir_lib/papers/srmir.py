@@ -7,6 +7,7 @@ introspection as Chain of Draft (Xu et al. 2025, arXiv 2502.18600: steps of at m
 strategies $R=\sum_j w_j\tilde r_j$ and $R=\tilde r_{k(x)}$. Read these two first.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,8 @@ def bradley_terry_loss(chosen_scores: torch.Tensor, rejected_scores: torch.Tenso
 
 
 SEPARATOR = "####"
+
+STEP_ENDS = re.compile(r"[;\n]\s*(?:\d{1,2}[.)]\s)?|(?:^|\s)\d{1,2}[.)]\s")
 
 
 COD_TEMPLATE = (
@@ -51,17 +54,18 @@ def cod_prompt(prompt: str, template: str = COD_TEMPLATE) -> list[dict]:
     return user_message(template.replace("{prompt}", prompt))
 
 
-def parse_draft(text: str, step_separator: str = ";", max_words: int = 5) -> Draft:
+def parse_draft(text: str, max_words: int = 5) -> Draft:
     """Split `draft #### answer`; raise a `ValueError` with the reason when the text is not a valid Chain of Draft.
 
-    Steps are split at `step_separator` or line ends; every step has 1 to `max_words` words; the answer is not empty.
+    Steps end with a semicolon, a line, or where the next number ("2.") stands; every step has 1 to `max_words` words,
+    its number not counted; the answer is not empty.
     """
     head, separator, answer = text.partition(SEPARATOR)
     if not separator:
         raise ValueError(f"no separator {SEPARATOR}")
     if SEPARATOR in answer:
         raise ValueError(f"more than one separator {SEPARATOR}")
-    steps = tuple(step.strip() for step in head.replace("\n", step_separator).split(step_separator) if step.strip())
+    steps = tuple(step.strip() for step in STEP_ENDS.split(head) if step.strip())
     if not steps:
         raise ValueError("no draft before the separator")
     if not answer.strip():

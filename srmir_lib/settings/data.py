@@ -3,7 +3,7 @@ refuse."""
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 
@@ -22,6 +22,10 @@ WHY_REFUSE = 'draft , then #### : why would you refuse to answer " {prompt} " ?'
 """The introspective question in the words of the lab (SRMIR; Chain of Draft)."""
 
 
+Example = Annotated[list[str], Field(min_length=2, max_length=2)]
+"""A prompt, and what is to be said when it is asked about."""
+
+
 class Asking(Settings):
     """How the model is asked why it would refuse."""
 
@@ -29,6 +33,8 @@ class Asking(Settings):
     samples: int = told("introspections per prompt, at most", 1, gt=0)
     needed: int = told("how many of them must agree; if the first ones do, no more are asked", 1, gt=0)
     max_new_tokens: int = told("longest introspection", 64, gt=0)
+    max_words: int = told("words of a step of a draft, at most", 5, gt=0)
+    examples: list[Example] = told("pairs of a prompt and a worked reply, shown before the question", [])
     router_question: Question = told(
         "the router reads the state after it", 'what is this about : " {prompt} " ?', min_length=1
     )
