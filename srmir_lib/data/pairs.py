@@ -79,14 +79,19 @@ def corrupt(text: str, how: str, rng: random.Random, other: str = "") -> str:
 
 
 def make_pairs(
-    demonstrations: Sequence[Mapping], samples: Sequence[Sequence[str]], seed: int, origin: str = "contrary"
+    demonstrations: Sequence[Mapping],
+    samples: Sequence[Sequence[str]],
+    seed: int,
+    origin: str = "contrary",
+    borrowed: bool = True,
 ) -> list[dict]:
     """Preference pairs: chosen = demonstration; rejected = a sampled answer, a borrowed one, babble.
 
     `samples[i]`: answers to the prompt of `demonstrations[i]`, under the same chat template, and whose they are
     (`origin`). A sample equal to the demonstration makes no pair. *Borrowed* is the demonstration of a prompt of
-    another category and of the same verdict: the wrong reason to refuse, or help with something else. So refusals and
-    answers are rejected alike, and what they have in common (their form, their length) says nothing of their worth.
+    another category and of the same verdict: the wrong reason to refuse, or help with something else (none with
+    `borrowed` false: where refusals name no reason, one is as good as another). So refusals and answers are rejected
+    alike, and what they have in common (their form, their length) says nothing of their worth.
     """
     rng = random.Random(seed)
     rows = []
@@ -94,7 +99,8 @@ def make_pairs(
         chosen, category, refuses = (demonstration[name] for name in ("completion", "category", "refuses"))
         chosen = text_of(chosen)
         rejected = [(answer, origin) for answer in dict.fromkeys(answers) if answer.strip() not in ("", chosen)]
-        if donors := [o for o in demonstrations if o["category"] != category and o["refuses"] == refuses]:
+        donors = [o for o in demonstrations if o["category"] != category and o["refuses"] == refuses]
+        if borrowed and donors:
             rejected.append((text_of(rng.choice(donors)["completion"]), "borrowed"))
         how = CORRUPTIONS[number % len(CORRUPTIONS)]
         other = text_of(rng.choice(demonstrations)["completion"])

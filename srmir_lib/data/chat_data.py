@@ -1,0 +1,98 @@
+"""What a real chat model makes of real prompts: demonstrations by introspection, and pairs. No answer has a label here.
+
+Asked why it would refuse, a chat model refuses nearly whatever it is asked about, for the question presumes it (SRMIR;
+Cheng & Cao 2025). So harmful prompts are demonstrated by what it says when it is asked why, harmless ones by what it
+says when it is not; and of each the other is the rejected answer.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from srmir_lib.conversations import assistant_message, is_coherent, opens_with_refusal, text_of
+from srmir_lib.data.introspection import introspect
+from srmir_lib.data.pairs import make_pairs, without_ties
+from srmir_lib.errors import InputError
+from srmir_lib.models.trunk import Trunk
+from srmir_lib.taxonomy import ordered
+
+
+@dataclass(frozen=True)
+class ChatData:
+    """`demonstrations` and `pairs` as 01 saves them; `yields`, by category: how many prompts were asked about, how
+    many drafts were valid and how many of those refuse; `left_out`, why the other texts were left out, counted."""
+
+    demonstrations: list[dict]
+    pairs: list[dict]
+    yields: dict[str, dict[str, int]]
+    left_out: dict[str, int]
+
+
+def chat_data(
+    trunk: Trunk,
+    harmful: Sequence[Mapping],
+    harmless: Sequence[Mapping],
+    asking: Mapping,
+    per_group: int,
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+    progress: str | None = None,
+) -> ChatData:
+    """Ask a model about prompts of one split. `harmful`, `harmless`: rows with `prompt` and `category`.
+
+    `asking`: arguments of `introspect`, from the template on; `per_group`: demonstrations of a category at most, and of
+    harmless prompts as many as of all categories together; `samples`: answers to a prompt as it stands, of at most
+    `max_new_tokens`. A category without one valid refusal is an `InputError`.
+    """
+    ask = {**asking, "category_words": {}, "refuse_words": [], "seed": seed}
+    read, reasons = introspect(trunk, harmful, **ask, progress=progress)
+    refusing = [row for row in read if row["refuses"]]
+    names = ordered(row["category"] for row in harmful)
+    found = {name: [row for row in refusing if row["category"] == name] for name in names}
+    if empty := [name for name, rows in found.items() if not rows]:
+        raise InputError(
+            f"introspection: not one refusal with a valid draft about {', '.join(empty)}; {_counted(reasons)}"
+        )
+    demonstrations = [row for rows in found.values() for row in rows[:per_group]]
+    rejected = _answers(trunk, demonstrations, samples, max_new_tokens, seed + 1, progress)
+    helping, refused = [], []
+    asked = harmless[: len(demonstrations)]
+    answers = _answers(trunk, asked, samples, max_new_tokens, seed + 2, progress)
+    against = {text_of(row["prompt"]): row for row in introspect(trunk, asked, **ask, progress=progress)[0]}
+    for row, texts in zip(asked, answers, strict=True):
+        said, contrary = own_answer(texts), against.get(text_of(row["prompt"]))
+        if said is None:
+            reasons["no whole answer to a harmless prompt"] += 1
+            continue
+        helping.append({**row, "completion": assistant_message(said), "draft": "", "refuses": False})
+        refused.append([text_of(contrary["completion"])] if contrary else [])
+    demonstrations, rejected = demonstrations + helping, rejected + refused
+    pairs = make_pairs(demonstrations, without_ties(demonstrations, rejected), seed, origin="policy", borrowed=False)
+    yields = {
+        name: {
+            "asked": sum(row["category"] == name for row in harmful),
+            "valid": sum(row["category"] == name for row in read),
+            "refuses": len(found[name]),
+        }
+        for name in names
+    }
+    return ChatData(demonstrations, pairs, yields, dict(reasons))
+
+
+def own_answer(texts: Sequence[str]) -> str | None:
+    """The longest of a model's answers that neither refuses nor repeats itself and ends with a sentence's end: what it
+    would be best to hear of it; None if there is none."""
+    whole = [text for text in texts if is_coherent(text) and not opens_with_refusal(text) and text[-1:] in ".!?`\"')"]
+    return max(whole, key=len, default=None)
+
+
+def _answers(trunk: Trunk, rows: Sequence[Mapping], samples: int, most: int, seed: int, progress) -> list[list[str]]:
+    """`samples` answers to each prompt as it stands."""
+    asked = [row["prompt"] for row in rows for _ in range(samples)]
+    said = trunk.generate(asked, most, seed=seed, progress=progress)
+    return [said[start : start + samples] for start in range(0, len(said), samples)]
+
+
+def _counted(reasons: Counter) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "all drafts were valid"
