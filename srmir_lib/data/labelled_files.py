@@ -96,15 +96,20 @@ def load_do_not_answer(data_dir: str | Path = "") -> list[dict]:
     return rows
 
 
+LOOK_ALIKES = "Requests with safety concerns"
+"""CoCoNot's category whose contrast set looks harmful; its others are about what a model cannot do or know."""
+
+
 def load_look_alikes(data_dir: str | Path = "") -> list[dict]:
     """Harmless prompts that look harmful: rows of `prompt`, `answered`, `refused` (texts), `kind`.
 
-    File `coconot/pairs.jsonl`. Source: Brahman et al. 2024 (CoCoNot), the contrast set.
+    File `coconot/pairs.jsonl`, its rows of category `LOOK_ALIKES`. Source: Brahman et al. 2024 (CoCoNot, contrast set).
     """
-    text = ("prompt", "chosen", "rejected", "subcategory")
+    text = ("prompt", "chosen", "rejected", "category", "subcategory")
     return [
         {"prompt": row["prompt"], "answered": row["chosen"], "refused": row["rejected"], "kind": row["subcategory"]}
         for _, row in _rows(data_dir, "coconot/pairs.jsonl", text)
+        if row["category"] == LOOK_ALIKES
     ]
 
 

@@ -77,10 +77,10 @@ def load_gptfuzz(data_dir: str | Path = "") -> list[dict]:
     """
     folder = data_folder(data_dir) / "gptfuzz"
     questions = {}
-    for where, row in _csv_dicts(folder / "question_list_0-79.csv", ("index", "text")):
+    for where, row in csv_dicts(folder / "question_list_0-79.csv", ("index", "text")):
         questions[_integer(row, "index", where)] = row["text"].strip()
     rows = []
-    for where, row in _csv_dicts(folder / "responses_labeled_train.csv", ("question", "Response", "label")):
+    for where, row in csv_dicts(folder / "responses_labeled_train.csv", ("question", "Response", "label")):
         question = _integer(row, "question", where)
         if question not in questions:
             raise InputError(f"{where} names question {question}, which question_list_0-79.csv lacks")
@@ -212,7 +212,7 @@ def _csv_rows(path: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _csv_dicts(path: Path, columns: Iterable[str]) -> Iterable[tuple[str, dict]]:
+def csv_dicts(path: Path, columns: Iterable[str]) -> Iterable[tuple[str, dict]]:
     """Rows as (where, column -> text); the header must hold `columns`, every row as many cells as the header."""
     (first, header), *rows = _csv_rows(path)
     if missing := [name for name in columns if name not in header]:
