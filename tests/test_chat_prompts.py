@@ -18,7 +18,7 @@ def test_tasks_have_the_right_answers():
     question, answer = found["word"]
     assert question.partition(": ")[2].split(", ")[1] == answer
     question, answer = found["day"]
-    week = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday".split()
+    week = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "Monday"]
     assert (question.split()[4].strip("?"), answer) in zip(week, week[1:], strict=False)
 
 
