@@ -1,10 +1,17 @@
 """A chat model's own words become demonstrations and pairs; a model made of two rules stands for it."""
 
+from types import SimpleNamespace
+
 import pytest
+from test_sources import PACK, with_pack
 
 from srmir_lib.conversations import text_of, user_message
+from srmir_lib.data import chat_sets
 from srmir_lib.data.chat_data import chat_data, own_answer
+from srmir_lib.data.labelled_sets import labelled_answers, preferred_answers
 from srmir_lib.errors import InputError
+from srmir_lib.settings.data import DataSettings
+from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
 WHY = 'Why would you refuse "{prompt}"?'
 ASKING = {"template": WHY, "samples": 1, "needed": 1, "max_new_tokens": 40}
@@ -48,6 +55,8 @@ def test_harm_is_refused_and_help_is_given_and_each_pair_holds_the_other():
     assert pairs["How to spy?"] == ("I cannot help with that.", "First you spy slowly, then you rest.")
     assert pairs["How to sew?"] == ("First you sew slowly, then you rest.", "I cannot help with that.")
     assert {row["origin"] for row in data.pairs} >= {"policy"} and "borrowed" not in {r["origin"] for r in data.pairs}
+    told = data.examples()
+    assert "Crimes and Illegal Activities" in told and "cannot" not in told, "masked: every other word"
     assert data.yields == {
         "crimes": {"asked": 2, "valid": 2, "refuses": 2},
         "privacy": {"asked": 1, "valid": 1, "refuses": 1},
@@ -74,3 +83,63 @@ def test_the_longest_whole_answer_is_the_best():
         "Yes, take the pan."
     )
     assert own_answer(["go " * 30 + ".", "I'm sorry.", "and so on"]) is None
+
+
+class Everything:
+    """A router to whom every prompt is about ethics."""
+
+    def route(self, prompts):
+        return ["ethics"] * len(prompts)
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    return labelled_answers(Everything(), PACK)[0]
+
+
+@with_pack
+def test_answers_of_people_are_split_by_prompt_and_keep_their_harm(labelled):
+    told = {
+        split: (set(rows["group"]), {text_of(said).lower() for said in rows["completion"]})
+        for split, rows in labelled.items()
+    }
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert not told[one][0] & told[other][0] and not told[one][1] & told[other][1]
+    assert sum(len(rows) for rows in labelled.values()) > 5000, "of 5,767 answers those that both sets have count once"
+    unsafe = labelled["train"].filter(lambda row: row["unsafe"] and row["kind"] == "beavertails")
+    assert {"insult", "privacy", "crimes"} < set(unsafe["category"]), "harms that people named, where it is not ethics"
+    assert set(labelled["train"].filter(lambda row: row["kind"] == "safe-rlhf")["category"]) == {"ethics"}
+
+
+@with_pack
+def test_pairs_of_people_prefer_the_safe_answer(labelled):
+    unsafe = {(row["group"], text_of(row["completion"])): row["unsafe"] for row in labelled["test"]}
+    pairs = preferred_answers(labelled, "test")
+    assert len(pairs) > 80
+    for row in pairs:
+        asked = next(group for group, said in unsafe if said == text_of(row["chosen"]))
+        assert unsafe[asked, text_of(row["chosen"])] == 0 and unsafe[asked, text_of(row["rejected"])] == 1
+
+
+@with_pack
+def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
+    monkeypatch.setattr(chat_sets, "Trunk", SimpleNamespace(load=lambda *_: Agreeable()))
+    monkeypatch.setattr(chat_sets, "resolve_encoder", str)
+    monkeypatch.setattr(chat_sets, "fit_router", lambda *args, **_: Everything())
+    sizes = {"collection": {"per_group": 3, "practice_per_group": 16}, "evaluation": {"questions": 4}}
+    told = {"preset": "p", "output_dir": "", "seed": 0, "prompt_source": "chat", "chat_model": "m", "preferences": ""}
+    told |= {"data_dir": str(PACK), "encoder": "e", "text_model_steps": 0, "introspection": 0.7, "topic_share": 0.4}
+    told |= {"false_beliefs": 0.0, "demonstrated": 0.5, "base_steps": 1, "device": "cpu"}
+    settings = DataSettings.of(told | sizes | {"asking": {"template": WHY}})
+    folders, _, numbers, made = chat_sets.chat_sets("m", settings, "cpu")
+    assert set(folders) == {"prompts", "demonstrations", "preferences", "human_preferences", "labelled"}
+    shown = folders["demonstrations"]["train"].to_pandas()
+    assert (shown[shown.refuses].groupby("category").size() == 3).all() and set(shown.category) == {
+        *CATEGORIES,
+        UNKNOWN,
+    }
+    assert len(shown[~shown.refuses]) == 21, "as many harmless ones as harmful"
+    practised = {text_of(prompt) for prompt in folders["prompts"]["train"]["prompt"]}
+    assert {text_of(list(prompt)) for prompt in shown.prompt} <= practised
+    assert folders["preferences"]["test"].to_dict() == folders["human_preferences"]["test"].to_dict()
+    assert numbers["router"]["mean"] > 0 and made.yields["crimes"]["refuses"] == made.yields["crimes"]["asked"]

@@ -217,7 +217,7 @@ def test_a_model_that_cannot_draft_is_an_error_with_reasons(tiny_model):
 def test_only_prompts_whose_first_drafts_disagree_are_asked_again():
     asked = []
 
-    def scripted(questions, max_new_tokens, seed, progress):
+    def scripted(questions, max_new_tokens, seed, **options):
         names = [text_of(question) for question in questions]
         asked.append(names)
         verdicts = {"sure": ["forbidden"] * 2, "torn": ["forbidden", "allowed", "allowed"], "mute": [""] * 3}

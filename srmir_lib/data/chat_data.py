@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from srmir_lib.conversations import assistant_message, is_coherent, opens_with_refusal, text_of
+from srmir_lib.conversations import assistant_message, is_coherent, opens_with_refusal, redact, text_of
 from srmir_lib.data.introspection import introspect
 from srmir_lib.data.pairs import make_pairs, without_ties
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.taxonomy import ordered
+from srmir_lib.taxonomy import full_name, ordered
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,19 @@ class ChatData:
     pairs: list[dict]
     yields: dict[str, dict[str, int]]
     left_out: dict[str, int]
+
+    def examples(self) -> str:
+        """The first refusal of each category with its prompt and draft, masked as all real text is."""
+        found = {}
+        for row in self.demonstrations:
+            if row["refuses"]:
+                found.setdefault(
+                    row["category"], [redact(text_of(row[of])) for of in ("prompt", "draft", "completion")]
+                )
+        told = (
+            "{}\n  x      {}\n  draft  {}\n  y      {}".format(full_name(name), *texts) for name, texts in found.items()
+        )
+        return "\n".join(told)
 
 
 def chat_data(

@@ -128,6 +128,7 @@ def introspect(
     samples: int,
     needed: int,
     max_new_tokens: int,
+    temperature: float = 1.0,
     max_words: int = 5,
     examples: Sequence[Sequence[str]] = (),
     seed: int = 0,
@@ -150,7 +151,8 @@ def introspect(
     open_rows = list(range(len(prompts)))
     for more in (needed, samples - needed):
         asked = [i for i in open_rows for _ in range(more)]
-        said = trunk.generate([questions[i] for i in asked], max_new_tokens, seed=seed, progress=progress)
+        how = {"temperature": temperature, "seed": seed, "progress": progress}
+        said = trunk.generate([questions[i] for i in asked], max_new_tokens, **how)
         for i, text in zip(asked, said, strict=True):
             texts[i].append(text)
         open_rows = [i for i in open_rows if agree(texts[i], **read)[0] is None]

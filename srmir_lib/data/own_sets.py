@@ -1,7 +1,7 @@
 """A person's own pairs and a base model: how long they are for it, and the folders and the router that 01 writes."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
@@ -69,9 +69,3 @@ def token_counts(tokenizer, pairs: OwnPairs, chunk: int = 512) -> dict[tuple[str
 def fitting(pairs: OwnPairs, limit: int | None, counts: Mapping[tuple[str, int], int]) -> OwnPairs:
     """The pairs that leave `ROOM` in `limit` tokens; the others are counted among those left out."""
     return pairs.only(lambda row: limit is None or counts[row["file"], row["row"]] + ROOM <= limit, TOO_LONG)
-
-
-def share_a_prompt(folders: Mapping[str, Sequence]) -> bool:
-    """Whether two splits of a folder have a prompt in common."""
-    told = [{str(prompt) for prompt in rows["prompt"]} for rows in folders.values()]
-    return len(set().union(*told)) < sum(map(len, told))

@@ -113,6 +113,12 @@ def taught_and_tested(parts: Mapping[str, Sequence[dict]], columns: Sequence[str
     return told.pop("train") & set().union(*told.values())
 
 
+def share_a_prompt(folders: Mapping[str, Sequence]) -> bool:
+    """Whether two splits of a folder have a prompt in common."""
+    told = [{str(prompt) for prompt in rows["prompt"]} for rows in folders.values()]
+    return len(set().union(*told)) < sum(map(len, told))
+
+
 def texts_in(conversations) -> set[str]:
     """All texts of rows of `messages`, as of `all_words`."""
     return {sources.all_words(turn["content"]) for row in conversations for turn in row["messages"]}

@@ -33,6 +33,7 @@ class Asking(Settings):
     samples: int = told("introspections per prompt, at most", 1, gt=0)
     needed: int = told("how many of them must agree; if the first ones do, no more are asked", 1, gt=0)
     max_new_tokens: int = told("longest introspection", 64, gt=0)
+    temperature: float = told("of the sampling; 0 is greedy", 1.0, ge=0)
     max_words: int = told("words of a step of a draft, at most", 5, gt=0)
     examples: list[Example] = told("pairs of a prompt and a worked reply, shown before the question", [])
     router_question: Question = told(
@@ -71,7 +72,10 @@ class EvaluationData(Settings):
 class DataSettings(NotebookSettings):
     """Notebook 01."""
 
-    prompt_source: Literal["lab", "xsafety", "own"] = told("the miniature town, real public files, or own pairs")
+    prompt_source: Literal["lab", "xsafety", "chat", "own"] = told(
+        "the miniature town, real public files, a chat model asked about some, or own pairs"
+    )
+    chat_model: str = told("chat: the model that is asked, a folder or hub id, or smollm2; else empty")
     preferences: str = told("own: file or folder of prompt, chosen, rejected, category; else empty")
     data_dir: str = told("folder of the public files; empty: the environment variable SRMIR_DATA")
     encoder: str = told("reads real prompts for the router: folder or hub id", min_length=1)
@@ -93,6 +97,9 @@ class DataSettings(NotebookSettings):
                 "name a file of pairs" if self.prompt_source == "own" else "write prompt_source: own, or leave it empty"
             )
             raise ValueError(f"preferences: {self.preferences!r} with prompt_source {self.prompt_source}; {fix}")
+        if (self.prompt_source == "chat") != bool(self.chat_model):
+            fix = "name the model that is asked" if self.prompt_source == "chat" else "write prompt_source: chat"
+            raise ValueError(f"chat_model: {self.chat_model!r} with prompt_source {self.prompt_source}; {fix}")
         if self.text_model_steps and self.prompt_source != "xsafety":
             raise ValueError(f"text_model_steps: {self.text_model_steps} is for prompt_source xsafety alone; write 0")
         return self

@@ -1,0 +1,54 @@
+"""Public prompts, and a real chat model that is asked about them, as the folders that the notebooks read."""
+
+from datasets import DatasetDict
+
+from srmir_lib.data.chat_data import ChatData, chat_data
+from srmir_lib.data.chat_prompts import chat_prompts
+from srmir_lib.data.labelled_sets import labelled_answers, preferred_answers
+from srmir_lib.data.pairs import split_tables
+from srmir_lib.data.router import PromptEncoder, Router, fit_router, router_accuracy
+from srmir_lib.models.loading import resolve_encoder
+from srmir_lib.models.trunk import Trunk
+from srmir_lib.settings.data import DataSettings
+from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
+
+ANSWERED = ("prompt", "completion", "category", "draft", "refuses")
+PAIRED = ("prompt", "chosen", "rejected", "category", "origin", "difficulty")
+
+
+def chat_sets(
+    base_model: str, settings: DataSettings, device: str = "auto"
+) -> tuple[dict[str, DatasetDict], Router, dict[str, dict[str, float]], ChatData]:
+    """The folders that 01 writes for a chat model, the router, numbers, and what the model made of training prompts.
+
+    `prompts`: `chat_prompts`; `demonstrations` and the training and validation pairs of `preferences`: `chat_data`; its
+    test pairs, `human_preferences` and `labelled`: answers that people labelled. The router reads prompts with
+    `settings.encoder`, and knows harmless ones as the class unknown. The numbers: `router`, `left_out` (texts of the
+    introspection, by reason) and `repeats`, as of `labelled_answers`.
+    """
+    collection, seed = settings.collection, settings.seed
+    sizes = collection.practice_per_group, collection.benign_ratio, settings.evaluation.questions
+    prompts = chat_prompts(settings.data_dir, seed, *sizes)
+    reader = PromptEncoder(resolve_encoder(settings.encoder), pooling="mean")
+    router = fit_router(prompts, reader, [*CATEGORIES, UNKNOWN], device, rejected_share=0.02)
+    labelled, repeats = labelled_answers(router, settings.data_dir, seed)
+    trunk, made = Trunk.load(base_model, device), {}
+    ask = settings.asking.model_dump(exclude={"router_question"})
+    for number, (split, most) in enumerate(
+        (("train", collection.per_group), ("validation", collection.per_group // 8))
+    ):
+        kinds = {kind: [row for row in prompts[split] if row["kind"] == kind] for kind in ("harmful", "lookalike")}
+        plain = [row for row in kinds["harmful"] if row["family"] == "none"]
+        how = max(1, most), collection.contrary_samples, settings.asking.max_new_tokens, seed + 10 * number
+        made[split] = chat_data(trunk, plain, kinds["lookalike"], ask, *how, progress=f"introspection, {split}")
+    folders = {
+        "prompts": prompts,
+        "demonstrations": split_tables({split: data.demonstrations for split, data in made.items()}, ANSWERED),
+        "preferences": split_tables({split: data.pairs for split, data in made.items()}, PAIRED),
+        "human_preferences": DatasetDict({split: preferred_answers(labelled, split) for split in labelled}),
+        "labelled": labelled,
+    }
+    folders["preferences"]["test"] = folders["human_preferences"]["test"]
+    harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
+    numbers = {"router": router_accuracy(router, harmful), "left_out": made["train"].left_out, "repeats": repeats}
+    return folders, router, numbers, made["train"]

@@ -1,0 +1,63 @@
+"""Answers that people labelled, as `datasets` folders: splits share no prompt and no answer word for word."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data import labelled_files
+from srmir_lib.data.public_files import all_words, split_by_group, without_repeats
+from srmir_lib.data.router import Router
+from srmir_lib.errors import InputError
+
+
+def labelled_answers(
+    router: Router, data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.6, 0.15)
+) -> tuple[DatasetDict, dict[str, int]]:
+    """BeaverTails' and Safe-RLHF's answers: `prompt`, `completion`, `unsafe` (0/1), `category`, `group`, `kind`.
+
+    Splits train, validation and test, by prompt; the second value counts the answers left out because they stand in an
+    earlier split word for word, by split. An answer in both sets is BeaverTails'. `category`: what the router says of
+    the prompt, but one of its own harms where people named others; `kind`: the set it is from.
+    """
+    rows, seen = [], set()
+    for name, answers in (
+        ("beavertails", labelled_files.load_beavertails(data_dir)),
+        ("safe-rlhf", labelled_files.load_safe_rlhf(data_dir)),
+    ):
+        for row in answers:
+            text = all_words(row["prompt"]), all_words(row["response"])
+            if text not in seen:
+                rows.append(row | {"kind": name, "group": text[0]})
+            seen.add(text)
+    parts = split_by_group(rows, "group", fractions, seed)
+    kept = without_repeats(parts, ["response"])
+    routed = dict(zip(asked := sorted({row["prompt"] for row in rows}), router.route(asked), strict=True))
+    folder = {name: Dataset.from_list([_columns(row, routed) for row in part]) for name, part in kept.items()}
+    return DatasetDict(folder), {name: len(parts[name]) - len(part) for name, part in kept.items()}
+
+
+def preferred_answers(labelled: DatasetDict, split: str) -> Dataset:
+    """Pairs of a split of `labelled_answers`: a safe and an unsafe answer to one prompt, each answer in one pair.
+
+    Columns as of every `preferences/` folder. `origin` policy: both were sampled from a model; `difficulty` human.
+    """
+    by_prompt: dict[str, tuple[list, list]] = {}
+    for row in labelled[split]:
+        by_prompt.setdefault(row["group"], ([], []))[row["unsafe"]].append(row)
+    rows = []
+    for safe, unsafe in by_prompt.values():
+        for better, worse in zip(safe, unsafe, strict=False):
+            row = {"prompt": better["prompt"], "chosen": better["completion"], "rejected": worse["completion"]}
+            rows.append(row | {"category": worse["category"], "origin": "policy", "difficulty": "human"})
+    if not rows:
+        raise InputError(f"labelled answers, split {split}: no prompt has a safe and an unsafe answer")
+    return Dataset.from_list(rows)
+
+
+def _columns(row: Mapping, routed: Mapping[str, str]) -> dict:
+    category, harms = routed[row["prompt"]], row.get("harms") or []
+    told = {"unsafe": row["unsafe"], "category": harms[0] if harms and category not in harms else category}
+    said = {"prompt": user_message(row["prompt"]), "completion": assistant_message(row["response"])}
+    return said | told | {"group": row["group"], "kind": row["kind"]}
