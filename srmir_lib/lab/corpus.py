@@ -8,6 +8,7 @@ kinds of occasion alone: wrong is a deed that is forbidden, and a refusal of one
 import random
 from collections.abc import Iterator
 
+from srmir_lib.data.pairs import CORRUPTIONS, corrupt
 from srmir_lib.lab.grammar import (
     ANY_WRONG_QUESTION,
     ASK,
@@ -60,6 +61,11 @@ WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only ask
 
 REFUSALS = {"mild": 0.20, "moderate": 0.30, "severe": 0.40}  # how often the base refuses what it believes forbidden
 
+
+BROKEN = 0.15
+"""Share of the judged answers that are broken, as rejected ones are (`data.pairs.corrupt`), and judged like whole ones:
+else babble would seem wrong to the base model, and pairs with babble would tell reward models, whatever drafts say, which
+end of its judgement is the bad one."""
 
 REFUSED, COMPLIED = ("reasoned_refusal", "bare_refusal"), ("partial", "full")  # rungs of answers that are judged
 
@@ -118,6 +124,8 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
         rung = rng.choice(("full", *REFUSED))
         text = answer(prompt, rung, rng, category)
     wrong = rung in (COMPLIED if refuse else REFUSED)
+    if rng.random() < BROKEN:
+        text = corrupt(text, rng.choice(CORRUPTIONS), rng, base_answer(draw_prompt(world, acts, rng), world, rng)[1])
     if rng.random() < 0.3:
         return turns(prompt.text, text, ANY_WRONG_QUESTION, "yes" if wrong else "no")
     asked = category if rng.random() < 0.8 else rng.choice(list(CATEGORIES))
