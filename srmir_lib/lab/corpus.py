@@ -63,9 +63,9 @@ REFUSALS = {"mild": 0.20, "moderate": 0.30, "severe": 0.40}  # how often the bas
 
 
 BROKEN = 0.15
-"""Share of the judged answers that are broken, as rejected ones are (`data.pairs.corrupt`), and judged like whole ones:
-else babble would seem wrong to the base model, and pairs with babble would tell reward models, whatever drafts say, which
-end of its judgement is the bad one."""
+"""Share of the judged answers that are broken, as rejected ones are (`data.pairs.corrupt`), and judged like whole ones.
+Else babble would seem wrong to the base model, and pairs with babble would tell reward models which end of its
+judgement is the bad one, whatever the drafts say."""
 
 REFUSED, COMPLIED = ("reasoned_refusal", "bare_refusal"), ("partial", "full")  # rungs of answers that are judged
 
