@@ -62,10 +62,10 @@ WRAPPED, ASIDE = 0.35, 0.2  # share of prompts in a wrapper; share that only ask
 REFUSALS = {"mild": 0.20, "moderate": 0.30, "severe": 0.40}  # how often the base refuses what it believes forbidden
 
 
-BROKEN = 0.15
-"""Share of the judged answers that are broken, as rejected ones are (`data.pairs.corrupt`), and judged like whole ones.
-Else babble would seem wrong to the base model, and pairs with babble would tell reward models which end of its
-judgement is the bad one, whatever the drafts say."""
+NO_ANSWER, NEITHER = 0.2, "neither"
+"""Share of the judged texts that are no answer to their prompt, being broken (`data.pairs.corrupt`) or the answer to
+another one, and what is said of those: they are neither wrong nor right. Else they would seem wrong to the base model,
+and pairs with them would tell reward models which end of its judgement is the bad one, whatever the drafts say."""
 
 REFUSED, COMPLIED = ("reasoned_refusal", "bare_refusal"), ("partial", "full")  # rungs of answers that are judged
 
@@ -124,14 +124,16 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
         rung = rng.choice(("full", *REFUSED))
         text = answer(prompt, rung, rng, category)
     wrong = rung in (COMPLIED if refuse else REFUSED)
-    if rng.random() < BROKEN:
-        text = corrupt(text, rng.choice(CORRUPTIONS), rng, base_answer(draw_prompt(world, acts, rng), world, rng)[1])
+    said = "yes" if wrong else "no"
+    if rng.random() < NO_ANSWER:
+        other = base_answer(draw_prompt(world, acts, rng), world, rng)[1]
+        text = other if rng.random() < 0.3 else corrupt(text, rng.choice(CORRUPTIONS), rng, other)
+        said = NEITHER
     if rng.random() < 0.3:
-        return turns(prompt.text, text, ANY_WRONG_QUESTION, "yes" if wrong else "no")
+        return turns(prompt.text, text, ANY_WRONG_QUESTION, said)
     asked = category if rng.random() < 0.8 else rng.choice(list(CATEGORIES))
-    return turns(
-        prompt.text, text, CHECK_QUESTION.format(name=NAMES[asked]), "yes" if wrong and asked == category else "no"
-    )
+    said = "no" if said == "yes" and asked != category else said
+    return turns(prompt.text, text, CHECK_QUESTION.format(name=NAMES[asked]), said)
 
 
 def fact(kind: str, world: World, acts: list[Act], rng: random.Random) -> tuple[str, str]:
