@@ -5,15 +5,17 @@ import pytest
 from srmir_lib.evaluation.dials import GAIN, GOODNESS, dial_rows
 
 
-def town(sft: float, categorized: float | None = None) -> dict[str, float]:
-    metrics = {"06_evaluation/SFT/balanced_goodness": sft, "01_data/ceiling": 0.9}
+def town(sft: float, categorized: float | None = None, start: float = 0.3) -> dict[str, float]:
+    metrics = {"06_evaluation/SFT/balanced_goodness": sft, "06_evaluation/start/balanced_goodness": start}
+    metrics |= {"01_data/ceiling": 0.9}
     return metrics | ({"06_evaluation/categorized/balanced_goodness": categorized} if categorized else {})
 
 
 def test_gains_are_taken_within_a_town_and_points_come_in_order_of_the_dial():
-    """Gains .2, .4: mean .3, deviation .2 / sqrt 2, t(1) = 12.706: half 12.706 * .1; a third town has no policy."""
+    """Gains .2 (over the start, the better dose there), .4: mean .3, deviation .2 / sqrt 2, t(1) = 12.706: half
+    12.706 * .1; a third town has no policy."""
     found = {
-        "high": {1: town(0.5, 0.7), 2: town(0.4, 0.8), 3: town(0.6)},
+        "high": {1: town(0.2, 0.7, start=0.5), 2: town(0.4, 0.8), 3: town(0.6)},
         "low": {1: town(0.5, 0.5), 2: town(0.4, 0.4)},
     }
     rows = dial_rows(found, {"introspection": {"high": 0.9, "low": 0.5}})
@@ -27,8 +29,10 @@ def test_gains_are_taken_within_a_town_and_points_come_in_order_of_the_dial():
     )
     assert [gain[0][key] for key in ("estimate", "low", "high")] == pytest.approx([0.0, 0.0, 0.0])
     goodness = {(row["line"], row["level"]): row for row in rows if row["panel"] == GOODNESS}
-    assert {line for line, _ in goodness} == {"categorized", "SFT", "ceiling"}, "what is on record, and nothing else"
-    assert goodness["SFT", 0.9]["estimate"] == pytest.approx(0.5) and goodness["SFT", 0.9]["towns"] == 3
+    assert {line for line, _ in goodness} == {"categorized", "start", "SFT", "ceiling"}, (
+        "what is on record, and nothing else"
+    )
+    assert goodness["SFT", 0.9]["estimate"] == pytest.approx(0.4) and goodness["SFT", 0.9]["towns"] == 3
     assert goodness["ceiling", 0.5]["estimate"] == 0.9 and "reference" not in goodness["ceiling", 0.5]
 
 

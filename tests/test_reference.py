@@ -102,9 +102,13 @@ def test_a_new_blessing_keeps_the_appendices_that_were_not_run(tmp_path):
     )
     (reference / "objectives").mkdir()
     (reference / "objectives" / "one.json").write_text("{}")
+    (outputs / "A5_cost" / "figures").mkdir()
+    for name in ("dials.png", "cost.png"):
+        (outputs / "A5_cost" / "figures" / name).write_bytes(b"png")
     assert bless(runner) == reference and (reference / "objectives" / "one.json").is_file(), "records are not remade"
     found = {name: (reference / name / "metrics.json").read_text() for name in states}
     assert found == {"01_data": "{}", "A1_bayesian_rewards": '{"old": 1}', "A5_cost": "{}"}
+    assert [file.name for file in reference.glob("*/*.png")] == ["dials.png"], "what README shows, and nothing else"
     states["01_data"] = "stale"
     with pytest.raises(InputError, match="01_data is stale; only a finished run can be a reference"):
         bless(runner)

@@ -14,6 +14,10 @@ from srmir_lib.runner.series import Runner
 KEPT = ("manifest.json", "metrics.json", "results.json", "claims.json")
 
 
+PICTURES = ("dials.png",)
+"""Figures that README shows, kept beside the notebook that drew them; of the others the notebook holds a copy."""
+
+
 CLAIM = ("claim", "world", "control", "estimate", "this_run", "verdict", "overall")
 """Columns of a table of claims, as far as a notebook has them."""
 
@@ -73,6 +77,7 @@ def bless(runner: Runner) -> Path:
         how = "run it (with the same SRMIR_DATA, if it reads that)"
         raise InputError(f"{runner.preset}: nothing to bless; {found}: {how}")
     with atomic_path(target) as fresh:
+        drawn = [file for task in tasks for file in (runner.outputs / task.name / "figures").glob("*.png")]
         for name in (*left, *RECORDS):
             if (target / name).is_dir():
                 shutil.copytree(target / name, fresh / name)
@@ -86,6 +91,9 @@ def bless(runner: Runner) -> Path:
                     if len(text.encode()) >= LARGEST:
                         raise InputError(f"{source}: 1 MB or more; print or draw less")
                     (fresh / task.name / name).write_text(text, encoding="utf8")
+        for file in drawn:
+            if file.name in PICTURES:
+                shutil.copyfile(file, fresh / file.parts[-3] / file.name)
     write_results(runner.root)
     return target
 
