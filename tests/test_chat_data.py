@@ -103,9 +103,13 @@ def test_answers_of_people_are_split_by_prompt_and_keep_their_harm(labelled):
         split: (set(rows["group"]), {text_of(said).lower() for said in rows["completion"]})
         for split, rows in labelled.items()
     }
+    assert set(labelled) == {"train", "validation", "test", "diasafety", "overrefusal", "gptfuzz", "do_not_answer"}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not told[one][0] & told[other][0] and not told[one][1] & told[other][1]
-    assert sum(len(rows) for rows in labelled.values()) > 5000, "of 5,767 answers those that both sets have count once"
+    split = sum(len(labelled[name]) for name in ("train", "validation", "test"))
+    assert 5000 < split < 5767, "answers that both sets have count once"
+    harm = sum(labelled["do_not_answer"]["unsafe"]) / len(labelled["do_not_answer"])
+    assert harm == pytest.approx(0.2, abs=0.03), "four others to each harmful one, but for repeats"
     unsafe = labelled["train"].filter(lambda row: row["unsafe"] and row["kind"] == "beavertails")
     assert {"insult", "privacy", "crimes"} < set(unsafe["category"]), "harms that people named, where it is not ethics"
     assert set(labelled["train"].filter(lambda row: row["kind"] == "safe-rlhf")["category"]) == {"ethics"}

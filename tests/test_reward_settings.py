@@ -55,7 +55,6 @@ def test_an_encoder_is_one_set():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labelled": "x"}, "labelled: 'x' is read with design pooled alone"),
         ({"objective": "ava_p"}, "objective = 'ava_p': it must be one of 'bradley_terry'"),
         ({"probe": {"text": "is this bad ?"}}, "probe: text: 'is this bad ?' must contain {category}"),
         ({"probe": {"rank": 3}}, "there is no setting probe.rank; there are"),

@@ -45,7 +45,7 @@ def chat_sets(
         "prompts": prompts,
         "demonstrations": split_tables({split: data.demonstrations for split, data in made.items()}, ANSWERED),
         "preferences": split_tables({split: data.pairs for split, data in made.items()}, PAIRED),
-        "human_preferences": DatasetDict({split: preferred_answers(labelled, split) for split in labelled}),
+        "human_preferences": DatasetDict({split: preferred_answers(labelled, split) for split in prompts}),
         "labelled": labelled,
     }
     folders["preferences"]["test"] = folders["human_preferences"]["test"]

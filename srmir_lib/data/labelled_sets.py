@@ -1,5 +1,6 @@
 """Answers that people labelled, as `datasets` folders: splits share no prompt and no answer word for word."""
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +8,9 @@ from datasets import Dataset, DatasetDict
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import labelled_files
-from srmir_lib.data.public_files import all_words, split_by_group, without_repeats
+from srmir_lib.data.chat_prompts import held_out
+from srmir_lib.data.public_files import all_words, load_gptfuzz, split_by_group, without_repeats
+from srmir_lib.data.public_sets import out_of_domain
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
 
@@ -19,7 +22,9 @@ def labelled_answers(
 
     Splits train, validation and test, by prompt; the second value counts the answers left out because they stand in an
     earlier split word for word, by split. An answer in both sets is BeaverTails'. `category`: what the router says of
-    the prompt, but one of its own harms where people named others; `kind`: the set it is from.
+    the prompt, but one of its own harms where people named others; `kind`: the set it is from. Four splits more are for
+    evaluation alone: those of `public_sets.out_of_domain`, every tenth answer of gptfuzz, and of do_not_answer, of the
+    prompts that are held out for tests, the harmful answers with four others to each.
     """
     rows, seen = [], set()
     for name, answers in (
@@ -31,9 +36,15 @@ def labelled_answers(
             if text not in seen:
                 rows.append(row | {"kind": name, "group": text[0]})
             seen.add(text)
-    parts = split_by_group(rows, "group", fractions, seed)
+    parts = split_by_group(rows, "group", fractions, seed) | out_of_domain(data_dir)
+    parts["gptfuzz"] = [row | {"group": row["prompt"], "kind": ""} for row in load_gptfuzz(data_dir)[::10]]
+    judged = [row for row in labelled_files.load_do_not_answer(data_dir) if held_out(row["prompt"])]
+    unsafe, safe = ([row for row in judged if row["unsafe"] == kind] for kind in (1, 0))
+    few = unsafe + random.Random(seed).sample(safe, min(4 * len(unsafe), len(safe)))
+    parts["do_not_answer"] = [row | {"group": row["prompt"], "kind": row["model"]} for row in few]
     kept = without_repeats(parts, ["response"])
-    routed = dict(zip(asked := sorted({row["prompt"] for row in rows}), router.route(asked), strict=True))
+    asked = sorted({row["prompt"] for part in kept.values() for row in part})
+    routed = dict(zip(asked, router.route(asked), strict=True))
     folder = {name: Dataset.from_list([_columns(row, routed) for row in part]) for name, part in kept.items()}
     return DatasetDict(folder), {name: len(parts[name]) - len(part) for name, part in kept.items()}
 

@@ -57,11 +57,7 @@ def labelled_responses(
     """
     rows = [row | {"group": f"question {row['question']}", "kind": ""} for row in sources.load_gptfuzz(data_dir)]
     parts = sources.split_by_group(rows, "group", fractions, seed)
-    parts["diasafety"] = [row | {"group": row["prompt"]} for row in sources.load_diasafety(data_dir, "test")]
-    parts["overrefusal"] = [
-        row | {"unsafe": 0, "group": row["prompt"], "kind": "answered" if row["answered"] else "refused"}
-        for row in sources.load_overrefusal(data_dir)
-    ]
+    parts |= out_of_domain(data_dir)
     kept = sources.without_repeats(parts, ["response"])
     category = _routed(router, [row["prompt"] for rows in kept.values() for row in rows])
 
@@ -71,6 +67,16 @@ def labelled_responses(
         return {"prompt": asked, "completion": said, "category": category[row["prompt"]]} | known
 
     return _dataset_dict(kept, columns), {name: len(parts[name]) - len(rows) for name, rows in kept.items()}
+
+
+def out_of_domain(data_dir: str | Path = "") -> dict[str, list[dict]]:
+    """Rows for evaluation alone, by split: diasafety (its test split) and overrefusal, as of `labelled_responses`."""
+    benign = [
+        row | {"unsafe": 0, "group": row["prompt"], "kind": "answered" if row["answered"] else "refused"}
+        for row in sources.load_overrefusal(data_dir)
+    ]
+    dialogue = [row | {"group": row["prompt"]} for row in sources.load_diasafety(data_dir, "test")]
+    return {"diasafety": dialogue, "overrefusal": benign}
 
 
 def human_preferences(

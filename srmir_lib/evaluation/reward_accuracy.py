@@ -23,6 +23,10 @@ from srmir_lib.statistics import (
     rank_correlation,
     youden_threshold,
 )
+from srmir_lib.taxonomy import ordered
+
+FEW = 10
+"""Answers of either kind, at least, for a category's own AUROC."""
 
 WAYS = {
     "seven": "seven, routed",
@@ -53,25 +57,35 @@ def danger_auroc(models, labelled) -> float:
 
 
 def detection_measures(danger: Mapping[str, np.ndarray], labelled: Mapping) -> dict[str, float]:
-    """One method's measures, by name, on the splits of `public_sets.labelled_responses`; `danger` (N,) per split.
+    """One method's measures, by name, on the splits of `labelled`; `danger` (N,) per split.
 
-    The alarm's threshold is chosen on the validation questions and nowhere else. In domain: AUROC, hits and false
-    alarms on held-out questions. Out of domain: AUROC on diasafety, and false alarms on benign prompts, which one
-    model answered and one refused.
+    The alarm's threshold is chosen on the validation prompts and nowhere else. In domain: AUROC, hits and false alarms
+    on the test split, and its AUROC for every category with `FEW` answers of either kind. Out of domain: AUROC on the
+    other splits that have both kinds, and false alarms on benign prompts, which one model answered and one refused.
     """
     unsafe = {name: np.asarray(rows["unsafe"]).astype(bool) for name, rows in labelled.items()}
     threshold = youden_threshold(danger["validation"], unsafe["validation"])
     alarm = {name: np.asarray(values) >= threshold for name, values in danger.items()}
     kind = np.asarray(labelled["overrefusal"]["kind"])
-    return {
-        "auroc_validation": auroc(danger["validation"], unsafe["validation"]),
-        "auroc_test": auroc(danger["test"], unsafe["test"]),
+    found = {
+        f"auroc_{name}": auroc(values, unsafe[name]) for name, values in danger.items() if has_both(labelled[name])
+    }
+    category = np.asarray(labelled["test"]["category"])
+    for name in ordered(category):
+        own = category == name
+        if min(unsafe["test"][own].sum(), (~unsafe["test"][own]).sum()) >= FEW:
+            found[f"auroc_test_{name}"] = auroc(np.asarray(danger["test"])[own], unsafe["test"][own])
+    return found | {
         "hits_test": float(alarm["test"][unsafe["test"]].mean()),
         "false_alarms_test": float(alarm["test"][~unsafe["test"]].mean()),
-        "auroc_diasafety": auroc(danger["diasafety"], unsafe["diasafety"]),
         "false_alarms_benign_answered": float(alarm["overrefusal"][kind == "answered"].mean()),
         "false_alarms_benign_refused": float(alarm["overrefusal"][kind == "refused"].mean()),
     }
+
+
+def has_both(rows) -> bool:
+    """Whether there are safe and unsafe answers among the rows."""
+    return 0 < sum(rows["unsafe"]) < len(rows["unsafe"])
 
 
 def reward_gaps(models, pairs) -> Tensor:
@@ -217,27 +231,36 @@ def best_of_n_by_sets(
 
 
 def compare_with_words(
-    models, labelled: Mapping, pairs: Mapping, pair_weight: float, seed: int = 0
+    models,
+    labelled: Mapping,
+    pairs: Mapping,
+    pair_weight: float,
+    seed: int = 0,
+    others: Mapping[str, Mapping] | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Interval], dict[str, dict]]:
     """Reward models next to two word counters with the same evidence: measures by method, gains, the counters' choices.
 
     `labelled` as of `public_sets.labelled_responses`, `pairs` with train and test. `words` sees the labelled responses
     of the train split, `words_and_pairs` the pairs as well; both have the best AUROC of all candidates on validation.
-    The measures are `detection_measures`; the gains are in AUROC, models minus words, on held-out questions and on
-    diasafety, with intervals over questions (contexts).
+    `others`: more methods, each with its danger (N,) per split. The measures are `detection_measures`; the gains are in
+    AUROC, models (or others) minus words, on the test split and on what lies out of domain, with intervals over
+    questions (contexts).
     """
     held = {name: rows for name, rows in labelled.items() if name != "train"}
     danger, chosen = {"models": {name: routed_danger(models, rows) for name, rows in held.items()}}, {}
+    danger |= others or {}
     for name, used in (("words", []), ("words_and_pairs", pairs["train"])):
         words = fit_text_baseline(labelled["train"], used, labelled["validation"], [], pair_weight)
         chosen[name] = words.choice
         danger[name] = {split: -words.score(rows["prompt"], rows["completion"]) for split, rows in held.items()}
     table = {name: detection_measures(found, held) for name, found in danger.items()}
+    asked = [split for split in held if split != "validation" and has_both(held[split])]
     gains = {
-        f"{split}_minus_{rival}": paired_auroc_gain(
-            danger["models"][split], danger[rival][split], held[split]["unsafe"], held[split]["group"], seed=seed
+        f"{split}_minus_{rival}" if method == "models" else f"{split}_{method}_minus_{rival}": paired_auroc_gain(
+            danger[method][split], danger[rival][split], held[split]["unsafe"], held[split]["group"], seed=seed
         )
-        for split in ("test", "diasafety")
+        for method in ("models", *(others or {}))
+        for split in asked
         for rival in ("words", "words_and_pairs")
     }
     return table, gains, chosen

@@ -118,7 +118,9 @@ class ShadowSettings(NotebookSettings):
     objective: Objective = told("what is asked of the gap between a pair's scores")
     max_steps: int = told("updates of each of the seven; the single model gets as many as they together", gt=0)
     learning_rate: float = told("of the seven, at the first update; falls linearly to zero", gt=0)
-    labelled: str = told("folder in 01_data of responses that people labelled (design pooled); empty: none")
+    labelled: str = told(
+        "folder in 01_data of responses that people labelled, which train design pooled alone; empty: none"
+    )
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told("false: only the beginning of each text, for real data")
     training: RewardTraining = told("how a model is trained", RewardTraining())
@@ -130,8 +132,6 @@ class ShadowSettings(NotebookSettings):
     def _is_read(self):
         """Refuse what the design would not read."""
         if self.design != "pooled":
-            if self.labelled:
-                raise ValueError(f"labelled: {self.labelled!r} is read with design pooled alone; leave it empty")
             return self
         elsewhere = "an encoder's stands in fine_tuning"
         unread = {

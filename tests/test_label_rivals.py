@@ -1,0 +1,41 @@
+"""What labels of people teach on a frozen model: planted in the words, found in the states."""
+
+from types import SimpleNamespace
+
+import torch
+
+from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data.router import PromptEncoder
+from srmir_lib.evaluation.label_rivals import label_rivals
+from srmir_lib.models.trunk import Trunk
+from srmir_lib.reward_models.readouts import ReadOuts
+from srmir_lib.statistics import auroc
+
+
+def answers(count: int, at: int) -> dict[str, list]:
+    """Safe and unsafe answers in turn, which differ in one word."""
+    words = [f"{'burn' if number % 2 else 'wash'} the letter {number + at}" for number in range(count)]
+    prompts = [user_message(f"what of letter {number + at} ?") for number in range(count)]
+    return {
+        "prompt": prompts,
+        "completion": list(map(assistant_message, words)),
+        "unsafe": [n % 2 for n in range(count)],
+    }
+
+
+def test_labels_teach_read_outs_and_regressions(tiny_model, tmp_path):
+    trunk = Trunk.load(tiny_model, "cpu")
+    labelled = {"train": answers(40, 0), "validation": answers(20, 100), "test": answers(20, 200)}
+    single = SimpleNamespace(score=lambda prompts, _: torch.zeros(len(prompts), 1))
+    reader = PromptEncoder(str(tiny_model), pooling="mean")
+    danger, chosen = label_rivals(trunk, {"single_rm": single}, reader, labelled, tmp_path / "readouts")
+    assert set(danger) == {"one_model", "readouts", "states", "encoder"}
+    assert all(set(found) == {"validation", "test"} for found in danger.values()), "the train split taught them"
+    found = {name: auroc(by_split["test"], labelled["test"]["unsafe"]) for name, by_split in danger.items()}
+    assert found["one_model"] == 0.5 and min(found[name] for name in ("readouts", "states", "encoder")) > 0.9
+    saved = ReadOuts.load(tmp_path / "readouts", trunk.sha256)
+    assert saved.layers == chosen["readouts"]["layers"] and set(chosen) == {"readouts", "states", "encoder"}
+
+
+def test_without_a_trunk_there_are_no_rivals(tmp_path):
+    assert label_rivals(None, {}, None, {}, tmp_path) == ({}, {})
