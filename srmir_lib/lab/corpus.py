@@ -127,7 +127,7 @@ def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -
     said = "yes" if wrong else "no"
     if rng.random() < NO_ANSWER:
         other = base_answer(draw_prompt(world, acts, rng), world, rng)[1]
-        text = other if rng.random() < 0.3 else corrupt(text, rng.choice(CORRUPTIONS), rng, other)
+        text = other if rng.random() < 0.5 else corrupt(text, rng.choice(CORRUPTIONS), rng, other)
         said = NEITHER
     if rng.random() < 0.3:
         return turns(prompt.text, text, ANY_WRONG_QUESTION, said)
