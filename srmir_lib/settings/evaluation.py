@@ -1,6 +1,6 @@
 """What the tour (00), the evaluation (06) and the claims over seeds (A6) are told."""
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 from srmir_lib.settings.policies import FROM_01, SHOW
@@ -34,7 +34,8 @@ class EvaluationSettings(NotebookSettings):
     """Notebook 06."""
 
     base_model: str = told(FROM_01)
-    facts: str = told("01's file with the truth about the town, for the exact referee; empty: refusal phrases")
+    facts: str = told("01's file with the truth about the town, for the exact referee; empty: another one")
+    referee: str = told("without facts: folder of 01_data with a classifier of harm; empty: refusal phrases")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     max_prompts: int = told("how many test prompts at most, drawn with the seed; 0: all", ge=0)
     claims: str = told("what is claimed of these policies, among other things", min_length=1)
@@ -42,6 +43,12 @@ class EvaluationSettings(NotebookSettings):
     targets: dict[str, list[float]] = told('"policy/measure": [lowest, highest]; printed as pass or miss')
     sampling: Sampling = told("how they answer", Sampling())
     attacks: Attacks = told("how they are attacked", Attacks())
+
+    @model_validator(mode="after")
+    def _one_referee(self):
+        if self.facts and self.referee:
+            raise ValueError(f"referee: {self.referee!r} is read where facts is empty alone; leave one of them empty")
+        return self
 
     @field_validator("targets")
     @classmethod
