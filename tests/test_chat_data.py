@@ -70,6 +70,7 @@ def test_a_category_takes_no_more_than_its_group():
 def test_a_category_without_a_refusal_is_named_with_the_reasons():
     with pytest.raises(InputError, match="not one refusal with a valid draft about privacy; no separator ####: 1"):
         made(Agreeable("spy"))
+    assert made(Agreeable("spy"), every_category=False).yields["privacy"] == {"asked": 1, "valid": 0, "refuses": 0}
 
 
 def test_no_answer_to_a_harmless_prompt_is_counted():

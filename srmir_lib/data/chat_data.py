@@ -50,23 +50,24 @@ def chat_data(
     samples: int,
     max_new_tokens: int,
     seed: int,
+    every_category: bool = True,
     progress: str | None = None,
 ) -> ChatData:
     """Ask a model about prompts of one split. `harmful`, `harmless`: rows with `prompt` and `category`.
 
     `asking`: arguments of `introspect`, from the template on; `per_group`: demonstrations of a category at most, and of
     harmless prompts as many as of all categories together; `samples`: answers to a prompt as it stands, of at most
-    `max_new_tokens`. A category without one valid refusal is an `InputError`.
+    `max_new_tokens`. With `every_category` one without a valid refusal is an `InputError`.
     """
     ask = {**asking, "category_words": {}, "refuse_words": [], "seed": seed}
     read, reasons = introspect(trunk, harmful, **ask, progress=progress)
     refusing = [row for row in read if row["refuses"]]
     names = ordered(row["category"] for row in harmful)
     found = {name: [row for row in refusing if row["category"] == name] for name in names}
-    if empty := [name for name, rows in found.items() if not rows]:
-        raise InputError(
-            f"introspection: not one refusal with a valid draft about {', '.join(empty)}; {_counted(reasons)}"
-        )
+    empty = [name for name, rows in found.items() if not rows]
+    if every_category and empty:
+        why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "all drafts were valid"
+        raise InputError(f"introspection: not one refusal with a valid draft about {', '.join(empty)}; {why}")
     demonstrations = [row for rows in found.values() for row in rows[:per_group]]
     rejected = _answers(trunk, demonstrations, samples, max_new_tokens, seed + 1, progress)
     helping, refused = [], []
@@ -105,7 +106,3 @@ def _answers(trunk: Trunk, rows: Sequence[Mapping], samples: int, most: int, see
     asked = [row["prompt"] for row in rows for _ in range(samples)]
     said = trunk.generate(asked, most, seed=seed, progress=progress)
     return [said[start : start + samples] for start in range(0, len(said), samples)]
-
-
-def _counted(reasons: Counter) -> str:
-    return ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "all drafts were valid"

@@ -39,7 +39,13 @@ def chat_sets(
     ):
         kinds = {kind: [row for row in prompts[split] if row["kind"] == kind] for kind in ("harmful", "lookalike")}
         plain = [row for row in kinds["harmful"] if row["family"] == "none"]
-        how = max(1, most), collection.contrary_samples, settings.asking.max_new_tokens, seed + 10 * number
+        how = (
+            max(1, most),
+            collection.contrary_samples,
+            settings.asking.max_new_tokens,
+            seed + 10 * number,
+            split == "train",
+        )
         made[split] = chat_data(trunk, plain, kinds["lookalike"], ask, *how, progress=f"introspection, {split}")
     folders = {
         "prompts": prompts,
