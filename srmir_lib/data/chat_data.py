@@ -5,7 +5,6 @@ Cheng & Cao 2025). So harmful prompts are demonstrated by what it says when it i
 says when it is not; and of each the other is the rejected answer.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
