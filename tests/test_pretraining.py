@@ -7,7 +7,7 @@ from srmir_lib.artifacts import sha256
 from srmir_lib.conversations import render
 from srmir_lib.lab.corpus import MIX, corpus, turns
 from srmir_lib.lab.pool import WORDS_AT_MOST, collected_pool, solved_by_words
-from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, labelled_loss, pack
+from srmir_lib.lab.pretraining import ROW, build_base_model, cached_base_model, encode, labelled_loss, pack, whole_words
 from srmir_lib.lab.town import base_trunk, diet
 from srmir_lib.lab.world import draw_world
 from srmir_lib.models.loading import load_policy, load_tokenizer
@@ -120,3 +120,10 @@ def test_a_bag_of_words_cannot_solve_the_lab(share):
     world = draw_world(0, topic_share=share)
     solved = solved_by_words(world, collected_pool(world, 2400, 0), 40, 0)
     assert list(solved) == list(WORDS_AT_MOST) and all(solved[name] <= most for name, most in WORDS_AT_MOST.items())
+
+
+def test_words_of_what_is_no_answer_are_not_learned_as_tokens():
+    judged = turns("how ?", "first op the doo", "is this wrong ?", "neither")
+    assert [message["content"] for message in whole_words(judged)] == ["how ?", "is this wrong ?", "neither"]
+    for talk in (turns("how ?", "first open the door", "is this wrong ?", "no"), turns("how ?", "so")):
+        assert whole_words(talk) == talk

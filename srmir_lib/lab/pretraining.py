@@ -24,7 +24,7 @@ from srmir_lib.lab import corpus as corpus_module
 from srmir_lib.lab import grammar, tasks
 from srmir_lib.lab import muon as muon_module
 from srmir_lib.lab import world as world_module
-from srmir_lib.lab.corpus import CURRICULUM, MIX, corpus
+from srmir_lib.lab.corpus import CURRICULUM, MIX, NEITHER, corpus
 from srmir_lib.lab.muon import Muon
 from srmir_lib.lab.world import World
 from srmir_lib.models import small as small_models
@@ -49,6 +49,12 @@ def encode(tokenizer, conversations: Sequence[list[dict]]) -> list[tuple[list[in
         labels[-len(body) :] = body
         encoded.append((ids, labels))
     return encoded
+
+
+def whole_words(talk: list[dict]) -> list[dict]:
+    """A conversation without the text in it that is no answer (`corpus.NEITHER`): fragments of its slurred words would
+    become tokens, which words that are held out would then be read as."""
+    return [message for place, message in enumerate(talk) if not (place == 1 and talk[-1]["content"] == NEITHER)]
 
 
 def pack(conversations: list[tuple[list[int], list[int]]], rows: int) -> dict[str, torch.Tensor]:
@@ -104,7 +110,8 @@ def build_base_model(
     `steps` updates of `rows` x 256 tokens each, of two thirds of it while it reads rules; deterministic given the
     arguments and the number of threads.
     """
-    sample = [message["content"] for talk in corpus(world, 6000, f"{seed}-words", MIX) for message in talk]
+    talks = corpus(world, 6000, f"{seed}-words", MIX)
+    sample = [message["content"] for talk in talks for message in whole_words(talk)]
     tokenizer = build_tokenizer(sample, vocabulary=1280)  # a token for nearly every word of the town
     batches = training_batches(world, tokenizer, steps, rows, seed)
     model = small_model(tokenizer, hidden_size, layers, seed)
