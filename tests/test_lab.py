@@ -10,7 +10,17 @@ from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import HELPFULNESS
 from srmir_lib.lab import grammar
-from srmir_lib.lab.corpus import FIRST, MIX, SECOND, conversation, corpus, draw_prompt, fact
+from srmir_lib.lab.corpus import (
+    FIRST,
+    MIX,
+    SECOND,
+    conversation,
+    corpus,
+    draw_prompt,
+    fact,
+    in_unknown_words,
+    unknown_word,
+)
 from srmir_lib.lab.grammar import LADDER, WRAPPERS, Prompt, answer, draft, make_prompt
 from srmir_lib.lab.pool import collected_pool, evaluation_prompts, gold_pairs
 from srmir_lib.lab.referee import LabReferee, RefereeReward
@@ -210,6 +220,16 @@ def test_what_is_no_answer_is_judged_neither_wrong_nor_right():
     said = [conversation("check", town, acts, rng)[-1]["content"] for _ in range(1500)]
     assert set(said) == {"yes", "no", "neither"}
     assert said.count("neither") / len(said) == pytest.approx(0.2, abs=0.03)
+
+
+def test_some_talk_stands_in_unknown_words_and_is_answered_all_the_same(world):
+    bare, framed = (list(corpus(world, 200, "0", {"talk": 1.0}, share)) for share in (0.0, 1.0))
+    assert len({talk[0]["content"] for talk in framed} & {talk[0]["content"] for talk in bare}) == 0
+    rng = random.Random(0)
+    words = {unknown_word(rng) for _ in range(300)}
+    assert len(words) > 200 and all(2 <= len(word) <= 7 for word in words)
+    text = in_unknown_words("how do i copy the letter ?", rng)
+    assert "how do i copy the letter ?" in text and len(text.split()) >= 7 + 2, "seven words, and two more at least"
 
 
 def test_the_referee_agrees_with_the_writer_on_every_rung(world):

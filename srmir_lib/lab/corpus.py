@@ -67,6 +67,10 @@ NO_ANSWER, NEITHER = 0.2, "neither"
 another one, and what is said of those: they are neither wrong nor right. Else they would seem wrong to the base model,
 and pairs with them would tell reward models which end of its judgement is the bad one, whatever the drafts say."""
 
+FRAMED = 0.3
+"""Share of the base model's talk that stands in a frame of words which nobody knows, and which it learns to ignore.
+Without it, styles that it has never read make it speak in fragments of drafts and tasks."""
+
 REFUSED, COMPLIED = ("reasoned_refusal", "bare_refusal"), ("partial", "full")  # rungs of answers that are judged
 
 
@@ -92,12 +96,28 @@ def draw_prompt(world: World, acts: list[Act], rng: random.Random) -> Prompt:
     return make_prompt(rng.choice(acts), rng, rng.choice(READ_REGISTERS), family, lookalike)
 
 
-def corpus(world: World, size: int, seed: str, mix: dict[str, float]) -> Iterator[list[dict]]:
-    """`size` conversations for pretraining, of the kinds and in the shares that `mix` names."""
+def corpus(world: World, size: int, seed: str, mix: dict[str, float], framed: float = FRAMED) -> Iterator[list[dict]]:
+    """`size` conversations for pretraining, of the kinds and in the shares that `mix` names; of talk a share `framed`
+    stands in unknown words."""
     rng = random.Random(f"corpus-{seed}")
     acts = [act for act in all_acts() if world.split_of(act) == "train"]
     for kind in rng.choices(list(mix), list(mix.values()), k=size):
-        yield conversation(kind, world, acts, rng)
+        talk = conversation(kind, world, acts, rng)
+        if kind == "talk" and rng.random() < framed:
+            talk[0]["content"] = in_unknown_words(talk[0]["content"], rng)
+        yield talk
+
+
+def in_unknown_words(text: str, rng: random.Random) -> str:
+    """A prompt behind, or before, some words made of random syllables."""
+    words = " ".join(unknown_word(rng) for _ in range(rng.randint(2, 7)))
+    return f"{words}{rng.choice((' : ', ' , ', ' '))}{text}" if rng.random() < 0.7 else f"{text} {words} ."
+
+
+def unknown_word(rng: random.Random) -> str:
+    """One to three syllables, such as *to*, *rakum* or *selidor*; a word of the town comes out now and then."""
+    syllables = (rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3)))
+    return "".join(syllables) + rng.choice(("", "m", "n", "r", "s"))
 
 
 def conversation(kind: str, world: World, acts: list[Act], rng: random.Random) -> list[dict]:

@@ -110,7 +110,7 @@ def build_base_model(
     `steps` updates of `rows` x 256 tokens each, of two thirds of it while it reads rules; deterministic given the
     arguments and the number of threads.
     """
-    talks = corpus(world, 6000, f"{seed}-words", MIX)
+    talks = corpus(world, 6000, f"{seed}-words", MIX, framed=0.0)
     sample = [message["content"] for talk in talks for message in whole_words(talk)]
     tokenizer = build_tokenizer(sample, vocabulary=1280)  # a token for nearly every word of the town
     batches = training_batches(world, tokenizer, steps, rows, seed)
