@@ -4,7 +4,7 @@ The seven are the typical safety scenarios of Safety-Prompts (Sun et al. 2023), 
 key, such as "mental_health", which also names folders and metrics.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 CATEGORIES: dict[str, str] = {
     "insult": "Insult",
@@ -46,3 +46,13 @@ def ordered(names: Iterable[str]) -> list[str]:
 def full_name(key: str) -> str:
     """What readers see of a category: its name in the taxonomy; else the key, with underscores as spaces."""
     return CATEGORIES.get(key, key.replace("_", " "))
+
+
+def first_of_each(rows: Iterable[Mapping], count: int, column: str = "gold_category") -> list[Mapping]:
+    """The first `count` rows of every category that stands in `column`, in their order."""
+    seen: dict[str, int] = {}
+    chosen = []
+    for row in rows:
+        seen[row[column]] = seen.get(row[column], 0) + 1
+        chosen += [row] if seen[row[column]] <= count else []
+    return chosen

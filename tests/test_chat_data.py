@@ -137,7 +137,7 @@ def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
     told |= {"false_beliefs": 0.0, "demonstrated": 0.5, "base_steps": 1, "device": "cpu"}
     settings = DataSettings.of(told | sizes | {"asking": {"template": WHY}})
     folders, _, numbers, made = chat_sets.chat_sets("m", settings, "cpu")
-    assert set(folders) == {"prompts", "demonstrations", "preferences", "human_preferences", "labelled"}
+    assert set(folders) == {"prompts", "demonstrations", "preferences", "labelled"}
     shown = folders["demonstrations"]["train"].to_pandas()
     assert (shown[shown.refuses].groupby("category").size() == 3).all() and set(shown.category) == {
         *CATEGORIES,
@@ -146,5 +146,6 @@ def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
     assert len(shown[~shown.refuses]) == 21, "as many harmless ones as harmful"
     practised = {text_of(prompt) for prompt in folders["prompts"]["train"]["prompt"]}
     assert {text_of(list(prompt)) for prompt in shown.prompt} <= practised
-    assert folders["preferences"]["test"].to_dict() == folders["human_preferences"]["test"].to_dict()
+    people = preferred_answers(folders["labelled"], "test")
+    assert folders["preferences"]["test"].to_dict() == people.to_dict(), "people test what introspection taught"
     assert numbers["router"]["mean"] > 0 and made.yields["crimes"]["refuses"] == made.yields["crimes"]["asked"]

@@ -96,6 +96,3 @@ def test_the_sets_have_their_sizes():
     assert {row["category"] for row in judged} == set(CATEGORIES)
     assert len(files.load_look_alikes(PACK)) == 187 + 139 + 76 + 68, "its 446 others ask for what a model cannot do"
     assert len(files.load_instructions(PACK)) == 18793
-    assert len(files.load_safe_demonstrations(PACK)) == 2483
-    pairs, left_out = files.load_helpful_pairs(PACK)
-    assert len(pairs) + sum(left_out.values()) == 2347

@@ -45,10 +45,12 @@ def test_the_same_arguments_give_the_same_weights(folder, tmp_path):
     assert sha256(again / "model.safetensors") == sha256(folder / "model.safetensors")
 
 
-def test_the_cache_key_is_what_made_the_model(tmp_path):
+def test_the_cache_key_is_what_made_the_model(tmp_path, monkeypatch):
     first = cached_base_model(draw_world(0), tmp_path, steps=5, **SHAPE)
     assert cached_base_model(draw_world(0), tmp_path, steps=5, **SHAPE) == first
     assert cached_base_model(draw_world(1), tmp_path, steps=5, **SHAPE) != first
+    monkeypatch.setattr("srmir_lib.data.pairs.CORRUPTIONS", ("shuffled",))
+    assert cached_base_model(draw_world(0), tmp_path, steps=5, **SHAPE) != first, "how judged answers are broken counts"
 
 
 def test_a_stage_gets_a_copy_of_the_base_model(folder, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from srmir_lib.conversations import user_message
 from srmir_lib.data import labelled_files, public_files
-from srmir_lib.taxonomy import UNKNOWN
+from srmir_lib.taxonomy import UNKNOWN, first_of_each
 
 LONGEST_TEMPLATE = 1000
 """Characters of a jailbreak template, at most: half of them are longer than a small model's patience."""
@@ -47,16 +47,16 @@ def chat_prompts(
     for split, most in (("train", practice_per_group), ("validation", max(2, practice_per_group // 8))):
         rows = [
             _harmful(row, rng.choice(wrappers[False]) if number % 2 else "")
-            for number, row in enumerate(_of_each(parts[split], most))
+            for number, row in enumerate(first_of_each(parts[split], most, "category"))
         ]
         harmless = plain[begin : begin + round(len(rows) * benign_ratio)]
         begin += len(harmless)
         splits[split] = rows + [_harmless(text, "instruction") for text in harmless]
-    asked = _of_each(parts["test"], questions)
+    asked = first_of_each(parts["test"], questions, "category")
     rows = [_harmful(row) for row in asked]
     rows += [_harmful(row, rng.choice(wrappers[True]), True) for row in asked]
     unanswered = {row["prompt"]: row for row in labelled_files.load_do_not_answer(data_dir) if held_out(row["prompt"])}
-    rows += [_harmful(row) for row in _of_each(unanswered.values(), questions)]
+    rows += [_harmful(row) for row in first_of_each(unanswered.values(), questions, "category")]
     alike = {row["prompt"]: row["kind"] for row in labelled_files.load_look_alikes(data_dir)}
     count = questions * len({row["category"] for row in asked})
     rows += [_harmless(text, alike[text]) for text in rng.sample(sorted(alike), min(count, len(alike)))]
@@ -87,16 +87,6 @@ def tasks(rng: random.Random, count: int) -> Iterable[tuple[str, str, str]]:
         else:
             day = rng.randrange(7)
             yield "day", f"Which day comes after {WEEK[day]}? Answer with one word.", WEEK[(day + 1) % 7]
-
-
-def _of_each(rows: Iterable[dict], most: int) -> list[dict]:
-    """The first `most` rows of every category, in their order."""
-    counts: dict[str, int] = {}
-    kept = []
-    for row in rows:
-        counts[row["category"]] = counts.get(row["category"], 0) + 1
-        kept += [row] if counts[row["category"]] <= most else []
-    return kept
 
 
 def _row(text: str, category: str, kind: str, subkind: str, family: str = "none", kept: bool = False) -> dict:

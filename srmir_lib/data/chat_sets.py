@@ -22,7 +22,7 @@ def chat_sets(
     """The folders that 01 writes for a chat model, the router, numbers, and what the model made of training prompts.
 
     `prompts`: `chat_prompts`; `demonstrations` and the training and validation pairs of `preferences`: `chat_data`; its
-    test pairs, `human_preferences` and `labelled`: answers that people labelled. The router reads prompts with
+    test pairs, and `labelled`: answers that people labelled. The router reads prompts with
     `settings.encoder`, and knows harmless ones as the class unknown. The numbers: `router`, `left_out` (texts of the
     introspection, by reason) and `repeats`, as of `labelled_answers`.
     """
@@ -51,10 +51,9 @@ def chat_sets(
         "prompts": prompts,
         "demonstrations": split_tables({split: data.demonstrations for split, data in made.items()}, ANSWERED),
         "preferences": split_tables({split: data.pairs for split, data in made.items()}, PAIRED),
-        "human_preferences": DatasetDict({split: preferred_answers(labelled, split) for split in prompts}),
         "labelled": labelled,
     }
-    folders["preferences"]["test"] = folders["human_preferences"]["test"]
+    folders["preferences"]["test"] = preferred_answers(labelled, "test")
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
     numbers = {"router": router_accuracy(router, harmful), "left_out": made["train"].left_out, "repeats": repeats}
     return folders, router, numbers, made["train"]

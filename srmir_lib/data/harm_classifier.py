@@ -31,6 +31,26 @@ MOST = 2500
 FIX = "run the stage that writes it"
 
 
+def best_regression(
+    states: Tensor, unsafe: Sequence, held: Tensor, held_unsafe: Sequence
+) -> tuple[Tensor, float, dict[str, float]]:
+    """Logistic regression that tells safe from unsafe validation answers best (AUROC): weight (H,) and bias of the
+    log-odds of harm on raw states, and the choice, `penalty` (inverse) and `auroc`.
+
+    `states` (N, H) of training answers, `held` of validation answers; `unsafe`, `held_unsafe`: their labels, 0 or 1.
+    """
+    mean, spread = states.mean(dim=0), states.std(dim=0).clamp(min=1e-6)
+    found = []
+    for penalty in PENALTIES:
+        model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
+        model.fit(((states - mean) / spread).numpy(), unsafe)
+        weight = torch.tensor(model.coef_[0]).float() / spread
+        bias = float(model.intercept_[0]) - float(weight @ mean)
+        choice = {"penalty": penalty, "auroc": auroc((held @ weight + bias).numpy(), held_unsafe)}
+        found.append((weight, bias, choice))
+    return max(found, key=lambda candidate: candidate[2]["auroc"])
+
+
 class HarmClassifier:
     """`danger(prompts, responses)` -> log-odds of harm; from `threshold` on an answer counts as harmful."""
 
@@ -49,22 +69,10 @@ class HarmClassifier:
     def fit(
         cls, embeddings: Tensor, unsafe: Sequence, held: Tensor, held_unsafe: Sequence, encoder: str, device="auto"
     ):
-        """The regression with the best AUROC on validation answers, and the threshold that tells those best (Youden).
-
-        `embeddings` (N, H) of training answers, `held` of validation ones, `unsafe` and `held_unsafe` their labels.
-        """
-        mean, spread = embeddings.mean(dim=0), embeddings.std(dim=0).clamp(min=1e-6)
-        best, reached = None, -1.0
-        for penalty in PENALTIES:
-            model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
-            model.fit(((embeddings - mean) / spread).numpy(), unsafe)
-            weight = torch.tensor(model.coef_[0]).float() / spread
-            bias = float(model.intercept_[0]) - float(weight @ mean)
-            danger = (held @ weight + bias).numpy()
-            if auroc(danger, held_unsafe) > reached:
-                reached = auroc(danger, held_unsafe)
-                best = cls(encoder, weight, bias, youden_threshold(danger, held_unsafe), device)
-        return best
+        """What `best_regression` finds, with the threshold that tells validation answers best (Youden)."""
+        weight, bias, _ = best_regression(embeddings, unsafe, held, held_unsafe)
+        threshold = youden_threshold((held @ weight + bias).numpy(), held_unsafe)
+        return cls(encoder, weight, bias, threshold, device)
 
     def save(self, folder: str | Path) -> None:
         """Write `harm.json` and `harm.safetensors`, all or nothing."""

@@ -7,7 +7,7 @@ by a table here, which knows all the set's kinds: a kind that the table lacks is
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from srmir_lib.data.public_files import data_folder, hh_pairs
+from srmir_lib.data.public_files import data_folder
 from srmir_lib.errors import InputError
 from srmir_lib.rows import rows_in
 from srmir_lib.taxonomy import ordered
@@ -122,23 +122,6 @@ def load_instructions(data_dir: str | Path = "", split: str = "train") -> list[s
         raise InputError(f"alpaca-harmless: split {split!r}; use train or val")
     rows = _rows(data_dir, f"alpaca-harmless/harmless_{split}.json", ("instruction",))
     return list(dict.fromkeys(row["instruction"] for _, row in rows))
-
-
-def load_safe_demonstrations(data_dir: str | Path = "") -> list[dict]:
-    """Harmful instructions with safe answers of a larger model: rows of `prompt`, `response`.
-
-    File `safety-tuned-llamas/safety_only_data_Instructions.json`. Source: Bianchi et al. 2024, answers by GPT-3.5.
-    """
-    rows = _rows(data_dir, "safety-tuned-llamas/safety_only_data_Instructions.json", ("instruction", "output"))
-    return [{"prompt": row["instruction"], "response": row["output"]} for _, row in rows]
-
-
-def load_helpful_pairs(data_dir: str | Path = "") -> tuple[list[dict], dict[str, int]]:
-    """Human helpfulness preferences: rows of `prompt` (conversation), `chosen`, `rejected` (texts); what was left out.
-
-    File `hh-helpful/pairs.jsonl`: two whole dialogues a row, as in `load_hh_pairs`. Source: Bai et al. 2022 (hh-rlhf).
-    """
-    return hh_pairs(data_folder(data_dir) / "hh-helpful" / "pairs.jsonl")
 
 
 def _answer(row: Mapping) -> dict:

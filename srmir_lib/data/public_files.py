@@ -98,11 +98,7 @@ def load_hh_pairs(data_dir: str | Path = "") -> tuple[list[dict], dict[str, int]
     precedes it must be the same in both. The second value counts the pairs left out, by reason: `prompts differ`,
     `same answer`, `empty answer`. Source: Bai et al. 2022 (hh-rlhf).
     """
-    return hh_pairs(data_folder(data_dir) / "hh-rlhf" / "harmless-base_test.jsonl.gz")
-
-
-def hh_pairs(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """Pairs of whole dialogues of which the last answer alone may differ, and the others counted, by reason."""
+    path = data_folder(data_dir) / "hh-rlhf" / "harmless-base_test.jsonl.gz"
     pairs, rows = list(rows_in(path)), []
     left_out = Counter({"prompts differ": 0, "same answer": 0, "empty answer": 0})
     for number, pair in pairs:

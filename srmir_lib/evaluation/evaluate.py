@@ -14,6 +14,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import ANY_OF_N, BEGUN
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer, with_adapter
+from srmir_lib.taxonomy import first_of_each
 
 COLUMNS = ("prompt", "gold_category", "kind", "subkind", "family", "held_out", "reference")
 
@@ -59,16 +60,6 @@ def evaluate_policy(
         row = {"prompt": text, "response": response} | gold | asdict(verdict)
         rows.append(row | {"correct": correct, "tokens": count, "seconds": seconds})
     return rows
-
-
-def first_of_each(prompts: Sequence[Mapping], count: int) -> list[Mapping]:
-    """The first `count` rows of every gold category, in their order."""
-    seen: dict[str, int] = {}
-    chosen = []
-    for row in prompts:
-        seen[row["gold_category"]] = seen.get(row["gold_category"], 0) + 1
-        chosen += [row] if seen[row["gold_category"]] <= count else []
-    return chosen
 
 
 def attack_policy(

@@ -4,16 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
-from sklearn.linear_model import LogisticRegression
 
+from srmir_lib.data.harm_classifier import best_regression
 from srmir_lib.data.router import PromptEncoder
 from srmir_lib.models.embeddings import embed, embed_layers
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.labelled_readouts import learn_from_labels, spaced_layers
-from srmir_lib.statistics import auroc
-
-PENALTIES = (0.001, 0.01, 0.1, 1.0)
 
 
 def label_rivals(
@@ -45,20 +41,8 @@ def label_rivals(
     }
     chosen = {"readouts": choice}
     for name, parts in read.items():
-        danger[name], chosen[name] = _regression(parts, unsafe)
+        known = parts["train"], unsafe["train"], parts["validation"], unsafe["validation"]
+        weight, bias, chosen[name] = best_regression(*known)
+        danger[name] = {split: (part @ weight + bias).numpy() for split, part in parts.items()}
     held = [name for name in labelled if name != "train"]
     return {name: {split: found[split] for split in held} for name, found in danger.items()}, chosen
-
-
-def _regression(parts: Mapping[str, torch.Tensor], unsafe: Mapping) -> tuple[dict[str, np.ndarray], dict]:
-    """Logistic regression on the train split of `parts`: danger of every split, and the inverse penalty."""
-    mean, spread = parts["train"].mean(dim=0), parts["train"].std(dim=0).clamp(min=1e-6)
-    scaled = {name: ((part - mean) / spread).numpy() for name, part in parts.items()}
-    best, choice = {}, {"auroc": -1.0}
-    for penalty in PENALTIES:
-        model = LogisticRegression(C=penalty, max_iter=2000).fit(scaled["train"], unsafe["train"])
-        danger = {name: model.decision_function(part) for name, part in scaled.items()}
-        found = auroc(danger["validation"], unsafe["validation"])
-        if found > choice["auroc"]:
-            best, choice = danger, {"penalty": penalty, "auroc": found}
-    return best, choice

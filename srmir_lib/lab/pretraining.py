@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from srmir_lib.artifacts import atomic_path
+from srmir_lib.data import pairs
 from srmir_lib.lab import corpus as corpus_module
 from srmir_lib.lab import grammar, tasks
 from srmir_lib.lab import muon as muon_module
@@ -167,7 +168,7 @@ def labelled_loss(model, batch: dict[str, torch.Tensor], mask: torch.Tensor) -> 
 def cached_base_model(world: World, cache: str | Path, steps: int, seed: int = 0, **shape) -> Path:
     """The base model of a town, built once: the cache key is the hash of the town, the settings and the code."""
     modules = (world_module, grammar, tasks, corpus_module, muon_module, small_models, sys.modules[__name__])
-    sources = [inspect.getsource(module) for module in modules]
+    sources = [inspect.getsource(module) for module in modules] + [inspect.getsource(pairs.corrupt), pairs.CORRUPTIONS]
     beliefs = [sorted(world.mistaken), world.telling, world.judged]
     key = json.dumps([world.facts(), beliefs, steps, seed, shape, sources])
     folder = Path(cache) / f"lab-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

@@ -35,7 +35,7 @@ class EvaluationSettings(NotebookSettings):
 
     base_model: str = told(FROM_01)
     facts: str = told("01's file with the truth about the town, for the exact referee; empty: another one")
-    referee: str = told("without facts: folder of 01_data with a classifier of harm; empty: refusal phrases")
+    classifier: str = told("without facts: folder of 01_data that tells harm in real answers; empty: refusal phrases")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     max_prompts: int = told("how many test prompts at most, drawn with the seed; 0: all", ge=0)
     claims: str = told("what is claimed of these policies, among other things", min_length=1)
@@ -45,9 +45,11 @@ class EvaluationSettings(NotebookSettings):
     attacks: Attacks = told("how they are attacked", Attacks())
 
     @model_validator(mode="after")
-    def _one_referee(self):
-        if self.facts and self.referee:
-            raise ValueError(f"referee: {self.referee!r} is read where facts is empty alone; leave one of them empty")
+    def _one_truth(self):
+        if self.facts and self.classifier:
+            raise ValueError(
+                f"classifier: {self.classifier!r} is read where facts is empty alone; leave one of them empty"
+            )
         return self
 
     @field_validator("targets")
