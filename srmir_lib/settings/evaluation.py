@@ -47,9 +47,7 @@ class EvaluationSettings(NotebookSettings):
     @model_validator(mode="after")
     def _one_truth(self):
         if self.facts and self.classifier:
-            raise ValueError(
-                f"classifier: {self.classifier!r} is read where facts is empty alone; leave one of them empty"
-            )
+            raise ValueError(f"classifier: {self.classifier!r} is not read beside facts; leave one of them empty")
         return self
 
     @field_validator("targets")
