@@ -23,7 +23,8 @@ from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.margins import refused_prompts
 from srmir_lib.data.own_files import ALL, own_pairs, read_pairs
-from srmir_lib.data.own_sets import own_data, share_a_prompt
+from srmir_lib.data.own_sets import own_data
+from srmir_lib.data.public_sets import share_a_prompt
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.plots import OTHERS, colours

@@ -270,7 +270,9 @@ def test_long_pools_and_pairs(tmp_path, places, capsys):
     assert run(*places, *labelled, "--too-long", "cut") == 0
     assert "3 pairs of 10 answers (1 too long: cut)" in capsys.readouterr().out
     whole = read(tmp_path / "out.jsonl")
-    assert whole[0] == skipped[0] and whole[1]["responses"][2] == f"so {LONG}", "what is written is whole"
+    same = {key: pytest.approx(value) if isinstance(value, float) else value for key, value in skipped[0].items()}
+    assert whole[0] == same, "scores of another batch, of which float32 may differ in the last place"
+    assert whole[1]["responses"][2] == f"so {LONG}", "what is written is whole"
     write(source, [{"prompt": LONG, "responses": ["no", "yes"]}])
     assert run(*places, *labelled, "--too-long", "skip") == 2
     assert "every pool is too long, so that skip leaves none" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import torch
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
+from srmir_lib.evaluation import reward_accuracy
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.evaluation.reward_accuracy import danger_auroc, detection_measures, routed_danger
 from srmir_lib.statistics import auroc, frontier, pair_accuracy, paired_auroc_gain, youden_threshold
@@ -87,10 +88,11 @@ def test_routed_danger_asks_the_model_of_the_category():
     assert danger_auroc(Models(), rows | {"unsafe": [0, 1, 0]}) == pytest.approx(1 / 2), "-3 is above -6, below -2"
 
 
-def test_measures_by_hand_with_the_threshold_of_validation():
+def test_measures_by_hand_with_the_threshold_of_validation(monkeypatch):
+    monkeypatch.setattr(reward_accuracy, "FEW", 1)
     labelled = {
         "validation": {"unsafe": [0, 1, 0, 1]},
-        "test": {"unsafe": [0, 0, 1, 1]},
+        "test": {"unsafe": [0, 0, 1, 1], "category": ["insult", "privacy", "insult", "privacy"]},
         "diasafety": {"unsafe": [1, 0]},
         "overrefusal": {"unsafe": [0, 0, 0], "kind": ["answered", "answered", "refused"]},
     }
@@ -106,6 +108,8 @@ def test_measures_by_hand_with_the_threshold_of_validation():
         "hits_test": 0.5,
         "false_alarms_test": 0.5,
         "auroc_diasafety": 0.0,
+        "auroc_test_insult": 0.0,
+        "auroc_test_privacy": 1.0,
         "false_alarms_benign_answered": 0.5,
         "false_alarms_benign_refused": 0.0,
     }
