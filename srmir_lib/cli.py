@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", default="", metavar="NN", help="from this notebook on")
     run.add_argument("--all", action="store_true", help="the appendices A1-A8 as well")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="at most so many side by side (default: 1)")
+    about = "accelerate's configuration, for notebooks with num_processes above 1 (default: torchrun, on this machine)"
+    run.add_argument("--accelerate", type=Path, metavar="F", help=about)
     about = "another value of a parameter, or of one in a group (training.beta=0.05)"
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=about)
     about = "run the notebooks of a preset with several seeds, and record their metrics in outputs/reference/seeds"
@@ -146,7 +148,7 @@ def _run(options: argparse.Namespace) -> None:
     names = runner.select(options.notebooks, options.start, options.all)
     tasks = runner.plan(names, dict(map(_setting, options.set)))
     results = []
-    for result in runner.run(tasks, _say, options.jobs):
+    for result in runner.run(tasks, _say, options.jobs, config=options.accelerate and options.accelerate.resolve()):
         results.append(result)
         _say(f"{result.name}: {result.state}, {_number(result.seconds)} s")
     results.sort(key=lambda result: names.index(result.name))

@@ -48,6 +48,17 @@ def needed() -> set[str]:
     return {name for name, _ in found if not name.startswith(("nvidia", "cuda", "triton"))}
 
 
+def test_with_vllm_what_decides_results_is_pinned_alike():
+    lines = (ROOT / "constraints-vllm.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    other = {"vllm", "lark"}  # by its metadata
+    own, pins = [one for one in wanted if one.name not in other], pinned()
+    assert len(own) == 8 and len(wanted) == 10
+    assert all(str(one.specifier) == f"=={pins[one.name]}" for one in own)
+    trls = next(r for r in map(Requirement, distribution("trl").requires) if r.name == "vllm")
+    assert all(trls.specifier.contains(str(one.specifier).strip("=")) for one in wanted if one.name == "vllm")
+
+
 def test_constraints_pin_exactly_what_is_needed():
     pins = pinned()
     assert pins["torch"] == "2.13.0"

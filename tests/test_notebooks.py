@@ -10,7 +10,7 @@ import pytest
 
 from srmir_lib.evaluation.pictures import STATIONS
 from srmir_lib.runner.notebook import Notebook, load_values
-from srmir_lib.runner.series import Runner
+from srmir_lib.runner.series import ACCELERATE, Runner
 from srmir_lib.runner.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +127,7 @@ def test_no_classes_no_plumbing(cells):
 
 
 def presets_with(*names: str) -> list[str]:
-    folders = [folder for folder in sorted(ROOT.glob("params/*")) if folder.is_dir()]
+    folders = [folder for folder in sorted(ROOT.glob("params/*")) if folder.is_dir() and folder.name != ACCELERATE]
     return [folder.name for folder in folders if all((folder / f"{name}.yaml").is_file() for name in names)]
 
 

@@ -586,3 +586,65 @@ def test_elapsed_counts_what_ran_side_by_side_once():
     assert elapsed([]) == 0
     assert elapsed([(at(0), 60.0), (at(2), 60.0)]) == 120, "the gap between two sittings is nobody's time"
     assert elapsed([(at(0), 300.0), (at(1), 60.0), (at(4), 120.0)]) == 360
+
+
+TOGETHER = [
+    "# 1 · Together",
+    COMMON + "num_processes: int = 1  # that train together\nbad: int = -1  # the one that fails",
+    "import os\nfrom accelerate import PartialState\nfrom accelerate.utils import gather_object\n"
+    "from srmir_lib.runner.stage import Stage\nstage = Stage('01_make', preset, output_dir)\n"
+    "state = PartialState(cpu=True)\nassert state.process_index != bad, 'as asked'",
+    "print('they are', gather_object([state.process_index]))\n"
+    "stage.path(f'rank-{state.process_index}.txt').write_text(str(state.num_processes))",
+    "stage.save_metrics({'processes': state.num_processes})",
+    "## Check",
+    "assert state.num_processes == num_processes",
+]
+
+
+@pytest.fixture
+def together(root):
+    write_notebook(root / "notebooks/01_make.ipynb", TOGETHER)
+    (root / "params/lab/01_make.yaml").write_text("num_processes: 2\n")
+    (root / "params/accelerate").mkdir()
+    return root
+
+
+def test_two_processes_execute_a_notebook_and_the_first_one_stays(together, capsys):
+    assert main(["run", "lab", "01"]) == 0
+    out = together / "outputs/lab/01_make"
+    assert json.loads((out / "metrics.json").read_text()) == {"processes": 2}
+    assert [path.name for path in out.glob("rank-*")] == ["rank-0.txt"], "the other wrote elsewhere"
+    assert "they are [0, 1]" in (out / "01_make.ipynb").read_text()
+    assert not list((together / "outputs/.cache").iterdir()), "nothing is left behind"
+    made = json.loads((out / "manifest.json").read_text())
+    assert made["parameters"]["num_processes"] == 2 and made["peak_memory_mb"] > 200
+    assert main(["run", "lab", "01"]) == 0 and "01_make: skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_failure_of_any_process_is_named(together, capsys, bad):
+    assert main(["run", "lab", "01", "--set", f"bad={bad}"]) == 1
+    assert "01_make, cell 4, In [3]: AssertionError: as asked; see" in capsys.readouterr().err
+    assert not (together / "outputs/lab/01_make").exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "text", "message"),
+    [
+        (1, "distributed_type: FSDP\n", "no notebook here has num_processes above 1"),
+        (2, "num_machines: 1\n", "has no distributed_type; `accelerate config` writes such files"),
+        (2, "distributed_type: DEEPSPEED\n", "needs the package deepspeed; install it first"),
+        (2, "- a\n", "write one `name: value` a line, not a list"),
+        (2, None, "no such file or directory"),
+    ],
+)
+def test_configuration_that_nothing_follows_is_one_line(together, capsys, processes, text, message):
+    file = together / "params/accelerate/own.yaml"
+    if text:
+        file.write_text(text)
+    asked = ["run", "lab", "01", "--accelerate", str(file), "--set", f"num_processes={processes}"]
+    assert main(asked) == 2
+    line = capsys.readouterr().err
+    assert message in line and "own.yaml" in line and line.count("\n") == 1
+    assert main(["run", "accelerate"]) == 2 and "accelerate: unknown preset; there are lab" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from srmir_lib.artifacts import as_written, read_json, sha256
 from srmir_lib.errors import InputError
 from srmir_lib.models.kinds import is_causal, margins_problem, tokenizer_problem
+from srmir_lib.models.processes import local_rank, processes
 
 ADAPTER = "PEFT adapter"
 
@@ -207,9 +208,11 @@ def config_of(model: str | Path, what: str = "model"):
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` is CUDA when there is one, else the CPU; anything else is taken at its word, and checked."""
+    """`auto` is CUDA when there is one, this process's own device of several, else the CPU; anything else is taken at
+    its word, and checked."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own = f"cuda:{local_rank()}" if processes() > 1 else "cuda"
+        return torch.device(own if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device: {device} was asked for, but there is no CUDA device; use device: cpu")
     return torch.device(device)

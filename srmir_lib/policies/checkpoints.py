@@ -28,6 +28,8 @@ class MarkComplete(TrainerCallback):
     """
 
     def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir)
         shutil.rmtree(folder / f"checkpoint-{state.global_step}" / "ref", ignore_errors=True)
         (folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
@@ -50,9 +52,14 @@ def finished_history(output_dir: Path, key: str) -> list[dict] | None:
     return read_jsonl(output_dir / "history.jsonl")
 
 
+def checkpoints_of(output_dir: Path) -> Path:
+    """Where the checkpoints of the training that makes `output_dir` lie: the hidden folder beside it."""
+    return output_dir.parent / f".{output_dir.name}.checkpoints"
+
+
 def checkpoint_folder(output_dir: Path, key: str, resume: bool) -> Path:
-    """The hidden folder beside `output_dir` for checkpoints: emptied unless they are this very training's."""
-    folder = output_dir.parent / f".{output_dir.name}.checkpoints"
+    """Make `checkpoints_of(output_dir)`: emptied unless they are this very training's."""
+    folder = checkpoints_of(output_dir)
     ours = resume and (folder / "key.json").is_file() and read_json(folder / "key.json") == key
     if not ours:
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,19 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.generation import end_tokens
 from srmir_lib.models.kinds import end_problem
 from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, share_weights
+from srmir_lib.models.processes import Together, check_processes, sharded
 from srmir_lib.policies.callbacks import RewardCallback, RunCallback, finite_rewards
-from srmir_lib.policies.checkpoints import MarkComplete, checkpoint_folder, finished_history, newest_complete, run_key
+from srmir_lib.policies.checkpoints import (
+    MarkComplete,
+    checkpoint_folder,
+    checkpoints_of,
+    finished_history,
+    newest_complete,
+    run_key,
+)
 from srmir_lib.policies.confidence_dpo import SCORES, ConfidenceDPOTrainer
 from srmir_lib.policies.pcrm_dpo import LimitedDPOTrainer
+from srmir_lib.rows import read_jsonl
 from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
 
 Settings = SFTSettings | DPOSettings | GRPOSettings
@@ -155,23 +165,26 @@ def train_grpo(
     functions = list(reward_function) if isinstance(reward_function, Sequence) else [reward_function]
     if len(functions) > 1 and settings.scale_rewards != "group":
         raise InputError(f"scale_rewards: several rewards are scaled by group, not by {settings.scale_rewards}")
-    output_dir = Path(output_dir)
+    check_processes(settings.num_processes)
     _check_columns(prompts, ("prompt",))
     if (chats := for_each(as_chat, prompts["prompt"])) != prompts["prompt"][:]:
-        prompts = prompts.remove_columns("prompt").add_column("prompt", chats)
+        prompts = prompts.rename_column("prompt", "as given").add_column("prompt", chats).remove_columns("as given")
     begun = "" if start is None else _check_start(start, settings)
     reward_is = "".join(one.fingerprint for one in functions if "fingerprint" in dir(one))
     written = "".join(one.fingerprint for one in callbacks)
     key = run_key(base_model, prompts, settings.model_dump(), reward_is + begun + written)
-    if resume and (history := finished_history(output_dir, key)):
+    place = _together(output_dir, settings)
+    if resume and (history := _finished(place, key)):
         return history
-    checkpoints = checkpoint_folder(output_dir, key, resume)
+    place.once(partial(checkpoint_folder, place.folder, key, resume))
+    name, checkpoints = place.folder.name, checkpoints_of(place.folder)
     tokenizer = load_tokenizer(base_model)
     completions = settings.prompts_per_step * settings.num_generations
     config = GRPOConfig(
         **_arguments(settings, checkpoints),
-        gradient_accumulation_steps=completions // settings.micro_batch,
+        gradient_accumulation_steps=completions // (settings.micro_batch * settings.num_processes),
         **settings.model_dump(include=IN_TRLS_WORDS),
+        **_sampled_by(settings.vllm_server),
         multi_objective_aggregation="normalize_then_sum" if len(functions) > 1 else "sum_then_normalize",
         reward_weights=[1 / len(functions)] * len(functions),
         shuffle_dataset=False,
@@ -180,10 +193,11 @@ def train_grpo(
     )
     looks = [settings.monitor_every] + [0] * (len(functions) - 1)  # the text is the same for all: one look is enough
     rewards = [
-        RewardCallback(output_dir.name, one, tokenizer, every, settings.micro_batch)
+        RewardCallback(name, one, tokenizer, every, settings.micro_batch)
         for one, every in zip(functions, looks, strict=True)
     ]
-    weights = load_policy(base_model, settings.device) if model is None else share_weights(model)
+    alone = model is None or sharded()  # what is held in parts by many is nobody else's
+    weights = load_policy(base_model, settings.device) if alone else share_weights(model)
     ends = end_tokens(tokenizer, weights.generation_config)
     if problem := end_problem(ends):
         raise InputError(f"{base_model}: {problem}")
@@ -200,16 +214,27 @@ def train_grpo(
         callbacks=[rewards[0], *called, *callbacks, MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
+    place.once(partial(newest_complete, checkpoints))  # which deletes those that are not whole
     try:
         trainer.train(resume_from_checkpoint=newest_complete(checkpoints))
     except RuntimeError as error:
         if "probability tensor" not in str(error):
             raise
         raise InputError(
-            f"{output_dir.name}: the policy broke down after step {trainer.state.global_step} "
+            f"{name}: the policy broke down after step {trainer.state.global_step} "
             "(its probabilities are not finite); nothing was saved; lower learning_rate"
         ) from error
-    return _save(trainer, output_dir, key, checkpoints)
+    return _save(trainer, place, key, checkpoints)
+
+
+def _sampled_by(server: str) -> dict:
+    """What GRPO's configuration is told of the vLLM server that samples."""
+    if not server:
+        return {}
+    if find_spec("vllm") is None:
+        fix = "make an environment with `pip install -c constraints-vllm.txt -e . 'trl[vllm]'`, or leave it empty"
+        raise InputError(f"vllm_server: {server} is spoken to through the package vllm, which is not installed; {fix}")
+    return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server}
 
 
 def prompt_order(count: int, settings: GRPOSettings) -> np.ndarray:
@@ -232,20 +257,22 @@ def _train(
     trainer_class, config_class, base_model, dataset, columns, output_dir, settings, resume, start, told=""
 ) -> list[dict]:
     """`told`: what the trainer is told beside the settings, for the key of the run."""
-    output_dir = Path(output_dir)
+    check_processes(settings.num_processes)
     _check_columns(dataset, columns)
     begun = "" if start is None else _check_start(start, settings)
     key = run_key(base_model, dataset, settings.model_dump(), begun + told)
-    if resume and (history := finished_history(output_dir, key)):
+    place = _together(output_dir, settings)
+    if resume and (history := _finished(place, key)):
         return history
     tokenizer = load_tokenizer(base_model)
     dataset = dataset.select_columns(list(columns))
     if answers := [name for name in columns if name in ANSWERS]:
         _check_conversations(tokenizer, dataset, answers, settings.max_length)
-    checkpoints = checkpoint_folder(output_dir, key, resume=False)
+    place.once(partial(checkpoint_folder, place.folder, key, resume=False))
+    checkpoints = checkpoints_of(place.folder)
     config = config_class(
         **_arguments(settings, checkpoints),
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
+        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch * settings.num_processes),
         max_length=settings.max_length,
         save_strategy="no",
         **_dpo_loss(settings),
@@ -257,11 +284,11 @@ def _train(
             args=config,
             train_dataset=dataset,
             processing_class=tokenizer,
-            callbacks=[RunCallback(output_dir.name)],
+            callbacks=[RunCallback(place.folder.name)],
         )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return _save(trainer, output_dir, key, checkpoints)
+    return _save(trainer, place, key, checkpoints)
 
 
 def _arguments(settings: Settings, folder: Path) -> dict:
@@ -338,13 +365,30 @@ def _check_conversations(tokenizer, dataset: Dataset, answers: list[str], max_le
         warnings.warn(f"{longer} conversations are longer than {max_length} tokens and are cut", stacklevel=3)
 
 
-def _save(trainer, output_dir: Path, key: str, checkpoints: Path) -> list[dict]:
+def _together(output_dir, settings: Settings) -> Together:
+    return Together(output_dir, pick_device(settings.device).type == "cpu")
+
+
+def _finished(place: Together, key: str) -> list[dict] | None:
+    """The history of a training that these settings have made already, of which each process has a copy then."""
+    if history := finished_history(place.folder, key):
+        place.keep()
+    return history
+
+
+def _save(trainer, place: Together, key: str, checkpoints: Path) -> list[dict]:
     """Save adapter, history and key in one atomic step, and only then delete the checkpoints (they hold pickles)."""
     rows = [row for row in trainer.state.log_history if "loss" in row]
     history = [{name: value for name, value in row.items() if value is not None} for row in rows]
-    with atomic_path(output_dir) as fresh:
-        trainer.model.save_pretrained(str(fresh), selected_adapters=["default"])
-        write_jsonl(fresh / "history.jsonl", history)
-        write_json(fresh / "training.json", {"key": key})
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return history
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes: each may hold a part
+
+    def write() -> None:
+        with atomic_path(place.folder) as fresh:
+            trainer.model.save_pretrained(str(fresh), selected_adapters=["default"], state_dict=weights)
+            write_jsonl(fresh / "history.jsonl", history)
+            write_json(fresh / "training.json", {"key": key})
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    place.once(write)
+    place.keep()
+    return history if place.first else read_jsonl(place.own / "history.jsonl")

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from srmir_lib.models.parallel import run_in_threads
+from srmir_lib.models.processes import check_processes
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import load_settings, pairs_seen, read_config
 from srmir_lib.reward_models.pairs import TokenizedPairs, prefill_key
@@ -41,6 +42,7 @@ def planned_sets(
     settings: ShadowSettings, categories: Sequence[str], folder_of: Callable[[str], Path]
 ) -> dict[str, SetRun]:
     """The sets that notebook 02 trains, each in the folder `folder_of(name)`."""
+    check_processes(settings.num_processes)
     reading = PairTokenizer(**dict(settings.reading)) if settings.design == "pooled" else None
     plan = settings.sets(categories)
     return {name: SetRun(folder_of(name), *how, settings.seed, reading) for name, how in plan.items()}

@@ -17,6 +17,7 @@ from trl import RewardConfig, RewardTrainer
 from srmir_lib.artifacts import atomic_path, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.models.kinds import separate_problem
+from srmir_lib.models.processes import processes
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.pcrm import pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
@@ -105,7 +106,7 @@ def _train(trunk: Trunk, data, settings: RewardSettings, seed: int, order: int, 
         arguments = RewardConfig(
             output_dir=scratch,
             max_steps=settings.max_steps,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=settings.batch_size // processes(),
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             center_rewards_coefficient=settings.center_rewards_coefficient or None,

@@ -74,7 +74,7 @@ def refresh_prose(executed: Path, notebook: Path) -> None:
 
 
 def _kernel_class(environment: dict[str, str], watch: "Watch") -> type:
-    """Kernels of this interpreter, whatever the user has installed as `python3`. `watch` is told which one it is."""
+    """Kernels of this interpreter, whatever the user has installed as `python3`; `watch` is told the process."""
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
@@ -87,7 +87,7 @@ def _kernel_class(environment: dict[str, str], watch: "Watch") -> type:
 
         def __init__(self, **options):
             super().__init__(**options)
-            watch.kernel = self
+            watch.pid = lambda: getattr(self.provisioner, "pid", None)
 
     return Kernel
 
@@ -143,7 +143,8 @@ class Watch:
 
     def __init__(self, name: str, cells: int, board: Board | None = None):
         self.name, self.cells, self.cell = name, cells, 0
-        self.board, self.kernel = board or Board(), None
+        self.board = board or Board()
+        self.pid = lambda: None  # of the process that executes the notebook, once there is one
         self.said, self.peak_mb, self.seconds = "", 0.0, 0.0
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -173,15 +174,15 @@ class Watch:
         """Nothing is held back."""
 
     def processes(self) -> list[psutil.Process]:
-        """The notebook's kernel and all processes below it, if they are there now."""
-        pid = getattr(getattr(self.kernel, "provisioner", None), "pid", None)
+        """The process that executes the notebook and all below it, if they are there now."""
+        pid = self.pid()
         try:
             return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
         except psutil.Error:
             return []
 
     def kill(self) -> None:
-        """End the kernel and what it started; the notebook stops at the cell where it is."""
+        """End these processes; the notebook stops at the cell where it is."""
         for process in self.processes():
             with suppress(psutil.Error):
                 process.kill()

@@ -138,8 +138,11 @@ def _file(runner: Runner, task: Task) -> Path:
     return runner.root / RECORDS / runner.preset / str(runner.seed) / f"{task.name}.json"
 
 
-def _parameters(task: Task) -> dict:
-    return {name: value for name, value in task.parameters.items() if name not in (*GIVEN_BY_RUNNER, "seed")}
+def _parameters(task: Task, values: dict | None = None) -> dict:
+    """A stage's parameters (or `values` of them) by name, those of a group as `group.name`: of each it is known for
+    itself whether it was added, or changed, since a record was made."""
+    settings = task.notebook.model(**(task.parameters if values is None else values))
+    return {name: value for name, value in settings.flat().items() if name not in (*GIVEN_BY_RUNNER, "seed")}
 
 
 def _chains(runner: Runner) -> dict[str, str]:
@@ -147,7 +150,7 @@ def _chains(runner: Runner) -> dict[str, str]:
     it reads, the seed left out."""
     chains: dict[str, str] = {}
     for task in runner.plan(runner.select(everything=True), check_inputs=False):
-        defaults = task.notebook.parameters({}, task.name)
+        defaults = _parameters(task, task.notebook.parameters({}, task.name))
         chosen = {name: value for name, value in _parameters(task).items() if value != defaults[name]}
         parts = [chosen, sorted({chains.get(notebook, "") for notebook, _ in task.reads})]
         chains[task.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,6 +15,7 @@ from srmir_lib.artifacts import open_up, put_in_place, read_json, sha256, write_
 from srmir_lib.errors import InputError
 from srmir_lib.runner import manifest as records
 from srmir_lib.runner.execute import Board, StageFailed, refresh_prose
+from srmir_lib.runner.launch import check_config
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER, Notebook, load_values
 from srmir_lib.runner.stage import find_root, how_to_run
 from srmir_lib.runner.workers import Workers, needs_of, next_to_start
@@ -23,6 +24,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+ACCELERATE = "accelerate"
+"""The folder of `params/` that is no preset: accelerate's configuration files."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Runner:
         self.name = preset if seed is None else f"seeds/{preset}/{seed}"  # what the notebooks take for their preset
         self.params = self.root / "params" / preset
         self.outputs = self.root / "outputs" / self.name
-        presets = sorted(p.name for p in (self.root / "params").glob("*") if p.is_dir())
+        presets = sorted(p.name for p in (self.root / "params").glob("*") if p.is_dir() and p.name != ACCELERATE)
         if preset not in presets:
             raise InputError(f"{preset}: unknown preset; there are {', '.join(presets) or 'none'} in params/")
 
@@ -150,19 +155,24 @@ class Runner:
         states = ("running" if at_work(self.work(task.name)) else self.state(task) for task in tasks)
         return [self._result(task, state) for task, state in zip(tasks, states, strict=True)]
 
-    def run(self, tasks: list[Task], say=print, jobs: int = 1, again: bool = False) -> Iterator[Result]:
+    def run(
+        self, tasks: list[Task], say=print, jobs: int = 1, again: bool = False, config: Path | None = None
+    ) -> Iterator[Result]:
         """Run what is not done (`again`: all), in order, yielding a result a stage. Stops at the first failure with
         `StageFailed`. Of a seed, what another preset has made in the same way is not made again: it is shared.
 
         With `jobs` up to so many run side by side that do not need each other; those that others wait for begin
         first. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
-        After a failure what runs comes to its end; nothing else begins.
+        After a failure what runs comes to its end; nothing else begins. `config`: accelerate's, for notebooks with
+        `num_processes` above 1.
         """
         if jobs < 1:
             raise InputError(f"--jobs {jobs}: give a number from 1 on")
+        if config:
+            check_config(config, max(task.parameters.get("num_processes", 1) for task in tasks))
         waiting, begun, locks, failure = list(tasks), {}, {}, None
         needs, board = needs_of(tasks), Board()
-        with self._lock(), Workers(board, jobs) as workers:
+        with self._lock(), Workers(board, jobs, config) as workers:
             while waiting or workers.busy:
                 task, together = (None, False) if failure else next_to_start(waiting, workers.busy, needs, jobs)
                 try:

@@ -8,8 +8,11 @@ work (`OMP_WAIT_POLICY`): one that spins would take its core from the neighbour.
 import os
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
 
 from srmir_lib.runner.execute import Board, Watch, execute
+from srmir_lib.runner.launch import launch
 from srmir_lib.runner.manifest import threads
 from srmir_lib.runner.notebook import Notebook
 
@@ -17,8 +20,9 @@ from srmir_lib.runner.notebook import Notebook
 class Workers:
     """Threads that execute notebooks. At the end of the `with` block, whatever ends it, no kernel of theirs runs."""
 
-    def __init__(self, board: Board, jobs: int):
-        """`jobs`: so many may be at work at a time."""
+    def __init__(self, board: Board, jobs: int, config: Path | None = None):
+        """`jobs`: so many may be at work at a time. `config`: accelerate's, for those that are launched."""
+        self.launch = partial(launch, config=config)
         self.board, self.pool = board, ThreadPoolExecutor(jobs)
         polite = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads(jobs))}
         self.polite = {name: value for name, value in polite.items() if name not in os.environ}
@@ -38,11 +42,14 @@ class Workers:
         """The names of the notebooks that were started and have not come back from `next`."""
         return [watch.name for watch in self.running.values()]
 
-    def start(self, together: bool, notebook: Notebook, *arguments) -> None:
-        """Have a thread `execute` the notebook, its kernel polite if others run `together` with it."""
+    def start(self, together: bool, notebook: Notebook, executed: Path, parameters: dict, root: Path) -> None:
+        """Have a thread `execute` the notebook, its kernel polite if others run `together` with it; `launch` it, if its
+        parameters ask for more processes than one."""
         watch = Watch(notebook.name, len(notebook.cells) + 1, self.board)  # papermill adds one, with the parameters
         environment = self.polite if together else {}
-        self.running[self.pool.submit(execute, notebook.path, *arguments, watch, environment)] = watch
+        run = self.launch if parameters.get("num_processes", 1) > 1 else execute
+        job = self.pool.submit(run, notebook.path, executed, parameters, root, watch, environment)
+        self.running[job] = watch
 
     def next(self) -> tuple[str, Future]:
         """Wait until a notebook has ended: its name, and the future that has (seconds, memory) or what went wrong."""

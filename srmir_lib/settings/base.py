@@ -14,6 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from srmir_lib.errors import InputError
 
+PROCESSES = "processes that execute the notebook and train together; more than one are started by `srmir run`"
+
 
 def told(meaning: str, default: Any = ..., **limits) -> Any:
     """A setting: what it means, its default (none: it must be given), and its limits (gt, ge, lt, le, min_length)."""
@@ -68,6 +70,14 @@ class Settings(BaseModel):
             changed = not (field.is_required() and usual is None) and value != default
             rows.append({"name": prefix + name, "value": value, "changed": changed, "meaning": field.description or ""})
         return rows
+
+    def flat(self, prefix: str = "") -> dict[str, Any]:
+        """Name -> value, in plain types, of every setting, those of a group under `group.name`."""
+        values = {}
+        for name, value in self.model_dump().items():
+            own = getattr(self, name)
+            values |= own.flat(f"{prefix}{name}.") if isinstance(own, Settings) else {prefix + name: value}
+        return values
 
     def groups(self) -> list[dict]:
         """`rows` of the groups alone: what a parameters cell does not show."""

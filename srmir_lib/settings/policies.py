@@ -1,10 +1,11 @@
 """What a policy's training is told (A0, 04, 05, A7): SFT, DPO and GRPO, in TRL's words."""
 
+import re
 from typing import Literal
 
 from pydantic import model_validator
 
-from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
+from srmir_lib.settings.base import PROCESSES, Device, NotebookSettings, Settings, told
 
 FROM_01 = "model id or folder; empty: the one that 01 made"
 SHOW = "lab text is free of content; false for real models, whose answers are then redacted"
@@ -20,9 +21,10 @@ class Adapter(Settings):
     lora_alpha: int = told("the adapter is scaled by lora_alpha / lora_r", 32, gt=0)
     gradient_checkpointing: bool = told("less memory, more time", False)
 
-    def _divides(self, name: str, sequences: int) -> None:
-        if sequences % self.micro_batch:
-            raise ValueError(f"micro_batch: {self.micro_batch} must divide {name} = {sequences}")
+    def _divides(self, name: str, sequences: int, processes: int = 1) -> None:
+        if sequences % (self.micro_batch * processes):
+            each = f" in each of {processes} processes" if processes > 1 else ""
+            raise ValueError(f"micro_batch: {self.micro_batch}{each} must divide {name} = {sequences}")
 
 
 class Run(Settings):
@@ -31,6 +33,7 @@ class Run(Settings):
     max_steps: int = told("updates of the weights", gt=0)
     seed: int = told("of the adapter, the order of the data, and the sampling", ge=0)
     device: Device = told("auto, cpu, cuda, cuda:1, …", "auto")
+    num_processes: int = told(PROCESSES, 1, gt=0)
 
 
 class SFTTraining(Adapter):
@@ -69,10 +72,15 @@ class GRPOTraining(Adapter):
     use_bias_correction_kl: bool = told("weigh the KL estimate by the probability ratio; the paper does not", True)
     monitor_every: int = told("steps between two looks at what no reward pays for; 0: never", 4, ge=0)
     checkpoint_every: int = told("steps between two checkpoints, from which a killed run goes on; 0: none", 7, ge=0)
+    vllm_server: str = told("address of a `trl vllm-serve` that samples, http://host:8000; empty: the trainer does", "")
 
     @model_validator(mode="after")
     def _fits(self):
         self._divides("prompts_per_step * num_generations", self.prompts_per_step * self.num_generations)
+        if self.vllm_server and not re.fullmatch(r"https?://[^\s/]+/?", self.vllm_server):
+            raise ValueError(
+                f"vllm_server: {self.vllm_server!r} is no address; write one such as http://localhost:8000"
+            )
         if self.checkpoint_every % self.num_iterations:
             raise ValueError(f"checkpoint_every: {self.checkpoint_every} must be a multiple of num_iterations")
         return self
@@ -92,7 +100,7 @@ class SFTSettings(SFTTraining, Run):
 
     @model_validator(mode="after")
     def _fits(self):
-        self._divides("batch_size", self.batch_size)
+        self._divides("batch_size", self.batch_size, self.num_processes)
         return self
 
 
@@ -104,12 +112,18 @@ class DPOSettings(DPOTraining, Run):
 
     @model_validator(mode="after")
     def _fits(self):
-        self._divides("batch_size", self.batch_size)
+        self._divides("batch_size", self.batch_size, self.num_processes)
         return self
 
 
 class GRPOSettings(GRPOTraining, Run):
     """All that `train_grpo` is told."""
+
+    @model_validator(mode="after")
+    def _shares(self):
+        sequences = self.prompts_per_step * self.num_generations
+        self._divides("prompts_per_step * num_generations", sequences, self.num_processes)
+        return self
 
 
 class _GRPONotebook(NotebookSettings):
@@ -121,7 +135,14 @@ class _GRPONotebook(NotebookSettings):
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told(SHOW)
     facts: str = told("file of 01_data with the truth about the town, which no reward is told; empty: nobody knows it")
+    num_processes: int = told(PROCESSES, gt=0)
     training: WatchedGRPO = told("how a policy is trained", WatchedGRPO())
+
+    @model_validator(mode="after")
+    def _shares(self):
+        sequences = self.training.prompts_per_step * self.training.num_generations
+        self.training._divides("prompts_per_step * num_generations", sequences, self.num_processes)
+        return self
 
     def grpo(self, **changes) -> GRPOSettings:
         """All that `train_grpo` is told, but for `changes`."""
@@ -217,6 +238,7 @@ class BaselineSettings(NotebookSettings):
     batch_size: int = told("sequences in an update; for DPO half as many pairs", gt=1)
     max_prompts: int = told("validation prompts that all are compared on", gt=0)
     show_text: bool = told(SHOW)
+    num_processes: int = told(PROCESSES, gt=0)
     start_steps: int = told(
         "with warm: updates of imitation that every policy begins with, here and in 04 and 05", gt=0
     )
@@ -228,7 +250,7 @@ class BaselineSettings(NotebookSettings):
 
     def runs(self) -> dict[str, Settings]:
         """All that each training is told, by name."""
-        own = {"max_steps": self.max_steps, "seed": self.seed, "device": self.device}
+        own = {name: getattr(self, name) for name in Run.model_fields}
         batch, pairs = {"batch_size": self.batch_size}, {"batch_size": self.batch_size // 2}
         told = {
             "start": SFTSettings.of(dict(self.start), **own | batch | {"max_steps": self.start_steps}),
@@ -248,9 +270,9 @@ class BaselineSettings(NotebookSettings):
                 f"batch_size: GRPO has prompts_per_step * num_generations = {sequences} sequences an update; all must "
                 f"see as many, so write {sequences}, or change grpo"
             )
-        for imitation in (self.start, self.sft, self.best_of_n):
-            imitation._divides("batch_size", self.batch_size)
-        self.dpo._divides("half of batch_size", self.batch_size // 2)
+        for training in (self.start, self.sft, self.best_of_n, self.grpo):
+            training._divides("batch_size", self.batch_size, self.num_processes)
+        self.dpo._divides("half of batch_size", self.batch_size // 2, self.num_processes)
         return self
 
 

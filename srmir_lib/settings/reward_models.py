@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
+from srmir_lib.settings.base import PROCESSES, Device, NotebookSettings, Settings, told
 from srmir_lib.settings.reward_training import (
     EncoderSettings,
     Objective,
@@ -123,6 +123,7 @@ class ShadowSettings(NotebookSettings):
     )
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told("false: only the beginning of each text, for real data")
+    num_processes: int = told(PROCESSES, gt=0)
     training: RewardTraining = told("how a model is trained", RewardTraining())
     probe: Probes = told("design shared: what is asked", Probes())
     reading: Reading = told("design pooled: how a pair becomes tokens", Reading())
@@ -131,6 +132,10 @@ class ShadowSettings(NotebookSettings):
     @model_validator(mode="after")
     def _is_read(self):
         """Refuse what the design would not read."""
+        if self.num_processes > 1 and self.design != "separate":
+            raise ValueError(f"num_processes: design {self.design} trains in one process; write 1, or design: separate")
+        if self.training.batch_size % self.num_processes:
+            raise ValueError(f"num_processes: {self.num_processes} must divide batch_size = {self.training.batch_size}")
         if self.design != "pooled":
             return self
         elsewhere = "an encoder's stands in fine_tuning"
