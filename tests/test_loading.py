@@ -77,17 +77,37 @@ def test_what_is_no_causal_model_is_refused_before_it_is_loaded(tiny_model, tmp_
         Trunk.load(copied, "cpu")
 
 
-def test_the_precision_is_the_devices(monkeypatch):
+def test_the_precision_is_the_devices(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = {device: precision(device) for device in ("auto", "cuda", "cuda:1", "cpu")}
+    found = {device: precision(tiny_model, device) for device in ("auto", "cuda", "cuda:1", "cpu")}
     assert found == {"auto": "bfloat16", "cuda": "bfloat16", "cuda:1": "bfloat16", "cpu": "float32"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert precision("auto") == "float32"
+    assert precision(tiny_model, "auto") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("able", "stored", "held"),
+    [
+        ({"avx512_bf16": True}, "bfloat16", "bfloat16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bfloat16", "bfloat16"),
+        ({"avx512_bf16": True}, "float32", "float32"),
+        ({"avx512_bf16": False}, "bfloat16", "float32"),
+        ({}, "bfloat16", "float32"),
+    ],
+)
+def test_a_processor_holds_in_bfloat16_what_is_stored_so_if_it_has_units(
+    tiny_model, tmp_path, monkeypatch, able, stored, held
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    change("config.json", "dtype", stored)(model)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert precision(model, "cpu") == held
+    assert load_policy(model, "cpu").dtype == getattr(torch, held) and Trunk.load(model, "cpu").dtype == held
 
 
 def test_trunks_trainings_and_margins_hold_a_model_in_the_devices_precision(tiny_model, tmp_path, monkeypatch):
     """As on CUDA; an encoder stays as it was trained."""
-    monkeypatch.setattr(loading, "precision", {"cpu": "bfloat16"}.__getitem__)
+    monkeypatch.setattr(loading, "precision", lambda model, device: "bfloat16")
     held = Trunk.load(tiny_model, "cpu").model, load_policy(tiny_model, "cpu")
     margins = [MarginModel(str(model), "cpu", -1, "last").trunk for model in (tiny_model, write_tiny_bert(tmp_path))]
     assert [model.dtype for model in (*held, *margins)] == [torch.bfloat16] * 3 + [torch.float32]

@@ -287,6 +287,18 @@ def test_prompts_come_all_once_before_one_comes_twice():
     assert len(prompt_order(5, grpo(num_iterations=2))) == 6, "a batch of completions serves two updates"
 
 
+def test_a_model_stored_in_bfloat16_trains_in_it_where_the_processor_has_units(tiny_model, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    load_policy(tiny_model, "cpu").bfloat16().save_pretrained(model)
+    load_tokenizer(tiny_model).save_pretrained(model)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    history = train_grpo(model, PROMPTS, count_e, tmp_path / "policy", grpo(max_steps=12))
+    assert history[-1]["reward"] > history[0]["reward"] + 0.3, "it learns"
+    weights = load_file(tmp_path / "policy/adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}, "the adapter stays in single precision"
+    assert load_policy(model, "cpu", adapter=tmp_path / "policy").dtype == torch.bfloat16
+
+
 def test_several_updates_per_batch_use_the_clipped_ratio(tiny_model, tmp_path):
     settings = grpo(num_iterations=2, learning_rate=0.1, epsilon=0.01)
     history = train_grpo(tiny_model, PROMPTS, count_e, tmp_path / "policy", settings)

@@ -175,7 +175,7 @@ class MarginModel:
         from srmir_lib.models.loading import config_of, is_causal, load_trunk, precision, resolve_encoder
 
         self.model, self.options = resolve_encoder(model), {"layer": layer, "pooling": pooling}
-        dtype = precision(device) if is_causal(config_of(self.model)) else "float32"  # as 03 holds them
+        dtype = precision(self.model, device) if is_causal(config_of(self.model)) else "float32"  # as 03 holds them
         self.trunk, self.tokenizer = load_trunk(self.model, device, dtype)
 
     def fingerprint(self) -> str:

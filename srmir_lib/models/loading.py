@@ -239,8 +239,8 @@ def load_tokenizer(model: str | Path):
 
 def load_policy(model: str | Path, device: str = "auto", dtype: str = "", adapter: str | Path | None = None):
     """Causal language model by id or folder, optionally with a PEFT adapter on top, in evaluation mode. `dtype`: what
-    its weights are held in; empty: what suits the device (`precision`)."""
-    place, dtype = pick_device(device), getattr(torch, dtype or precision(device))
+    its weights are held in; empty: what suits it and the device (`precision`)."""
+    place, dtype = pick_device(device), getattr(torch, dtype or precision(model, device))
     with expecting("causal language model", model):
         policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype).to(place).eval()
         try_out(policy)
@@ -249,9 +249,18 @@ def load_policy(model: str | Path, device: str = "auto", dtype: str = "", adapte
     return policy.eval()
 
 
-def precision(device: str = "auto") -> str:
-    """What weights are held in on a device: bfloat16 on CUDA, float32 on a CPU."""
-    return "bfloat16" if pick_device(device).type == "cuda" else "float32"
+BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Abilities of a processor, as torch names them, without which bfloat16 is slower there than single precision."""
+
+
+def precision(model: str | Path, device: str = "auto") -> str:
+    """What a model's weights are held in on a device: bfloat16 on CUDA; on a CPU bfloat16 where they are stored so and
+    the processor has units for it, else float32."""
+    if pick_device(device).type == "cuda":
+        return "bfloat16"
+    able = torch.cpu.get_capabilities()
+    units = any(able.get(name) for name in BFLOAT16_UNITS)
+    return "bfloat16" if units and config_of(model).dtype == torch.bfloat16 else "float32"
 
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

@@ -61,7 +61,7 @@ class Trunk:
     def load(
         cls, base_model: str | Path, device: str = "auto", dtype: str = "", batch_tokens: int = BATCH_TOKENS
     ) -> "Trunk":
-        """A causal model by id or folder, frozen. `dtype`: bfloat16 or float32; empty: what suits the device."""
+        """A causal model by id or folder, frozen. `dtype`: bfloat16 or float32; empty: what suits it (`precision`)."""
         if problem := language_problem(config_of(base_model)):
             raise InputError(f"{base_model}: {problem}")
         tokenizer = load_tokenizer(base_model)

@@ -29,7 +29,7 @@ from srmir_lib.data.preferences import PAIR, as_pairs
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import end_tokens
 from srmir_lib.models.kinds import end_problem
-from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, share_weights
+from srmir_lib.models.loading import load_policy, load_tokenizer, pick_device, precision, share_weights
 from srmir_lib.models.processes import Together, check_processes, sharded
 from srmir_lib.policies.callbacks import RewardCallback, RunCallback, finite_rewards
 from srmir_lib.policies.checkpoints import (
@@ -181,7 +181,7 @@ def train_grpo(
     tokenizer = load_tokenizer(base_model)
     completions = settings.prompts_per_step * settings.num_generations
     config = GRPOConfig(
-        **_arguments(settings, checkpoints),
+        **_arguments(base_model, settings, checkpoints),
         gradient_accumulation_steps=completions // (settings.micro_batch * settings.num_processes),
         **settings.model_dump(include=IN_TRLS_WORDS),
         **_sampled_by(settings.vllm_server),
@@ -271,7 +271,7 @@ def _train(
     place.once(partial(checkpoint_folder, place.folder, key, resume=False))
     checkpoints = checkpoints_of(place.folder)
     config = config_class(
-        **_arguments(settings, checkpoints),
+        **_arguments(base_model, settings, checkpoints),
         gradient_accumulation_steps=settings.batch_size // (settings.micro_batch * settings.num_processes),
         max_length=settings.max_length,
         save_strategy="no",
@@ -291,7 +291,7 @@ def _train(
     return _save(trainer, place, key, checkpoints)
 
 
-def _arguments(settings: Settings, folder: Path) -> dict:
+def _arguments(base_model, settings: Settings, folder: Path) -> dict:
     """Arguments that all three trainers share, with TRL's defaults undone that do not fit a CPU."""
     cuda = pick_device(settings.device).type == "cuda"
     return {
@@ -302,7 +302,7 @@ def _arguments(settings: Settings, folder: Path) -> dict:
         "per_device_train_batch_size": settings.micro_batch,
         "seed": settings.seed,
         "use_cpu": not cuda,
-        "bf16": cuda,
+        "bf16": precision(base_model, settings.device) == "bfloat16",
         "gradient_checkpointing": settings.gradient_checkpointing,
         "dataloader_pin_memory": cuda,
         "logging_steps": 1,

@@ -115,7 +115,7 @@ class _PoolModel:
 
         if problem := language_problem(config_of(model)):
             raise InputError(f"{model}: {problem}")
-        self.trunk, self.tokenizer = load_trunk(model, device, precision(device))
+        self.trunk, self.tokenizer = load_trunk(model, device, precision(model, device))
 
     def problems(self, pools) -> list[str]:
         """Of each (prompt, answers) what makes one of them longer than the model reads, or ""."""
