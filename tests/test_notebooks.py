@@ -269,6 +269,13 @@ def test_what_notebooks_do_to_reach_files_is_in_order(cell):
     assert paths_by_hand(cell) == []
 
 
+def test_06_reads_the_base_model_of_01_only_where_it_is_its_own():
+    notebook = Notebook.load(ROOT / "notebooks/06_evaluation.ipynb")
+    own = ("01_data", "base_model")
+    assert own in notebook.reads(notebook.parameters({}, "test"))
+    assert own not in notebook.reads(notebook.parameters({"base_model": "smollm2"}, "test"))
+
+
 def test_the_picture_of_05_waits_for_04():
     notebook = Notebook.load(ROOT / "notebooks/05_grpo_categorized.ipynb")
     assert ("04_grpo_linear", "history.jsonl") in notebook.reads(notebook.parameters({}, "test"))
