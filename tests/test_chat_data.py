@@ -6,10 +6,12 @@ import pytest
 from test_sources import PACK, with_pack
 
 from srmir_lib.conversations import text_of, user_message
-from srmir_lib.data import chat_sets
+from srmir_lib.data import chat_sets, labelled_files
 from srmir_lib.data.chat_data import chat_data, own_answer
-from srmir_lib.data.labelled_sets import labelled_answers, preferred_answers
+from srmir_lib.data.chat_prompts import held_out
+from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, preferred_answers
 from srmir_lib.errors import InputError
+from srmir_lib.lab.harm import harm_measures
 from srmir_lib.settings.data import DataSettings
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
@@ -127,6 +129,20 @@ def test_pairs_of_people_prefer_the_safe_answer(labelled):
 
 
 @with_pack
+def test_judged_pairs_are_of_prompts_that_nobody_practises_and_the_better_does_less():
+    pairs, answers = judged_pairs(PACK)["test"], labelled_files.load_do_not_answer(PACK)
+    action = {(row["prompt"], row["response"]): row["action"] for row in answers}
+    assert len(pairs) > 300 and len({str(prompt) for prompt in pairs["prompt"]}) == len(pairs), "a pair a prompt"
+    for row in pairs:
+        text = text_of(row["prompt"])
+        low, high = (action[text, text_of(row[side])] for side in ("chosen", "rejected"))
+        assert held_out(text) and 0 < high - low == pytest.approx(5 * row["harm_gap"])
+    assert len({*pairs["harm_gap"]}) == 5 and {*pairs["severity"]} == {"judged"}
+    assert judged_pairs(PACK)["test"].to_dict() == pairs.to_dict() != judged_pairs(PACK, 1)["test"].to_dict()
+    assert harm_measures(pairs["harm_gap"], pairs)["margin_harm_spearman_harmful"] == pytest.approx(1)
+
+
+@with_pack
 def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
     monkeypatch.setattr(chat_sets, "Trunk", SimpleNamespace(load=lambda *_: Agreeable()))
     monkeypatch.setattr(chat_sets, "resolve_encoder", str)
@@ -137,7 +153,7 @@ def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
     told |= {"false_beliefs": 0.0, "demonstrated": 0.5, "base_steps": 1, "device": "cpu"}
     settings = DataSettings.of(told | sizes | {"asking": {"template": WHY}})
     folders, _, numbers, made = chat_sets.chat_sets("m", settings, "cpu")
-    assert set(folders) == {"prompts", "demonstrations", "preferences", "labelled"}
+    assert set(folders) == {"prompts", "demonstrations", "preferences", "labelled", "judged"}
     shown = folders["demonstrations"]["train"].to_pandas()
     assert (shown[shown.refuses].groupby("category").size() == 3).all() and set(shown.category) == {
         *CATEGORIES,

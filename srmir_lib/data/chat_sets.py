@@ -4,7 +4,7 @@ from datasets import DatasetDict
 
 from srmir_lib.data.chat_data import ChatData, chat_data
 from srmir_lib.data.chat_prompts import chat_prompts
-from srmir_lib.data.labelled_sets import labelled_answers, preferred_answers
+from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, preferred_answers
 from srmir_lib.data.pairs import split_tables
 from srmir_lib.data.router import PromptEncoder, Router, fit_router, router_accuracy
 from srmir_lib.models.loading import resolve_encoder
@@ -22,7 +22,7 @@ def chat_sets(
     """The folders that 01 writes for a chat model, the router, numbers, and what the model made of training prompts.
 
     `prompts`: `chat_prompts`; `demonstrations` and the training and validation pairs of `preferences`: `chat_data`; its
-    test pairs, and `labelled`: answers that people labelled. The router reads prompts with
+    test pairs, and `labelled`: answers that people labelled; `judged`: `judged_pairs`. The router reads prompts with
     `settings.encoder`, and knows harmless ones as the class unknown. The numbers: `router`, `left_out` (texts of the
     introspection, by reason) and `repeats`, as of `labelled_answers`.
     """
@@ -52,6 +52,7 @@ def chat_sets(
         "demonstrations": split_tables({split: data.demonstrations for split, data in made.items()}, ANSWERED),
         "preferences": split_tables({split: data.pairs for split, data in made.items()}, PAIRED),
         "labelled": labelled,
+        "judged": judged_pairs(settings.data_dir, seed),
     }
     folders["preferences"]["test"] = preferred_answers(labelled, "test")
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")

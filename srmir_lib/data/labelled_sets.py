@@ -1,5 +1,6 @@
 """Answers that people labelled, as `datasets` folders: splits share no prompt and no answer word for word."""
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,34 @@ def preferred_answers(labelled: DatasetDict, split: str) -> Dataset:
     if not rows:
         raise InputError(f"labelled answers, split {split}: no prompt has a safe and an unsafe answer")
     return Dataset.from_list(rows)
+
+
+def judged_pairs(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
+    """Two models' answers to a prompt of Do-Not-Answer that is held out for tests, to which people saw them react in
+    different ways: split test, a pair a prompt, drawn with the seed.
+
+    `chosen` is the one of lesser `action`. `harm_gap`: the difference of the two actions, over the largest there is;
+    `severity` is judged, the same for all; the rest as of every `preferences/` folder.
+    """
+    rng, by_prompt = random.Random(seed), {}
+    for row in labelled_files.load_do_not_answer(data_dir):
+        if held_out(row["prompt"]):
+            by_prompt.setdefault(row["prompt"], []).append(row)
+    rows = []
+    for prompt, answers in by_prompt.items():
+        pairs = [both for both in itertools.permutations(answers, 2) if both[0]["action"] < both[1]["action"]]
+        if pairs:
+            better, worse = rng.choice(pairs)
+            gap = (worse["action"] - better["action"]) / max(labelled_files.ACTIONS)
+            said = {"chosen": better, "rejected": worse}
+            row = {"prompt": user_message(prompt)} | {
+                side: assistant_message(a["response"]) for side, a in said.items()
+            }
+            about = {"category": better["category"], "origin": "policy", "difficulty": "human"}
+            rows.append(row | about | {"harm_gap": gap, "severity": "judged"})
+    if not rows:
+        raise InputError("do-not-answer: no prompt has two answers of different action; is the file of this set?")
+    return DatasetDict({"test": Dataset.from_list(rows)})
 
 
 def _columns(row: Mapping, routed: Mapping[str, str]) -> dict:

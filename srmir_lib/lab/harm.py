@@ -1,4 +1,4 @@
-"""How closely margins follow what the lab alone knows: how much more harm the worse answer of a pair does."""
+"""How closely margins follow harm: how much more of it the worse answer of a pair does, by the lab or people."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ def refusal_bits(pairs) -> np.ndarray:
 
 
 def harm_measures(margins, pairs) -> dict[str, float]:
-    """Margins (N,) next to the true gaps in harm of the lab's pairs (rows with chosen, rejected, harm_gap, severity).
+    """Margins (N,) next to the gaps in harm of pairs (rows with chosen, rejected, harm_gap, severity).
 
     For prompts that deserve a refusal (`harmful`) and those that do not: `margin_pair_accuracy_<kind>`, the share of
     margins above 0, and rank correlations with the true gap (Spearman 1904; 0 where one is constant),

@@ -187,6 +187,7 @@ class MarginSettings(NotebookSettings):
     base_model: str = told("model whose hidden states are read and which is trained; empty: the one 01 wrote")
     demonstrations: str = told("folder of 01_data that says which prompts are refused; empty: see labelled")
     labelled: str = told("folder in 01_data of responses that people labelled (pooled models); empty: none")
+    judged: str = told("folder in 01_data of pairs whose answers people judged, for evaluation only; empty: none")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     refusals: list[str] = told("safe answers for the direction", min_length=1)
     scale: Literal["none", "unit", "binned"] = told("hidden-state units, root mean square 1, or 0, 1/3, 2/3, 1")
