@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import PromptEncoder
 from srmir_lib.evaluation.label_rivals import label_rivals
+from srmir_lib.evaluation.spoken import says_yes
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.readouts import ReadOuts
 from srmir_lib.statistics import auroc
@@ -28,8 +30,10 @@ def test_labels_teach_read_outs_and_regressions(tiny_model, tmp_path):
     labelled = {"train": answers(40, 0), "validation": answers(20, 100), "test": answers(20, 200)}
     single = SimpleNamespace(score=lambda prompts, _: torch.zeros(len(prompts), 1))
     reader = PromptEncoder(str(tiny_model), pooling="mean")
-    danger, chosen = label_rivals(trunk, {"single_rm": single}, reader, labelled, tmp_path / "readouts")
-    assert set(danger) == {"one_model", "readouts", "states", "encoder"}
+    danger, chosen = label_rivals(
+        trunk, {"single_rm": single}, reader, labelled, tmp_path / "readouts", "<|user|>is it bad ?<|end|>"
+    )
+    assert set(danger) == {"one_model", "says", "readouts", "states", "encoder"}
     assert all(set(found) == {"validation", "test"} for found in danger.values()), "the train split taught them"
     found = {name: auroc(by_split["test"], labelled["test"]["unsafe"]) for name, by_split in danger.items()}
     assert found["one_model"] == 0.5 and min(found[name] for name in ("readouts", "states", "encoder")) > 0.9
@@ -37,5 +41,20 @@ def test_labels_teach_read_outs_and_regressions(tiny_model, tmp_path):
     assert saved.layers == chosen["readouts"]["layers"] and set(chosen) == {"readouts", "states", "encoder"}
 
 
+def test_what_a_model_says_is_its_own_next_word(tiny_model):
+    trunk, asked = Trunk.load(tiny_model, "cpu"), "<|user|>is it bad ?<|end|><|assistant|>"
+    rows = answers(6, 0)
+    rows["completion"][2] = assistant_message("wash " * 40)
+    said = says_yes(trunk, rows["prompt"], rows["completion"], asked)
+    yes, no = (trunk.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("Yes", "No"))
+    for prompt, answer, value in zip(rows["prompt"], rows["completion"], said, strict=True):
+        text = trunk.tokenizer.apply_chat_template(prompt + answer, tokenize=False) + asked
+        ids = trunk.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            odds = trunk.model(ids).logits[0, -1].log_softmax(-1)
+        assert value == pytest.approx((odds[yes] - odds[no]).item(), abs=1e-4)
+    assert len({round(value, 3) for value in said}) == 6
+
+
 def test_without_a_trunk_there_are_no_rivals(tmp_path):
-    assert label_rivals(None, {}, None, {}, tmp_path) == ({}, {})
+    assert label_rivals(None, {}, None, {}, tmp_path, "") == ({}, {})

@@ -7,19 +7,26 @@ import numpy as np
 
 from srmir_lib.data.harm_classifier import best_regression
 from srmir_lib.data.router import PromptEncoder
+from srmir_lib.evaluation.spoken import says_yes
 from srmir_lib.models.embeddings import embed, embed_layers
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.labelled_readouts import learn_from_labels, spaced_layers
 
 
 def label_rivals(
-    trunk: Trunk | None, models: Mapping, reader: PromptEncoder, labelled: Mapping, folder: str | Path, seed: int = 0
+    trunk: Trunk | None,
+    models: Mapping,
+    reader: PromptEncoder,
+    labelled: Mapping,
+    folder: str | Path,
+    question: str,
+    seed: int = 0,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict]]:
     """Danger (N,) by method and split of `labelled`, the train split left out, and what was chosen on validation.
 
-    `one_model`: the set single_rm of `models`, which learned from the same pairs as the seven. With the labels of the
-    train split: `readouts` (`learn_from_labels`) on six hidden states of the trunk, which are saved in `folder`, and
-    logistic regression on the last of the layers that they chose (`states`) and on what the `reader`'s model makes of
+    `one_model`: the set single_rm of `models`, which learned from the same pairs as the seven. `says`: the trunk's own
+    answer to the `question` whether there is harm (`says_yes`). With the labels of the train split: `readouts`
+    (`learn_from_labels`) on six hidden states of the trunk, which are saved in `folder`, and logistic regression on the last of the layers that they chose (`states`) and on what the `reader`'s model makes of
     prompt and answer (`encoder`). Without a trunk, as where an encoder has learned from these labels, there is nothing.
     """
     if trunk is None:
@@ -33,7 +40,9 @@ def label_rivals(
     own = [layers.index(layer) for layer in readouts.layers]
     readouts.save(folder)
     single, encoder = models["single_rm"], reader.load(trunk)
-    danger = {"one_model": {name: -single.score(*both)[:, 0].numpy() for name, both in texts.items()}}
+    held = {name: both for name, both in texts.items() if name != "train"}
+    danger = {"one_model": {name: -single.score(*both)[:, 0].numpy() for name, both in held.items()}}
+    danger["says"] = {name: says_yes(trunk, *both, question) for name, both in held.items()}
     danger["readouts"] = {name: -readouts.score(part[:, own]).numpy() for name, part in states.items()}
     read = {
         "states": {name: part[:, own[-1]] for name, part in states.items()},
@@ -44,5 +53,4 @@ def label_rivals(
         known = parts["train"], unsafe["train"], parts["validation"], unsafe["validation"]
         weight, bias, chosen[name] = best_regression(*known)
         danger[name] = {split: (part @ weight + bias).numpy() for split, part in parts.items()}
-    held = [name for name in labelled if name != "train"]
     return {name: {split: found[split] for split in held} for name, found in danger.items()}, chosen
