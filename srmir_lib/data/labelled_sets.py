@@ -16,6 +16,10 @@ from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
 
 
+FAR = 400
+"""Answers out of domain that are read, of each set: every so many of its file."""
+
+
 def labelled_answers(
     router: Router, data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.6, 0.15)
 ) -> tuple[DatasetDict, dict[str, int]]:
@@ -24,8 +28,8 @@ def labelled_answers(
     Splits train, validation and test, by prompt; the second value counts the answers left out because they stand in an
     earlier split word for word, by split. An answer in both sets is BeaverTails'. `category`: what the router says of
     the prompt, but one of its own harms where people named others; `kind`: the set it is from. Four splits more are for
-    evaluation alone: those of `public_sets.out_of_domain`, every tenth answer of gptfuzz, and of do_not_answer, of the
-    prompts that are held out for tests, the harmful answers with four others to each.
+    evaluation alone, of about `FAR` answers: those of `public_sets.out_of_domain`, gptfuzz, and of do_not_answer, of
+    the prompts that are held out for tests, the harmful answers with four others to each.
     """
     rows, seen = [], set()
     for name, answers in (
@@ -37,8 +41,9 @@ def labelled_answers(
             if text not in seen:
                 rows.append(row | {"kind": name, "group": text[0]})
             seen.add(text)
-    parts = split_by_group(rows, "group", fractions, seed) | out_of_domain(data_dir)
-    parts["gptfuzz"] = [row | {"group": row["prompt"], "kind": ""} for row in load_gptfuzz(data_dir)[::10]]
+    parts, far = split_by_group(rows, "group", fractions, seed), out_of_domain(data_dir)
+    far["gptfuzz"] = [row | {"group": row["prompt"], "kind": ""} for row in load_gptfuzz(data_dir)]
+    parts |= {name: answers[:: round(len(answers) / FAR)] for name, answers in far.items()}
     judged = [row for row in labelled_files.load_do_not_answer(data_dir) if held_out(row["prompt"])]
     unsafe, safe = ([row for row in judged if row["unsafe"] == kind] for kind in (1, 0))
     few = unsafe + random.Random(seed).sample(safe, min(4 * len(unsafe), len(safe)))

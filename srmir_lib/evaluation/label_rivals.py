@@ -26,8 +26,9 @@ def label_rivals(
 
     `one_model`: the set single_rm of `models`, which learned from the same pairs as the seven. `says`: the trunk's own
     answer to the `question` whether there is harm (`says_yes`). With the labels of the train split: `readouts`
-    (`learn_from_labels`) on six hidden states of the trunk, which are saved in `folder`, and logistic regression on the last of the layers that they chose (`states`) and on what the `reader`'s model makes of
-    prompt and answer (`encoder`). Without a trunk, as where an encoder has learned from these labels, there is nothing.
+    (`learn_from_labels`) on six hidden states of the trunk, which are saved in `folder`, and logistic regression on the
+    last of the layers that they chose (`states`) and on what the `reader`'s model makes of prompt and answer
+    (`encoder`). Without a trunk, as where an encoder has learned from these labels, there is nothing.
     """
     if trunk is None:
         return {}, {}
