@@ -15,7 +15,6 @@ from srmir_lib.data.public_sets import out_of_domain
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
 
-
 FAR = 400
 """Answers out of domain that are read, of each set: every so many of its file."""
 
