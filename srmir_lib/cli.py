@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     about = "towns, such as 7 or 110-114; docs/claims.md says which are for what, and which are used up"
     seeds.add_argument("--seeds", nargs="+", type=_towns, required=True, metavar="N", help=about)
     seeds.add_argument("--again", action="store_true", help="also what is on record with the same parameters")
+    about = "memory and time that a preset on a real model takes here, told before anything is loaded"
+    _command(commands, "plan", _plan, about)
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")
     about = "copy a finished preset, without weights, to outputs/reference, and write RESULTS.md from there"
@@ -164,6 +166,25 @@ def _seeds(options: argparse.Namespace) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    runner = Runner(options.preset)
+    tasks = runner.plan(runner.select(everything=True), check_inputs=False)
+    parameters = {task.name: task.parameters for task in tasks}
+    model = parameters.get("02_shadow_reward_models", {}).get("base_model", "")
+    if not model or parameters["02_shadow_reward_models"]["design"] == "pooled":
+        raise InputError(f"{options.preset}: no real causal model (base_model of 02) to plan for; see params/README.md")
+    from srmir_lib.models.loading import pick_device
+    from srmir_lib.runner import plan
+    from srmir_lib.runner.manifest import read_manifest
+    from srmir_lib.runner.smollm2 import NAME, smollm2
+
+    model = smollm2(runner.root / "outputs/.cache") if model == NAME else model
+    rows = plan.plan_of(parameters, model)
+    folder = runner.root / "outputs/reference" / options.preset
+    print(plan.told(rows, {name: run for name in parameters if (run := read_manifest(folder / name))}))
+    plan.check_fits(rows, plan.room(pick_device()))
 
 
 def _status(options: argparse.Namespace) -> None:
