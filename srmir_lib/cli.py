@@ -175,8 +175,8 @@ def _plan(options: argparse.Namespace) -> None:
     model = parameters.get("02_shadow_reward_models", {}).get("base_model", "")
     if not model or parameters["02_shadow_reward_models"]["design"] == "pooled":
         raise InputError(f"{options.preset}: no real causal model (base_model of 02) to plan for; see params/README.md")
+    from srmir_lib.models import plan
     from srmir_lib.models.loading import pick_device
-    from srmir_lib.runner import plan
     from srmir_lib.runner.manifest import read_manifest
     from srmir_lib.runner.smollm2 import NAME, smollm2
 

@@ -6,9 +6,9 @@ from conftest import write_tiny_model
 
 from srmir_lib.cli import main
 from srmir_lib.errors import InputError
+from srmir_lib.models import plan
 from srmir_lib.models.loading import load_policy
-from srmir_lib.runner import plan
-from srmir_lib.runner.plan import PROMPT, QUESTION, Size, Work, check_fits, plan_of, policy, size_of, told, training
+from srmir_lib.models.plan import PROMPT, QUESTION, Size, Work, check_fits, plan_of, policy, size_of, told, training
 from srmir_lib.runner.series import Runner
 
 SMALL = Size(weights=1000, layers=2, width=8, vocabulary=50, kv=32)
