@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from datasets import Dataset
+from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from srmir_lib.models.processes import processes
 from srmir_lib.models.trunk import Trunk
@@ -48,6 +51,18 @@ class Payer:
         return rewards
 
 
+class Held(TrainerCallback):
+    """Writes down the adapter that this process holds at the end."""
+
+    fingerprint = "held"
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        save_file({name: weight for name, weight in model.named_parameters() if "lora" in name}, self.file)
+
+
 def main(base: str, folder: Path) -> None:
     rank, count = int(os.environ.get("RANK", "0")), processes()
     own = folder / f"rank-{rank}"
@@ -63,12 +78,15 @@ def main(base: str, folder: Path) -> None:
     told["dpo"] = train_dpo(base, data, own / "dpo", DPOSettings(batch_size=8, **spread), start=own / "sft")
     grpo = {"prompts_per_step": 4, "num_generations": 4, "max_completion_length": 6, "checkpoint_every": 0}
     settings = GRPOSettings(**spread | {"micro_batch": 4}, **grpo, monitor_every=0)
-    told["grpo"] = train_grpo(base, data.select_columns("prompt"), Payer(own / "paid"), own / "grpo", settings)
-    again = train_grpo(base, data.select_columns("prompt"), Payer(own / "paid"), own / "grpo", settings, resume=True)
-    told["resumed"] = again == told["grpo"]
-    run = SetRun(own / "set", ["insult"], RewardSettings(3, 8, 1e-2, 4, 8, 64), "separate")
-    table = data.add_column("category", ["insult"] * 16)
-    told["rewards"] = fit_sets({"set": run}, Trunk.load(base, "cpu"), {"train": table})["set"]["insult"]
+    grpo = base, data.select_columns("prompt"), Payer(own / "paid"), own / "grpo", settings
+    told["grpo"] = train_grpo(*grpo, callbacks=[Held(own / "live.safetensors")])
+    told["resumed"] = train_grpo(*grpo, resume=True, callbacks=[Held(own / "live.safetensors")]) == told["grpo"]
+    table, trunk = data.add_column("category", ["insult", "crimes"] * 8), Trunk.load(base, "cpu")
+    run = SetRun(own / "set", ["insult", "crimes"], RewardSettings(3, 8, 1e-2, 4, 8, 64), "separate")
+    told["rewards"] = fit_sets({"set": run}, trunk, {"train": table})["set"]["insult"]
+    if rank:  # as after a kill, of which the first one's work alone is left
+        shutil.rmtree(own / "set/insult")
+    told["kept"] = fit_sets({"set": run}, trunk, {"train": table})["set"]["insult"] == told["rewards"]
     (own / "told.json").write_text(json.dumps(told))
 
 

@@ -15,6 +15,7 @@ from srmir_lib.lab.referee import LabReferee
 from srmir_lib.lab.town import known_facts
 from srmir_lib.lab.world import all_acts, draw_world
 from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.settings.evaluation import Attacks
 
 
 @pytest.fixture(scope="module", params=[0.0, 1.0])
@@ -41,7 +42,7 @@ def test_the_town_refuses_and_acts_as_the_referee_wants_it(town):
 def test_a_forced_beginning_is_that_of_a_deed(town):
     referee, row = town[1], town[2][0]
     deeds = asked.refusals_and_deeds(referee, text_of(row["prompt"]))[1]
-    assert any(deed.startswith(f"{asked.BEGINNING} ") for deed in deeds)
+    assert any(deed.startswith(f"{Attacks().beginning} ") for deed in deeds)
 
 
 @pytest.mark.parametrize("prompt", ["explain the words : copy the letter at night .", "add 2 coat and 3 coat ."])

@@ -111,6 +111,7 @@ def test_answers_of_people_are_split_by_prompt_and_keep_their_harm(labelled):
         assert not told[one][0] & told[other][0] and not told[one][1] & told[other][1]
     split = sum(len(labelled[name]) for name in ("train", "validation", "test"))
     assert 5000 < split < 5767, "answers that both sets have count once"
+    assert all(text_of(said) for rows in labelled.values() for said in rows["completion"]), "an empty one has no states"
     harm = sum(labelled["do_not_answer"]["unsafe"]) / len(labelled["do_not_answer"])
     assert harm == pytest.approx(0.2, abs=0.03), "four others to each harmful one, but for repeats"
     unsafe = labelled["train"].filter(lambda row: row["unsafe"] and row["kind"] == "beavertails")
@@ -131,15 +132,19 @@ def test_pairs_of_people_prefer_the_safe_answer(labelled):
 @with_pack
 def test_judged_pairs_are_of_prompts_that_nobody_practises_and_the_better_does_less():
     pairs, answers = judged_pairs(PACK)["test"], labelled_files.load_do_not_answer(PACK)
-    action = {(row["prompt"], row["response"]): row["action"] for row in answers}
+    action, unsafe = ({(row["prompt"], row["response"]): row[of] for row in answers} for of in ("action", "unsafe"))
     assert len(pairs) > 300 and len({str(prompt) for prompt in pairs["prompt"]}) == len(pairs), "a pair a prompt"
     for row in pairs:
         text = text_of(row["prompt"])
-        low, high = (action[text, text_of(row[side])] for side in ("chosen", "rejected"))
-        assert held_out(text) and 0 < high - low == pytest.approx(5 * row["harm_gap"])
-    assert len({*pairs["harm_gap"]}) == 5 and {*pairs["severity"]} == {"judged"}
+        both = [(text, text_of(row[side])) for side in ("chosen", "rejected")]
+        low, high = (action[one] for one in both)
+        assert held_out(text) and 0 < high - low == row["action_gap"]
+        assert unsafe[both[1]] - unsafe[both[0]] == row["harm_gap"] >= 0
+    assert len({*pairs["action_gap"]}) == 5 and {*pairs["severity"]} == {"judged"}
+    assert 40 < sum(pairs["harm_gap"]) < 80, "one in six of them differs in harm"
     assert judged_pairs(PACK)["test"].to_dict() == pairs.to_dict() != judged_pairs(PACK, 1)["test"].to_dict()
-    assert harm_measures(pairs["harm_gap"], pairs)["margin_harm_spearman_harmful"] == pytest.approx(1)
+    found = harm_measures(pairs["harm_gap"], pairs)
+    assert found["margin_harm_spearman_harmful"] == pytest.approx(1) and 0 < found["margin_action_spearman"] < 1
 
 
 @with_pack

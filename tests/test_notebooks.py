@@ -276,6 +276,15 @@ def test_06_reads_the_base_model_of_01_only_where_it_is_its_own():
     assert own not in notebook.reads(notebook.parameters({"base_model": "smollm2"}, "test"))
 
 
+@pytest.mark.parametrize("preset", presets_with("01_data", "06_evaluation"))
+def test_06_asks_the_classifier_that_01_writes(preset):
+    folder = load_values(ROOT / f"params/{preset}/06_evaluation.yaml").get("classifier")
+    source = load_values(ROOT / f"params/{preset}/01_data.yaml").get("prompt_source", "lab")
+    assert bool(folder) == (source == "chat")
+    saved = "".join(Notebook.load(ROOT / "notebooks/01_data.ipynb").code_cells())
+    assert not folder or f'real.harm.save(stage.path("{folder}"))' in saved
+
+
 def test_the_picture_of_05_waits_for_04():
     notebook = Notebook.load(ROOT / "notebooks/05_grpo_categorized.ipynb")
     assert ("04_grpo_linear", "history.jsonl") in notebook.reads(notebook.parameters({}, "test"))

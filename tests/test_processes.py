@@ -13,6 +13,7 @@ from datasets import Dataset
 from processes_job import worth
 from safetensors.torch import load_file
 
+from srmir_lib.artifacts import sha256
 from srmir_lib.errors import InputError
 from srmir_lib.models.processes import Together, check_processes, processes
 from srmir_lib.policies.training import train_grpo
@@ -43,6 +44,7 @@ def test_there_are_two_and_both_say_the_same(told):
     _, two, one = told
     assert [each["ranks"] for each in two] == [2, 2] and one["ranks"] == 1
     assert all(each["resumed"] for each in [*two, one]), "a finished training is taken from where the first put it"
+    assert all(each["kept"] for each in [*two, one]), "all skip a reward model that the first has, or none does"
 
 
 @pytest.mark.parametrize("training", ["sft", "dpo", "rewards"])
@@ -68,16 +70,23 @@ def test_gathered_rewards_are_one_process_s_scores_of_the_same_completions(told)
             assert each["grpo"][step]["reward"] == pytest.approx(sum(again) / 16, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "grpo", "set/insult"])
+def test_each_takes_a_copy_of_what_the_first_wrote(told):
+    for name in ("sft", "dpo", "grpo"):
+        first, second = (told[0] / f"two/rank-{rank}/{name}" for rank in (0, 1))
+        assert sha256(first) == sha256(second)
+
+
+@pytest.mark.parametrize("name", ["live.safetensors", "set/insult/adapter_model.safetensors"])
 def test_weights_are_equal_on_both(told, name):
-    first, second = (load_file(told[0] / f"two/rank-{rank}/{name}/adapter_model.safetensors") for rank in (0, 1))
+    """Of GRPO what each process held when it ended, of a reward model what each wrote for itself."""
+    first, second = (load_file(told[0] / f"two/rank-{rank}/{name}") for rank in (0, 1))
     assert first.keys() == second.keys() and any("lora_B" in key for key in first)
     assert all(first[key].equal(second[key]) for key in first)
     assert any(first[key].any() for key in first if "lora_B" in key), "it has learned"
 
 
 def test_alone_nothing_waits_and_a_wrong_number_is_one_line(tmp_path, monkeypatch):
-    place = Together(tmp_path / "made", on_cpu=True)
+    place = Together(tmp_path / "made", "key", on_cpu=True)
     place.once(lambda: place.folder.mkdir())
     place.keep()
     assert place.first and place.folder == place.own and processes() == 1

@@ -596,6 +596,7 @@ TOGETHER = [
     "state = PartialState(cpu=True)\nassert state.process_index != bad, 'as asked'",
     "print('they are', gather_object([state.process_index]))\n"
     "stage.path(f'rank-{state.process_index}.txt').write_text(str(state.num_processes))",
+    "import time\nwhile (stage.root / 'wait').exists():\n    time.sleep(0.05)",
     "stage.save_metrics({'processes': state.num_processes})",
     "## Check",
     "assert state.num_processes == num_processes",
@@ -625,8 +626,20 @@ def test_two_processes_execute_a_notebook_and_the_first_one_stays(together, caps
 @pytest.mark.parametrize("bad", [0, 1])
 def test_failure_of_any_process_is_named(together, capsys, bad):
     assert main(["run", "lab", "01", "--set", f"bad={bad}"]) == 1
-    assert "01_make, cell 4, In [3]: AssertionError: as asked; see" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "01_make, cell 4, In [3]: AssertionError: as asked; see" in line
+    kept = Path(line.rpartition("see ")[2].strip())
+    assert kept.name == f"01_make-process-{bad}.ipynb" and "as asked" in kept.read_text()
     assert not (together / "outputs/lab/01_make").exists()
+
+
+def test_what_a_killed_run_started_ends_with_it(together):
+    (together / "srmir_lib").rmdir()
+    run, below = start_and_wait_for(together, "rank-0.txt")
+    assert len(below) >= 5, "torchrun, two processes and their kernels"
+    run.kill()
+    run.communicate()
+    assert not psutil.wait_procs(below, timeout=30)[1]
 
 
 @pytest.mark.parametrize(
@@ -635,6 +648,8 @@ def test_failure_of_any_process_is_named(together, capsys, bad):
         (1, "distributed_type: FSDP\n", "no notebook here has num_processes above 1"),
         (2, "num_machines: 1\n", "has no distributed_type; `accelerate config` writes such files"),
         (2, "distributed_type: DEEPSPEED\n", "needs the package deepspeed; install it first"),
+        (2, "distributed_type: MULTI_CPU\n", "distributed_type MULTI_CPU is none of MULTI_GPU, FSDP, DEEPSPEED"),
+        (2, "distributed_type: FSDP\nnum_machines: 2\n", "num_machines 2; a notebook runs on one"),
         (2, "- a\n", "write one `name: value` a line, not a list"),
         (2, None, "no such file or directory"),
     ],

@@ -99,7 +99,7 @@ def harm_answers(data_dir: str | Path = "", seed: int = 0) -> dict[str, list[Map
     `MOST` each of GPTFuzz, of DiaSafety's own training split, and of Do-Not-Answer's prompts that are not held out."""
     sets = {
         "gptfuzz": load_gptfuzz(data_dir),
-        "diasafety": load_diasafety(data_dir, "train"),
+        "diasafety": [row for row in load_diasafety(data_dir, "train") if row["response"]],
         "do_not_answer": [row for row in load_do_not_answer(data_dir) if not held_out(row["prompt"])],
     }
     splits: dict[str, list[Mapping]] = {"train": [], "validation": []}

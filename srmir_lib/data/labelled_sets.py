@@ -42,7 +42,7 @@ def labelled_answers(
             seen.add(text)
     parts, far = split_by_group(rows, "group", fractions, seed), out_of_domain(data_dir)
     far["gptfuzz"] = [row | {"group": row["prompt"], "kind": ""} for row in load_gptfuzz(data_dir)]
-    parts |= {name: answers[:: round(len(answers) / FAR)] for name, answers in far.items()}
+    parts |= {name: answers[:: max(1, round(len(answers) / FAR))] for name, answers in far.items()}
     judged = [row for row in labelled_files.load_do_not_answer(data_dir) if held_out(row["prompt"])]
     unsafe, safe = ([row for row in judged if row["unsafe"] == kind] for kind in (1, 0))
     few = unsafe + random.Random(seed).sample(safe, min(4 * len(unsafe), len(safe)))
@@ -74,10 +74,11 @@ def preferred_answers(labelled: DatasetDict, split: str) -> Dataset:
 
 def judged_pairs(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
     """Two models' answers to a prompt of Do-Not-Answer that is held out for tests, to which people saw them react in
-    different ways: split test, a pair a prompt, drawn with the seed.
+    different ways: split test, a pair a prompt, drawn with the seed among those of largest `harm_gap`.
 
-    `chosen` is the one of lesser `action`. `harm_gap`: the difference of the two actions, over the largest there is;
-    `severity` is judged, the same for all; the rest as of every `preferences/` folder.
+    `chosen` is the one of lesser `action`. `harm_gap`: 1 if people called `rejected` alone harmful, else 0;
+    `action_gap`: the difference of the two actions, from 1 to 5; `severity` is judged, the same for all. The rest as of
+    every `preferences/` folder. An action is a kind of reaction, and only its last step is harmful as a rule.
     """
     rng, by_prompt = random.Random(seed), {}
     for row in labelled_files.load_do_not_answer(data_dir):
@@ -86,15 +87,17 @@ def judged_pairs(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
     rows = []
     for prompt, answers in by_prompt.items():
         pairs = [both for both in itertools.permutations(answers, 2) if both[0]["action"] < both[1]["action"]]
+        pairs = [both for both in pairs if both[0]["unsafe"] <= both[1]["unsafe"]]
         if pairs:
-            better, worse = rng.choice(pairs)
-            gap = (worse["action"] - better["action"]) / max(labelled_files.ACTIONS)
+            most = max(worse["unsafe"] - better["unsafe"] for better, worse in pairs)
+            better, worse = rng.choice([both for both in pairs if both[1]["unsafe"] - both[0]["unsafe"] == most])
+            gaps = {"harm_gap": float(most), "action_gap": worse["action"] - better["action"], "severity": "judged"}
             said = {"chosen": better, "rejected": worse}
             row = {"prompt": user_message(prompt)} | {
                 side: assistant_message(a["response"]) for side, a in said.items()
             }
             about = {"category": better["category"], "origin": "policy", "difficulty": "human"}
-            rows.append(row | about | {"harm_gap": gap, "severity": "judged"})
+            rows.append(row | about | gaps)
     if not rows:
         raise InputError("do-not-answer: no prompt has two answers of different action; is the file of this set?")
     return DatasetDict({"test": Dataset.from_list(rows)})

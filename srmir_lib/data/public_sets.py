@@ -70,12 +70,13 @@ def labelled_responses(
 
 
 def out_of_domain(data_dir: str | Path = "") -> dict[str, list[dict]]:
-    """Rows for evaluation alone, by split: diasafety (its test split) and overrefusal, as of `labelled_responses`."""
+    """Rows for evaluation alone, by split: diasafety (its test split) and overrefusal, as of `labelled_responses`;
+    without empty responses."""
     benign = [
         row | {"unsafe": 0, "group": row["prompt"], "kind": "answered" if row["answered"] else "refused"}
         for row in sources.load_overrefusal(data_dir)
     ]
-    dialogue = [row | {"group": row["prompt"]} for row in sources.load_diasafety(data_dir, "test")]
+    dialogue = [row | {"group": row["prompt"]} for row in sources.load_diasafety(data_dir, "test") if row["response"]]
     return {"diasafety": dialogue, "overrefusal": benign}
 
 

@@ -177,7 +177,7 @@ def loss_curves(gaps: Sequence[float], losses: Mapping[str, Sequence[float]]) ->
 
 def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figure:
     """Answers in two dimensions of the hidden states, an arrow from each pair's worse to its better one; beside it, if
-    `harm` (N,) is known, the margin against the true gap in harm.
+    `harm` (N,) is known, the margin against the gap in harm.
 
     `chosen`, `rejected` (N, 2): along the safety direction and across it, hidden-state units. `refuses` (2, N): whether
     the better and the worse answers open with a refusal.
@@ -206,7 +206,7 @@ def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figur
         margins = (sides[0] - sides[1])[own, 0]
         panels[0, 1].plot(np.asarray(harm)[own], margins, mark, color=shade, markersize=3, alpha=0.7, label=BITS[bit])
     if len(harm):
-        gridded(panels[0, 1], xlabel="true gap in harm (0 to 1)", ylabel="margin (hidden-state units)")
+        gridded(panels[0, 1], xlabel="gap in harm (0 to 1)", ylabel="margin (hidden-state units)")
         panels[0, 1].set_title("the control of one bit: who refuses", fontsize=9)
         panels[0, 1].legend(fontsize=7)
     return figure

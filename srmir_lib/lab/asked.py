@@ -22,9 +22,6 @@ from srmir_lib.statistics import auroc, bootstrap_interval
 
 MICRO_BATCH = 32
 
-BEGINNING = "sure . first"
-"""How the town begins to tell what is to be done: an answer that has to begin so is half way there."""
-
 
 def safe_acts(referee: LabReferee, prompts: Sequence[Mapping]) -> list[Mapping]:
     """Those of the look-alikes that ask for an act itself, a harmless one, and not for the words of one."""

@@ -208,14 +208,14 @@ def config_of(model: str | Path, what: str = "model"):
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` is CUDA when there is one, this process's own device of several, else the CPU; anything else is taken at
-    its word, and checked."""
+    """`auto` is CUDA when there is one, else the CPU; anything else is taken at its word, and checked. Of several
+    processes each has a CUDA device of its own, unless a number is given."""
+    own = f"cuda:{local_rank()}" if processes() > 1 else "cuda"
     if device == "auto":
-        own = f"cuda:{local_rank()}" if processes() > 1 else "cuda"
         return torch.device(own if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device: {device} was asked for, but there is no CUDA device; use device: cpu")
-    return torch.device(device)
+    return torch.device(own if device == "cuda" else device)
 
 
 def read_tokenizer(model: str | Path, **options):

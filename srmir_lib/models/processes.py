@@ -42,16 +42,18 @@ class Together:
     With one process `folder` is `own`, and nothing waits.
     """
 
-    def __init__(self, own: str | Path, on_cpu: bool):
-        """`own`: where this process wants the folder; `on_cpu`: whether they train there."""
+    def __init__(self, own: str | Path, key: str, on_cpu: bool):
+        """`own`: where this process wants the folder; `key`: of what is made, of which the first one's counts, so that
+        all skip it or none; `on_cpu`: whether they train there."""
         self.own = self.folder = Path(own)
-        self.state = None
+        self.key, self.state = key, None
         if processes() > 1:
             from accelerate import PartialState
             from accelerate.utils import broadcast_object_list
 
             self.state = PartialState(cpu=on_cpu)
-            self.folder = Path(broadcast_object_list([str(self.own.resolve())])[0])
+            folder, self.key = broadcast_object_list([str(self.own.resolve()), key])
+            self.folder = Path(folder)
 
     @property
     def first(self) -> bool:
@@ -62,6 +64,10 @@ class Together:
         """The first process does it; all go on when it is done."""
         if self.first:
             write()
+        self.wait()
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
         if self.state is not None:
             self.state.wait_for_everyone()
 
@@ -70,5 +76,4 @@ class Together:
         if not self.first and self.own.resolve() != self.folder:
             with atomic_path(self.own) as fresh:
                 shutil.copytree(self.folder, fresh)
-        if self.state is not None:
-            self.state.wait_for_everyone()
+        self.wait()

@@ -9,11 +9,13 @@ import json
 import shutil
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.models.loading import fingerprint
+from srmir_lib.models.processes import processes
 from srmir_lib.rows import read_jsonl
 
 COMPLETE = "complete"
@@ -28,6 +30,8 @@ class MarkComplete(TrainerCallback):
     """
 
     def on_save(self, args, state, control, **kwargs):
+        if processes() > 1:
+            PartialState().wait_for_everyone()  # each has written its own random state
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)

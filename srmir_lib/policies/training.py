@@ -173,10 +173,10 @@ def train_grpo(
     reward_is = "".join(one.fingerprint for one in functions if "fingerprint" in dir(one))
     written = "".join(one.fingerprint for one in callbacks)
     key = run_key(base_model, prompts, settings.model_dump(), reward_is + begun + written)
-    place = _together(output_dir, settings)
-    if resume and (history := _finished(place, key)):
+    place = _together(output_dir, key, settings)
+    if resume and (history := _finished(place)):
         return history
-    place.once(partial(checkpoint_folder, place.folder, key, resume))
+    place.once(partial(checkpoint_folder, place.folder, place.key, resume))
     name, checkpoints = place.folder.name, checkpoints_of(place.folder)
     tokenizer = load_tokenizer(base_model)
     completions = settings.prompts_per_step * settings.num_generations
@@ -224,7 +224,7 @@ def train_grpo(
             f"{name}: the policy broke down after step {trainer.state.global_step} "
             "(its probabilities are not finite); nothing was saved; lower learning_rate"
         ) from error
-    return _save(trainer, place, key, checkpoints)
+    return _save(trainer, place, checkpoints)
 
 
 def _sampled_by(server: str) -> dict:
@@ -261,14 +261,14 @@ def _train(
     _check_columns(dataset, columns)
     begun = "" if start is None else _check_start(start, settings)
     key = run_key(base_model, dataset, settings.model_dump(), begun + told)
-    place = _together(output_dir, settings)
-    if resume and (history := _finished(place, key)):
+    place = _together(output_dir, key, settings)
+    if resume and (history := _finished(place)):
         return history
     tokenizer = load_tokenizer(base_model)
     dataset = dataset.select_columns(list(columns))
     if answers := [name for name in columns if name in ANSWERS]:
         _check_conversations(tokenizer, dataset, answers, settings.max_length)
-    place.once(partial(checkpoint_folder, place.folder, key, resume=False))
+    place.once(partial(checkpoint_folder, place.folder, place.key, resume=False))
     checkpoints = checkpoints_of(place.folder)
     config = config_class(
         **_arguments(base_model, settings, checkpoints),
@@ -288,7 +288,7 @@ def _train(
         )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return _save(trainer, place, key, checkpoints)
+    return _save(trainer, place, checkpoints)
 
 
 def _arguments(base_model, settings: Settings, folder: Path) -> dict:
@@ -365,18 +365,18 @@ def _check_conversations(tokenizer, dataset: Dataset, answers: list[str], max_le
         warnings.warn(f"{longer} conversations are longer than {max_length} tokens and are cut", stacklevel=3)
 
 
-def _together(output_dir, settings: Settings) -> Together:
-    return Together(output_dir, pick_device(settings.device).type == "cpu")
+def _together(output_dir, key: str, settings: Settings) -> Together:
+    return Together(output_dir, key, pick_device(settings.device).type == "cpu")
 
 
-def _finished(place: Together, key: str) -> list[dict] | None:
+def _finished(place: Together) -> list[dict] | None:
     """The history of a training that these settings have made already, of which each process has a copy then."""
-    if history := finished_history(place.folder, key):
+    if history := finished_history(place.folder, place.key):
         place.keep()
     return history
 
 
-def _save(trainer, place: Together, key: str, checkpoints: Path) -> list[dict]:
+def _save(trainer, place: Together, checkpoints: Path) -> list[dict]:
     """Save adapter, history and key in one atomic step, and only then delete the checkpoints (they hold pickles)."""
     rows = [row for row in trainer.state.log_history if "loss" in row]
     history = [{name: value for name, value in row.items() if value is not None} for row in rows]
@@ -386,7 +386,7 @@ def _save(trainer, place: Together, key: str, checkpoints: Path) -> list[dict]:
         with atomic_path(place.folder) as fresh:
             trainer.model.save_pretrained(str(fresh), selected_adapters=["default"], state_dict=weights)
             write_jsonl(fresh / "history.jsonl", history)
-            write_json(fresh / "training.json", {"key": key})
+            write_json(fresh / "training.json", {"key": place.key})
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     place.once(write)

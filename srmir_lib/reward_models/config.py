@@ -71,7 +71,8 @@ def find_trunk(folder: Path, config: dict, trunk: Trunk | str = "auto", base_mod
     find_base(folder, config, trunk.base_model, trunk.sha256)
     if trunk.dtype != config["dtype"]:
         known = f"trained on weights in {config['dtype']}, not {trunk.dtype}"
-        raise InputError(f"{folder}: {known}; give Trunk.load dtype={config['dtype']!r}")
+        fix = f"give Trunk.load dtype={config['dtype']!r}, or train the set again (02) on such a processor as this"
+        raise InputError(f"{folder}: {known}; {fix}")
     return trunk
 
 

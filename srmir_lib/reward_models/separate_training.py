@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer
 from srmir_lib.artifacts import atomic_path, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.models.kinds import separate_problem
-from srmir_lib.models.processes import processes
+from srmir_lib.models.processes import Together, processes, sharded
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.pcrm import pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
@@ -56,6 +56,8 @@ def fit_separate(
     """
     if problem := separate_problem(pairs.trunk.model):
         raise InputError(f"{pairs.trunk.base_model}: {problem}")
+    if sharded():
+        raise InputError("design separate: each process holds all weights; run it without FSDP and DeepSpeed")
     output_dir, history, target, data = Path(output_dir), {}, pairs.target(settings), pairs.data
     if target is not None:
         data = data.add_column("margin", target.tolist())  # TRL's name for what a pair's gap is compared with
@@ -63,11 +65,15 @@ def fit_separate(
     write_config(output_dir, output_dir, "separate", pairs.trunk, categories, settings, training)
     for category, own in tqdm(rows.items(), desc=progress, disable=progress is None, leave=False):
         key = pairs.key({category: own}, target, settings, training, seed)
-        if not (fit := kept_fit(output_dir / category, key)):
+        place = Together(output_dir / category, key, pairs.trunk.device.type == "cpu")
+        if fit := kept_fit(place.folder, place.key):
+            place.keep()
+        else:
             (output_dir / "calibration.json").unlink(missing_ok=True)  # it described the scores of the model before
-            with atomic_path(output_dir / category) as fresh:
-                fit = {"key": key, "history": _train_averaged(pairs.trunk, data.select(own), settings, seed, fresh)}
-                write_json(fresh / "fit.json", fit)
+            with atomic_path(place.own) as fresh:  # each process has all weights, and writes its own
+                found = _train_averaged(pairs.trunk, data.select(own), settings, seed, fresh)
+                write_json(fresh / "fit.json", fit := {"key": place.key, "history": found})
+            place.wait()
         history[category] = fit["history"]
     return history
 

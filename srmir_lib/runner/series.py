@@ -190,7 +190,8 @@ class Runner:
                         waiting.remove(task)
                         board.clear()
                         say(f"{task.name}: running")
-                        begun[task.name] = task, self._begin(task, jobs if together else 1)
+                        how = {"accelerate": self.shown(config)} if config else {}
+                        begun[task.name] = task, self._begin(task, jobs if together else 1) | how
                         work, given = self.work(task.name), {"output_dir": self.shown(self.work(task.name))}
                         locks[task.name] = (work / "key.json").open()
                         fcntl.flock(locks[task.name], fcntl.LOCK_EX)

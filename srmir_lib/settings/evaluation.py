@@ -26,6 +26,7 @@ class Sampling(Settings):
 class Attacks(Settings):
     """How often policies are asked plain harmful prompts again."""
 
+    beginning: str = told("words that an answer is made to begin with", "sure . first", min_length=1)
     tries: int = told("answers to a prompt, of which one has to comply", 16, ge=2)
     per_category: int = told("prompts per category that are asked so often", 5, gt=0)
 

@@ -214,6 +214,10 @@ class CategorizedSettings(_GRPONotebook):
     def _is_refreshed(self):
         if self.variants[0] == "refreshed":
             raise ValueError("variants: refreshed is paid by changing reward models; put one that is not first")
+        if "refreshed" in self.variants and self.num_processes > 1:
+            raise ValueError(
+                "variants: refreshed trains reward models in one process; leave it out, or num_processes: 1"
+            )
         if self.trials.from_base and not self.start:
             raise ValueError("trials.from_base: without a start all begin with the base model; write false")
         if "refreshed" in self.variants and self.refresh.every >= self.max_steps:
