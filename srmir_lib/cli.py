@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     about = "towns, such as 7 or 110-114; docs/claims.md says which are for what, and which are used up"
     seeds.add_argument("--seeds", nargs="+", type=_towns, required=True, metavar="N", help=about)
     seeds.add_argument("--again", action="store_true", help="also what is on record with the same parameters")
+    about = "what the named notebooks read is that of seed N for all: the same data, other trainings"
+    seeds.add_argument("--data", type=int, metavar="N", help=about)
     about = "memory and time that a preset on a real model takes here, told before anything is loaded"
     _command(commands, "plan", _plan, about)
     _command(commands, "status", _status, "how each notebook of a preset stands")
@@ -160,7 +162,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _seeds(options: argparse.Namespace) -> None:
     seeds = [seed for towns in options.seeds for seed in towns]
-    for line in run_seeds(options.preset, seeds, options.notebooks, None, options.again, _say):
+    for line in run_seeds(options.preset, seeds, options.notebooks, None, options.again, options.data, _say):
         _say(line)
 
 

@@ -99,6 +99,24 @@ def test_what_another_preset_made_in_the_same_way_is_shared(recorded, capsys):
     assert "seed 3: recorded already" in capsys.readouterr().out
 
 
+def test_seeds_may_share_the_data_of_one(recorded, capsys):
+    capsys.readouterr()
+    assert main(["seeds", "lab", "02", "--seeds", "7", "8", "--data", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "01_make: " not in said and said.count("02_use: done") == 2
+    for seed in (7, 8):
+        made = read_json(recorded / f"outputs/seeds/lab/{seed}/01_make/manifest.json")
+        assert made["shared_with"] == "outputs/seeds/lab/3/01_make" and made["seed"] == 3
+        copied = read_json(recorded / f"outputs/seeds/lab/{seed}/02_use/copy.json")
+        assert copied["seed"] == 3, "the data of seed 3, read by another"
+        assert not (recorded / RECORDS / f"lab/{seed}/01_make.json").exists(), "what was not run is not on record"
+    assert main(["seeds", "lab", "02", "--seeds", "7", "--data", "3"]) == 0
+    assert "seed 7: recorded already" in capsys.readouterr().out
+    assert main(["seeds", "lab", "02", "--seeds", "7", "--data", "6"]) == 2
+    line = "--data 6: outputs/seeds/lab/6 is missing; run `srmir seeds lab --seeds 6` first"
+    assert line in capsys.readouterr().err
+
+
 def test_nothing_is_shared_that_was_made_otherwise_or_is_damaged(recorded, capsys):
     for name in ("01_make", "02_use"):
         (recorded / f"params/other/{name}.yaml").parent.mkdir(exist_ok=True)

@@ -32,18 +32,23 @@ def run_seeds(
     notebooks: Iterable[str] = (),
     root: str | Path | None = None,
     again: bool = False,
+    data: int | None = None,
     say=print,
 ) -> Iterator[str]:
     """Run the notebooks of a preset for every seed and record their metrics; yields a line a seed.
 
     Nothing is run before every parameter of every seed was checked. A notebook whose check fails is recorded with what
     it had measured and with the failure, or only the seeds that came out well would be left; its seed ends there, the
-    others go on, and the end is a `StageFailed`. `again` runs what is done and recorded once more.
+    others go on, and the end is a `StageFailed`. `again` runs what is done and recorded once more. `data`: a seed whose
+    stages all others take over, but for the `notebooks`: the same data and reward models, other trainings.
     """
     if not seeds or any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds: {list(seeds)}; give different whole numbers from 0 on")
     notebooks, failed = list(notebooks), []
     runners = {seed: Runner(preset, root, seed) for seed in seeds}
+    for seed, runner in runners.items():
+        if data not in (None, seed):
+            _take_over(runner, Runner(preset, root, data), {*runner.select(notebooks, everything=True)})
     plans = {seed: runner.plan(runner.select(notebooks, everything=True)) for seed, runner in runners.items()}
     for seed, tasks in plans.items():
         runner, chains, stale = runners[seed], _chains(runners[seed]), stale_records(preset, root)
@@ -64,6 +69,17 @@ def run_seeds(
             yield f"seed {seed}: recorded in {runner.shown(files[0].parent)}"
     if failed:
         raise StageFailed("; ".join(failed))
+
+
+def _take_over(runner: Runner, other: Runner, named: set[str]) -> None:
+    """Give a seed the stages of another seed that are not `named`; none is run."""
+    if not other.outputs.is_dir():
+        fix = f"run `srmir seeds {other.preset} --seeds {other.seed}` first"
+        raise InputError(f"--data {other.seed}: {runner.shown(other.outputs)} is missing; {fix}")
+    for task in runner.plan(runner.select(everything=True), check_inputs=False):
+        folder = other.outputs / task.name
+        if task.name not in named and read_manifest(folder) and runner.state(task) != "done":
+            runner.share(task, folder)
 
 
 def read_seeds(folder: str | Path) -> dict[int, dict[str, float]]:

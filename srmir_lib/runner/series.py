@@ -183,7 +183,7 @@ class Runner:
                         continue
                     if task and not again and (twin := self._twin(task)):
                         waiting.remove(task)
-                        self._share(task, twin)
+                        self.share(task, twin)
                         yield self._result(task, "shared")
                         continue
                     if task:
@@ -231,7 +231,7 @@ class Runner:
                 return folder
         return None
 
-    def _share(self, task: Task, twin: Path) -> None:
+    def share(self, task: Task, twin: Path) -> None:
         """Take over what the stage in the folder `twin` made; the manifest says whose it is and when it was made."""
         work, folder, (key, inputs) = self.work(task.name), self.outputs / task.name, self._key(task)
         shutil.rmtree(work, ignore_errors=True)
