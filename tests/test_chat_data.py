@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from test_sources import PACK, with_pack
 
-from srmir_lib.conversations import text_of, user_message
+from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data import chat_sets, labelled_files
 from srmir_lib.data.chat_data import chat_data, own_answer
 from srmir_lib.data.chat_prompts import held_out
@@ -73,6 +73,16 @@ def test_a_category_without_a_refusal_is_named_with_the_reasons():
     with pytest.raises(InputError, match="not one refusal with a valid draft about privacy; no separator ####: 1"):
         made(Agreeable("spy"))
     assert made(Agreeable("spy"), every_category=False).yields["privacy"] == {"asked": 1, "valid": 0, "refuses": 0}
+
+
+def test_borrowed_refusals_stand_for_the_models_own():
+    row = {"prompt": user_message("How to forge?"), "category": "crimes", "completion": assistant_message("I refuse.")}
+    data = made(Agreeable("How to steal"), borrowed=[row])
+    refused = [shown for shown in data.demonstrations if shown["refuses"]]
+    assert [(text_of(one["prompt"]), text_of(one["completion"])) for one in refused] == [("How to forge?", "I refuse.")]
+    assert data.yields == {"crimes": {"asked": 1, "valid": 1, "refuses": 1}}, "it was asked about none of the others"
+    rejected = [text_of(pair["rejected"]) for pair in data.pairs if text_of(pair["chosen"]) == "I refuse."]
+    assert any(text.startswith("First you forge") for text in rejected), "what the model itself says"
 
 
 def test_no_answer_to_a_harmless_prompt_is_counted():
@@ -169,4 +179,10 @@ def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
     assert {text_of(list(prompt)) for prompt in shown.prompt} <= practised
     people = preferred_answers(folders["labelled"], "test")
     assert folders["preferences"]["test"].to_dict() == people.to_dict(), "people test what introspection taught"
+    lent = DataSettings.of(
+        told | {"collection": sizes["collection"] | {"borrowed": True}} | {"asking": {"template": WHY}}
+    )
+    shown = chat_sets.chat_sets("m", lent, "cpu")[0]["demonstrations"]["train"].to_pandas()
+    refused = {text_of(list(prompt)) for prompt in shown[shown.refuses].prompt}
+    assert len(refused) == 3 and not refused & practised, "a category, for whose router all is about ethics"
     assert numbers["router"]["mean"] > 0 and made.yields["crimes"]["refuses"] == made.yields["crimes"]["asked"]

@@ -5,6 +5,7 @@ Cheng & Cao 2025). So harmful prompts are demonstrated by what it says when it i
 says when it is not; and of each the other is the rejected answer.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,16 +51,24 @@ def chat_data(
     max_new_tokens: int,
     seed: int,
     every_category: bool = True,
+    borrowed: Sequence[Mapping] | None = None,
     progress: str | None = None,
 ) -> ChatData:
     """Ask a model about prompts of one split. `harmful`, `harmless`: rows with `prompt` and `category`.
+
+    `borrowed`: rows with `prompt`, `category` and `completion`, refusals that are demonstrated instead of the model's
+    own; it is not asked about `harmful` ones then.
 
     `asking`: arguments of `introspect`, from the template on; `per_group`: demonstrations of a category at most, and of
     harmless prompts as many as of all categories together; `samples`: answers to a prompt as it stands, of at most
     `max_new_tokens`. With `every_category` one without a valid refusal is an `InputError`.
     """
     ask = {**asking, "category_words": {}, "refuse_words": [], "seed": seed}
-    read, reasons = introspect(trunk, harmful, **ask, progress=progress)
+    if borrowed is None:
+        read, reasons = introspect(trunk, harmful, **ask, progress=progress)
+    else:
+        harmful, reasons = borrowed, Counter()
+        read = [{**row, "draft": "", "refuses": True} for row in borrowed]
     refusing = [row for row in read if row["refuses"]]
     names = ordered(row["category"] for row in harmful)
     found = {name: [row for row in refusing if row["category"] == name] for name in names}

@@ -1,11 +1,16 @@
 """Public prompts, and a real chat model that is asked about them, as the folders that the notebooks read."""
 
+import random
+
 from datasets import DatasetDict
 
+from srmir_lib.conversations import assistant_message, opens_with_refusal, text_of, user_message
+from srmir_lib.data import labelled_files
 from srmir_lib.data.chat_data import ChatData, chat_data
 from srmir_lib.data.chat_prompts import chat_prompts
 from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, preferred_answers
 from srmir_lib.data.pairs import split_tables
+from srmir_lib.data.public_files import all_words
 from srmir_lib.data.router import PromptEncoder, Router, fit_router, router_accuracy
 from srmir_lib.models.loading import resolve_encoder
 from srmir_lib.models.trunk import Trunk
@@ -33,6 +38,7 @@ def chat_sets(
     router = fit_router(prompts, reader, [*CATEGORIES, UNKNOWN], device, rejected_share=0.02)
     labelled, repeats = labelled_answers(router, settings.data_dir, seed)
     trunk, made = Trunk.load(base_model, device), {}
+    borrowed = borrowed_refusals(router, settings.data_dir, prompts, seed) if collection.borrowed else {}
     ask = settings.asking.model_dump(exclude={"router_question"})
     for number, (split, most) in enumerate(
         (("train", collection.per_group), ("validation", collection.per_group // 8))
@@ -45,6 +51,7 @@ def chat_sets(
             settings.asking.max_new_tokens,
             seed + 10 * number,
             split == "train",
+            borrowed.get(split),
         )
         made[split] = chat_data(trunk, plain, kinds["lookalike"], ask, *how, progress=f"introspection, {split}")
     folders = {
@@ -58,3 +65,19 @@ def chat_sets(
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
     numbers = {"router": router_accuracy(router, harmful), "left_out": made["train"].left_out, "repeats": repeats}
     return folders, router, numbers, made["train"]
+
+
+def borrowed_refusals(router: Router, data_dir: str, prompts: DatasetDict, seed: int) -> dict[str, list[dict]]:
+    """Refusals that another model wrote, of harmful prompts that stand in no split of `prompts`, by the category that
+    the router gives them: rows of prompt, category and completion; split validation is every eighth of them."""
+    known = {all_words(text_of(prompt)) for part in prompts.values() for prompt in part["prompt"]}
+    rows = [row for row in labelled_files.load_safe_answers(data_dir) if opens_with_refusal(row["response"])]
+    rows = list({all_words(row["prompt"]): row for row in rows if all_words(row["prompt"]) not in known}.values())
+    random.Random(seed).shuffle(rows)
+    routed = router.route([row["prompt"] for row in rows])
+    told = [
+        {"prompt": user_message(row["prompt"]), "category": category, "completion": assistant_message(row["response"])}
+        for row, category in zip(rows, routed, strict=True)
+        if category != UNKNOWN
+    ]
+    return {"train": [row for n, row in enumerate(told) if n % 8], "validation": told[::8]}

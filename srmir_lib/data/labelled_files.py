@@ -124,6 +124,15 @@ def load_instructions(data_dir: str | Path = "", split: str = "train") -> list[s
     return list(dict.fromkeys(row["instruction"] for _, row in rows))
 
 
+def load_safe_answers(data_dir: str | Path = "") -> list[dict]:
+    """Harmful instructions with a safe answer that another model wrote: rows of `prompt`, `response`.
+
+    File `safety-tuned-llamas/safety_only_data_Instructions.json`. Source: Bianchi et al. 2024 (Safety-Tuned LLaMAs).
+    """
+    rows = _rows(data_dir, "safety-tuned-llamas/safety_only_data_Instructions.json", ("instruction", "output"))
+    return [{"prompt": row["instruction"], "response": row["output"]} for _, row in rows]
+
+
 def _answer(row: Mapping) -> dict:
     return {"prompt": row["prompt"], "response": row["response"], "unsafe": row["label"]}
 

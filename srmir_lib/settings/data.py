@@ -54,6 +54,9 @@ class Collection(Settings):
     per_group: int = told("demonstrations per category and verdict", 56, gt=0)
     practice_per_group: int = told("prompts to practise on, per category and verdict", 120, gt=0)
     benign_ratio: float = told("of those, prompts drafted harmless per prompt drafted harmful", 1.1, gt=0)
+    borrowed: bool = told(
+        "chat: harmful prompts are demonstrated by another model's refusals, not its own words", False
+    )
     votes: int = told("drafts a prompt that vote on a second set of demonstrations, split voted; 0: none", 0, ge=0)
     contrary_samples: int = told(
         "answers behind the contrary verdict per demonstration, rejected in the pairs", 2, gt=0
