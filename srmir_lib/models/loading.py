@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from srmir_lib.artifacts import as_written, read_json, sha256
 from srmir_lib.errors import InputError
+from srmir_lib.models.attention import decode_by_groups
 from srmir_lib.models.kinds import is_causal, margins_problem, tokenizer_problem
 from srmir_lib.models.processes import local_rank, processes
 
@@ -243,6 +244,8 @@ def load_policy(model: str | Path, device: str = "auto", dtype: str = "", adapte
     place, dtype = pick_device(device), getattr(torch, dtype or precision(model, device))
     with expecting("causal language model", model):
         policy = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype).to(place).eval()
+        if place.type == "cpu":
+            decode_by_groups(policy)
         try_out(policy)
     if adapter is not None:
         policy = with_adapter(policy, adapter)
