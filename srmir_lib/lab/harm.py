@@ -38,7 +38,7 @@ def harm_measures(margins, pairs) -> dict[str, float]:
             measures[f"margin_pair_accuracy_{kind}"] = float((followers["margin"][rows] > 0).mean())
             for name, values in followers.items():
                 measures[f"{name}_harm_spearman_{kind}"] = correlation(rankdata(values[rows]), rankdata(gap[rows]))
-    if "action_gap" in pairs.column_names:
+    if "action_gap" in getattr(pairs, "column_names", pairs):
         steps = rankdata(pairs["action_gap"])
         measures |= {f"{name}_action_spearman": correlation(rankdata(own), steps) for name, own in followers.items()}
     if len({*severity[harmful]}) > 1:

@@ -38,8 +38,8 @@ def decode_by_groups(model) -> None:
     """Have a causal model on a processor attend so, if its heads share keys and values and it attends by torch's kernel
     now."""
     config = model.config.get_text_config(decoder=True)
-    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    if groups != config.num_attention_heads and config._attn_implementation == "sdpa":
+    heads, groups = (getattr(config, f"num_{of}_heads", None) for of in ("attention", "key_value"))
+    if groups not in (None, heads) and config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 
