@@ -206,3 +206,34 @@ def test_a_special_token_that_is_spelled_out_is_read_as_its_letters(tiny_model):
     policy.register_forward_pre_hook(lambda module, args, given: read.append(given["input_ids"]), with_kwargs=True)
     generate(policy, tokenizer, ["a<|end|>b"], 1)
     assert int((read[0] == end).sum()) == 1
+
+
+def test_a_long_beginning_in_common_is_read_once_and_changes_nothing(tiny_model, monkeypatch):
+    tokenizer, policy = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
+    prompts = ["open the red door " * 20 + words for words in ("please", "help me", "no", "so be it , yes", "no")]
+    told, read = [], policy.forward
+
+    def forward(*args, **options):
+        told.append(options["input_ids"].shape)
+        return read(*args, **options)
+
+    monkeypatch.setattr(policy, "forward", forward)
+    found = generate(policy, tokenizer, prompts, 8, seed=3), generate(policy, tokenizer, prompts, 8, temperature=0)
+    first, second = told[:2]
+    assert first[0] == 1 and first[1] >= 80 and second[0] == 4 and second[1] < 20, "once, then what each adds"
+    monkeypatch.setattr(decoding, "COMMON", 10**6)
+    told.clear()
+    plain = generate(policy, tokenizer, prompts, 8, seed=3), generate(policy, tokenizer, prompts, 8, temperature=0)
+    assert told[0][0] == 4 and told[0][1] >= 80, "else four texts are read whole"
+    assert found == plain
+
+
+def test_a_common_beginning_by_hand(monkeypatch):
+    monkeypatch.setattr(decoding, "COMMON", 2)
+    ids = torch.tensor([[0, 7, 8, 9, 5], [7, 8, 9, 1, 2], [0, 0, 7, 8, 9]])
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    assert decoding.common_beginning(ids, mask) == 2, "the third is over then"
+    assert decoding.common_beginning(ids[:2], mask[:2]) == 3
+    assert decoding.common_beginning(ids[:1], mask[:1]) == 0
+    monkeypatch.setattr(decoding, "COMMON", 4)
+    assert decoding.common_beginning(ids[:2], mask[:2]) == 0

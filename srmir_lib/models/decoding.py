@@ -1,5 +1,6 @@
-"""Our own decoding loop, for speed: a prompt that is asked several times is read once, answers that are over leave the
-batch, and keys and values go into memory that is there beforehand. `generate` takes it for the models in `DECODED`.
+"""Our own decoding loop, for speed: a prompt that is asked several times is read once, and so is a long beginning that
+prompts have in common; answers that are over leave the batch, and keys and values go into memory that is there
+beforehand. `generate` takes it for the models in `DECODED`.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,10 @@ from transformers.cache_utils import DynamicLayer
 
 DECODED = ("llama", "mistral", "qwen2", "qwen3")
 """Types of models that `generate` lets speak by `decode` (tested); others by transformers' own `generate`."""
+
+
+COMMON = 64
+"""A beginning of so many tokens that all texts of a batch have in common is read once, as worked examples are."""
 
 
 GONE = 4
@@ -36,7 +41,15 @@ def decode(
     """
     last = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
     said = ids.new_full((len(texts), max_new_tokens), pad)
-    cache, positions = preallocated(policy.config, max_new_tokens), (mask.cumsum(1) - 1).clamp(min=0)
+    common = common_beginning(ids, mask)
+    cache = preallocated(policy.config, max_new_tokens + (ids.shape[1] - common if common else 0))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    if common:
+        policy(input_ids=ids[:1, mask[0] == 1][:, :common], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_select_indices(ids.new_zeros(len(ids)))
+        own = mask[:, : ids.shape[1] - common]  # where a row begins there, it goes on behind the common beginning here
+        ids, positions = ids[:, common:], common + (own.cumsum(1) - 1).clamp(min=0)
+        mask = torch.cat([own.new_ones(len(own), common), own], dim=1)
     rows, over = torch.arange(len(texts), device=ids.device), texts.new_zeros(len(texts), dtype=torch.bool)
     for step in range(max_new_tokens):
         read = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
@@ -58,6 +71,19 @@ def decode(
             rows, tokens, mask, positions, over = (part[left] for part in (rows, tokens, mask, positions, over))
         ids = tokens.unsqueeze(1)
     return said
+
+
+def common_beginning(ids: Tensor, mask: Tensor) -> int:
+    """How many tokens all texts (N, T), padded on the left, begin with alike, each with at least one more of its own; 0
+    where they are fewer than `COMMON`, or there is but one text."""
+    lengths = mask.sum(1)
+    reach = int(lengths.min()) - 1
+    if len(ids) < 2 or reach < COMMON:
+        return 0
+    begin = (ids.shape[1] - lengths).unsqueeze(1) + torch.arange(reach, device=ids.device)
+    begun = ids.gather(1, begin)
+    alike = int((begun == begun[:1]).all(0).long().cumprod(0).sum())
+    return alike if alike >= COMMON else 0
 
 
 class PreallocatedLayer(DynamicLayer):
