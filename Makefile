@@ -42,7 +42,7 @@ realdata: $(READY)  ## 01-03 on public data in the folder SRMIR_DATA
 everything: $(READY)  ## lab, and the appendices A1-A8
 	@$(BIN)/srmir run lab --all --jobs $(JOBS)
 
-claims: $(READY)  ## what the records of `srmir seeds` say of each claim (A6); at present there are none
+claims: $(READY)  ## what the records of `srmir seeds` say of each claim (A6)
 	@$(BIN)/srmir run lab A6
 
 report: $(READY)  ## write the HTML report of PRESET (lab) again
