@@ -26,7 +26,12 @@ def run(folder: Path, model: Path, count: int) -> list[dict]:
     """What each of `count` processes says of its trainings."""
     alone = [sys.executable, str(JOB)]
     many = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(JOB)]
-    here = {"PYTHONPATH": str(JOB.parents[1]), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    here = {
+        "PYTHONPATH": str(JOB.parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     command = [*(alone if count == 1 else many), str(model), str(folder)]
     done = subprocess.run(command, env=os.environ | here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -79,6 +79,8 @@ def launch(
         told = {"notebook": str(notebook), "executed": str(executed), "parameters": parameters, "root": str(root)}
         write_json(job, told | {"cells": watch.cells, "runner": os.getpid()})
         each = {"OMP_NUM_THREADS": str(max(1, cores() // parameters["num_processes"]))}  # else torchrun sets it to one
+        if sys.platform == "linux":
+            each["GLOO_SOCKET_IFNAME"] = "lo"  # a laptop without a network cannot resolve its own name
         with subprocess.Popen(
             command(parameters["num_processes"], config, job),
             cwd=root,
