@@ -2,7 +2,8 @@
 
 Counted from the model's shape, the parameters of the notebooks, and how fast this machine multiplies matrices, which is
 measured for a moment. How long texts are is not known before 01 has run, so they are taken to be as long as `PROMPT`
-says and as answers may become: right within a factor of two or three.
+says and as answers may become. The one notebook that was run since, 01 of `smollm2`, took a fifth of the
+time (told on a busy machine) and six times the memory: until that is understood, a plan is of orders of magnitude.
 """
 
 import time
@@ -19,9 +20,7 @@ from srmir_lib.models.loading import config_of, pick_device, precision, quiet
 PROMPT = 100
 """Tokens of a prompt in its template, as assumed."""
 
-ASSUMED = (
-    f"prompts of {PROMPT} tokens and answers as long as they may be are assumed: right within a factor of two or three"
-)
+ASSUMED = f"prompts of {PROMPT} tokens and answers as long as they may be are assumed; orders of magnitude only"
 
 WORKED = 400
 """The same with worked examples and the introspective question around it."""
