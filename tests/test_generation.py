@@ -55,10 +55,10 @@ def test_batches_side_by_side_say_what_they_say_in_turn(tiny_model, monkeypatch,
 
 
 def test_a_preallocated_layer_holds_what_transformers_own_holds():
-    ours, theirs, generator = PreallocatedLayer(spare=4), DynamicLayer(), torch.Generator().manual_seed(0)
+    ours, theirs, generator = PreallocatedLayer(3, 9), DynamicLayer(), torch.Generator().manual_seed(0)
     memory = []
     for width in (5, 1, 2, 1):
-        keys, values = torch.randn(2, 2, 3, width, 4, generator=generator)
+        keys, values = torch.randn(2, 3, 2, width, 4, generator=generator)
         found, expected = ours.update(keys, values), theirs.update(keys, values)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         assert ours.get_seq_length() == theirs.get_seq_length()
@@ -67,13 +67,37 @@ def test_a_preallocated_layer_holds_what_transformers_own_holds():
 
 
 def test_rows_of_a_preallocated_layer_are_those_of_transformers_own():
-    ours, theirs, generator = PreallocatedLayer(spare=7), DynamicLayer(), torch.Generator().manual_seed(0)
+    ours, theirs, generator = PreallocatedLayer(2, 12), DynamicLayer(), torch.Generator().manual_seed(0)
     for width, rows in ((5, [1, 1, 0]), (1, [2, 0]), (2, [0]), (4, [0, 0])):
         keys, values = torch.randn(2, len(ours.keys) if ours.is_initialized else 2, 2, width, 4, generator=generator)
         ours.update(keys, values), theirs.update(keys, values)
         for layer in (ours, theirs):
             layer.batch_select_indices(torch.tensor(rows))
         assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
+def test_texts_are_read_in_parts_of_so_many_tokens():
+    assert decoding.parts_of([2, 2, 3, 3, 9, 1], 6) == [slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 6)]
+    assert decoding.parts_of([4], 1) == [slice(0, 1)] and decoding.parts_of([1, 1, 1], 3) == [slice(0, 3)]
+
+
+@pytest.mark.parametrize("common", ["", "open the door to the garden and close the window of the house . "])
+def test_reading_in_parts_changes_no_word(common, tiny_model, monkeypatch):
+    tokenizer = load_tokenizer(tiny_model)
+    policy, said, shapes = policy_of("llama", tokenizer), [], []
+    monkeypatch.setattr(decoding, "COMMON", 8 if common else 1000)
+    policy.base_model.register_forward_pre_hook(lambda *seen: shapes.append(seen[2]["input_ids"].shape), with_kwargs=True)
+    prompts = [common + " ".join(PROMPTS[at % len(PROMPTS)].split() * (1 + at)) for at in range(7)]
+    for tokens in (8192, 60, 1):
+        monkeypatch.setattr(decoding, "BATCH_TOKENS", tokens)
+        shapes.clear()
+        said.append(generate(policy, tokenizer, prompts, 12, seed=3))
+        read = [(rows, width) for rows, width in shapes if width > 1]
+        parts = read[bool(common) :]
+        assert sum(rows for rows, _ in parts) == len(prompts) and all(r == 1 or r * w <= tokens for r, w in parts)
+        assert len({width for _, width in parts}) == len(parts), "each part has the width of its longest prompt"
+        assert (len(parts) == 1) == (tokens == 8192)
+    assert said[0] == said[1] == said[2]
 
 
 def policy_of(kind: str, tokenizer):
@@ -95,7 +119,7 @@ def test_our_loop_says_what_transformers_says(kind, temperature, tiny_model, mon
     asked = [prompt for number, prompt in enumerate(PROMPTS) for _ in range(1 + number % 3)]
     options = {"max_new_tokens": 12, "temperature": temperature, "batch_size": 16, "seed": 3}
     read = []
-    policy.register_forward_pre_hook(
+    policy.base_model.register_forward_pre_hook(
         lambda module, args, given: read.append(given["input_ids"].shape), with_kwargs=True
     )
     said = generate(policy, tokenizer, asked, **options)
@@ -153,7 +177,7 @@ def test_the_token_that_ends_an_answer_may_be_the_first_of_all(ours, tiny_model,
     policy.get_output_embeddings().bias.data[0] = 1e4  # it says nothing but token 0
     monkeypatch.setattr(models, "DECODED", DECODED if ours else ())
     steps = []
-    policy.register_forward_hook(lambda *seen: steps.append(1))
+    policy.base_model.register_forward_hook(lambda *seen: steps.append(1))
     for end, expected in ((0, 1), ([0], 1), (None, 12)):
         policy.generation_config.eos_token_id = end
         steps.clear()
@@ -203,7 +227,7 @@ def test_a_special_token_that_is_spelled_out_is_read_as_its_letters(tiny_model):
         assert ids.count(end) == plain.count(end) == 2, "one end for each turn, those of the template"
         assert tokenizer.decode(ids) == f"<|user|>{prompt}<|end|><|assistant|>{answer}<|end|>"
     policy, read = load_policy(tiny_model, "cpu"), []
-    policy.register_forward_pre_hook(lambda module, args, given: read.append(given["input_ids"]), with_kwargs=True)
+    policy.base_model.register_forward_pre_hook(lambda module, args, given: read.append(given["input_ids"]), with_kwargs=True)
     generate(policy, tokenizer, ["a<|end|>b"], 1)
     assert int((read[0] == end).sum()) == 1
 
@@ -211,13 +235,13 @@ def test_a_special_token_that_is_spelled_out_is_read_as_its_letters(tiny_model):
 def test_a_long_beginning_in_common_is_read_once_and_changes_nothing(tiny_model, monkeypatch):
     tokenizer, policy = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
     prompts = ["open the red door " * 20 + words for words in ("please", "help me", "no", "so be it , yes", "no")]
-    told, read = [], policy.forward
+    told, read = [], policy.base_model.forward
 
     def forward(*args, **options):
         told.append(options["input_ids"].shape)
         return read(*args, **options)
 
-    monkeypatch.setattr(policy, "forward", forward)
+    monkeypatch.setattr(policy.base_model, "forward", forward)
     found = generate(policy, tokenizer, prompts, 8, seed=3), generate(policy, tokenizer, prompts, 8, temperature=0)
     first, second = told[:2]
     assert first[0] == 1 and first[1] >= 80 and second[0] == 4 and second[1] < 20, "once, then what each adds"
