@@ -212,6 +212,18 @@ def test_the_reward_by_hand():
     assert reward.means["insult"] == pytest.approx([0.9 * 0.25 + 0.1, 0.9 * -0.5 - 0.2])
 
 
+def test_what_is_paid_has_no_mean_where_answers_are_worth_nearly_the_same():
+    worth = dict(zip("abcd", torch.tensor([7.0, 7.0, 7.0, 7.000002]).tolist(), strict=True))  # in single precision
+
+    def nearly(prompts, completions, **columns):
+        return [worth[text] for text in completions]
+
+    nearly.fingerprint = "nearly"
+    reward = HardnessReward(nearly, letters, "one", 100.0, 4, seed=0)
+    paid = reward(prompts=["p"] * 4, completions=[*"abcd"], demonstration=["a"] * 4, category=["insult"] * 4)
+    assert abs(sum(paid)) < 1e-9 and paid[3] > 0 > paid[0]
+
+
 def test_an_outlier_is_left_out_and_counted():
     said = {"demonstration": ["a"] * 4, "category": ["insult"] * 4}
     data, model, kept = of_letters(tau=30.0, size=4).hardness(["p"] * 4, list("aaaz"), first("aaaz"), **said)

@@ -85,8 +85,9 @@ class HardnessReward(TrainerCallback):
 
     def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
         """The scaled advantages of N completions, groups of G behind one another."""
-        rewards = torch.tensor(self.reward(prompts=prompts, completions=completions, **columns)).float()
-        data, model, kept = self.hardness(prompts, completions, rewards, **columns)
+        # in double precision: of answers worth nearly the same, rounding would leave the advantages a mean
+        rewards = torch.tensor(self.reward(prompts=prompts, completions=completions, **columns), dtype=torch.float64)
+        data, model, kept = self.hardness(prompts, completions, rewards.float(), **columns)
         state = columns.get("trainer_state")
         step = state.global_step if state is not None else 0
         scale = scale_of(self.mode, data, model, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
