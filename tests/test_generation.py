@@ -86,7 +86,9 @@ def test_reading_in_parts_changes_no_word(common, tiny_model, monkeypatch):
     tokenizer = load_tokenizer(tiny_model)
     policy, said, shapes = policy_of("llama", tokenizer), [], []
     monkeypatch.setattr(decoding, "COMMON", 8 if common else 1000)
-    policy.base_model.register_forward_pre_hook(lambda *seen: shapes.append(seen[2]["input_ids"].shape), with_kwargs=True)
+    policy.base_model.register_forward_pre_hook(
+        lambda *seen: shapes.append(seen[2]["input_ids"].shape), with_kwargs=True
+    )
     prompts = [common + " ".join(PROMPTS[at % len(PROMPTS)].split() * (1 + at)) for at in range(7)]
     for tokens in (8192, 60, 1):
         monkeypatch.setattr(decoding, "BATCH_TOKENS", tokens)
@@ -227,7 +229,9 @@ def test_a_special_token_that_is_spelled_out_is_read_as_its_letters(tiny_model):
         assert ids.count(end) == plain.count(end) == 2, "one end for each turn, those of the template"
         assert tokenizer.decode(ids) == f"<|user|>{prompt}<|end|><|assistant|>{answer}<|end|>"
     policy, read = load_policy(tiny_model, "cpu"), []
-    policy.base_model.register_forward_pre_hook(lambda module, args, given: read.append(given["input_ids"]), with_kwargs=True)
+    policy.base_model.register_forward_pre_hook(
+        lambda module, args, given: read.append(given["input_ids"]), with_kwargs=True
+    )
     generate(policy, tokenizer, ["a<|end|>b"], 1)
     assert int((read[0] == end).sum()) == 1
 

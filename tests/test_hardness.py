@@ -213,7 +213,9 @@ def test_the_reward_by_hand():
 
 
 def test_what_is_paid_has_no_mean_where_answers_are_worth_nearly_the_same():
-    worth = dict(zip("abcd", torch.tensor([7.0, 7.0, 7.0000005, 7.000001]).tolist(), strict=True))  # in single precision
+    worth = dict(
+        zip("abcd", torch.tensor([7.0, 7.0, 7.0000005, 7.000001]).tolist(), strict=True)
+    )  # in single precision
 
     def nearly(prompts, completions, **columns):
         return [worth[text] for text in completions]

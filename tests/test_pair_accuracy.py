@@ -14,6 +14,7 @@ from srmir_lib.evaluation.reward_accuracy import (
     as_metrics,
     auroc_within,
     best_of_n_by_sets,
+    better_at_home,
     category_index,
     difference_rows,
     gaps_by_label,
@@ -35,6 +36,14 @@ def test_accuracy_by_hand():
     matrix = accuracy_matrix(gaps, ["crimes", "crimes", "privacy"], ["crimes", "privacy", "ethics"])
     assert matrix[:, :2].tolist() == [[0.5, 0.5], [0.5, 1.0]]
     assert np.isnan(matrix[:, 2]).all(), "no pair of ethics"
+
+
+def test_better_at_home_by_hand():
+    gaps = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [-1.0, 2.0, 2.0], [5.0, 5.0, 5.0]])
+    gain = better_at_home(gaps, ["crimes", "privacy", "crimes", "unknown"], ["crimes", "privacy", "ethics"])
+    assert gain.estimate == pytest.approx((0.5 + 0.5 - 1.0) / 3) and gain.low < 0 < gain.high
+    always = better_at_home(torch.tensor([[1.0, -1.0]] * 5), ["crimes"] * 5, ["crimes", "privacy"])
+    assert always == (1, 1, 1)
 
 
 def test_means_of_a_matrix_at_home_and_elsewhere():

@@ -120,13 +120,13 @@ def test_seven_against_one_in_words():
 
 
 def test_specialists_and_scales():
-    assert sentences.about_specialists(0.8, 0.7).endswith(
-        "on 0.700 of the others': it is better at home (+0.100), as expected."
-    )
-    assert sentences.about_specialists(0.7, 0.8).endswith(
-        "on 0.800 of the others': it is no better at home (-0.100), not as expected."
-    )
-    assert sentences.about_specialists(0.6, 0.4).endswith("(+0.200), not as expected."), "worse than a coin elsewhere"
+    def said(own, other, low, high):
+        return sentences.about_specialists(own, other, Interval(own - other, low, high))
+
+    assert said(0.8, 0.7, 0.02, 0.18).endswith("pair by pair better at home (+0.100, +0.020 to +0.180), as expected.")
+    assert "the others': pair by pair not clearly better at home (+0.100" in said(0.8, 0.7, -0.01, 0.2)
+    assert said(0.7, 0.8, -0.2, -0.05).endswith("worse at home (-0.100, -0.200 to -0.050), not as expected.")
+    assert said(0.6, 0.4, 0.1, 0.3).endswith("+0.300), not as expected."), "worse than a coin elsewhere"
     assert "1.50 times the narrowest: the scales differ, as we expected" in sentences.about_scales([3.0, 2.0], 1.2)
     assert "1.00 times the narrowest: the scales are alike already" in sentences.about_scales([2.0, 2.0], 1.2)
 

@@ -139,6 +139,16 @@ def own_and_others(matrix: np.ndarray) -> dict[str, float]:
     return {name: float(np.nanmean(part)) for name, part in parts.items()}
 
 
+def better_at_home(gaps: Tensor, labels: Sequence[str], categories: Sequence[str], seed: int = 0) -> Interval:
+    """How much oftener a pair is ranked rightly by the model of its category than by the others on average: gaps (N, K)
+    of K > 1 models, labels (N,) -> the mean over pairs that have a model, with its interval."""
+    right, own = is_correct(gaps), category_index(labels, categories).numpy()
+    right, own = right[own >= 0], own[own >= 0]
+    at_home = right[np.arange(len(own)), own]
+    elsewhere = (right.sum(axis=1) - at_home) / (right.shape[1] - 1)
+    return bootstrap_interval(at_home - elsewhere, seed=seed)
+
+
 def category_index(names: Sequence[str], categories: Sequence[str]) -> Tensor:
     """Which model answers for each row, (N,) long; -1 for a name without a model: there the mean of all answers."""
     index = {name: j for j, name in enumerate(categories)}

@@ -133,14 +133,15 @@ def about_pairs(rows: Sequence[Mapping], treatment: str, control: str) -> str:
     return f"{treatment[0].upper()}{treatment[1:]}: ranks {'; '.join(said)}."
 
 
-def about_specialists(own: float, other: float) -> str:
-    """What models are right on at home and elsewhere, mean pair accuracies in [0, 1]; expected are both to be above a
-    coin's, and home the better."""
-    bought = "it is better at home" if own > other else "it is no better at home"
-    held = "as" if own > other > 0.5 else "not as"
+def about_specialists(own: float, other: float, gain: Interval) -> str:
+    """What models are right on at home and elsewhere, mean pair accuracies in [0, 1], and `gain`, how much oftener a
+    pair's own model is right than the others; expected are both to be above a coin's, and home clearly the better."""
+    low, high = gain.low, gain.high
+    what = "better at home" if low > 0 else "worse at home" if high < 0 else "not clearly better at home"
+    held = "as" if low > 0 and other > 0.5 else "not as"
     return (
-        f"A model is right on {own:.3f} of the pairs of its own category and on {other:.3f} of the others': {bought} "
-        f"({signed(own - other)}), {held} expected."
+        f"A model is right on {own:.3f} of the pairs of its own category and on {other:.3f} of the others': pair by "
+        f"pair {what} ({signed(gain.estimate)}, {signed(low)} to {signed(high)}), {held} expected."
     )
 
 
