@@ -8,9 +8,13 @@ import torch
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import PromptEncoder
 from srmir_lib.evaluation.label_rivals import label_rivals
-from srmir_lib.evaluation.spoken import says_yes
+from srmir_lib.evaluation.spoken import says_yes, scored_and_said
 from srmir_lib.models.trunk import Trunk
+from srmir_lib.reward_models.probes import Probes
 from srmir_lib.reward_models.readouts import ReadOuts
+from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.reward_models.shared import SharedScorer
+from srmir_lib.settings.reward_training import ProbeSettings
 from srmir_lib.statistics import auroc
 
 
@@ -25,18 +29,28 @@ def answers(count: int, at: int) -> dict[str, list]:
     }
 
 
+def blind(*categories: str) -> ShadowRewardModels:
+    """Models of another design that score every answer alike."""
+    scorer = SimpleNamespace(
+        score=lambda prompts, completions, columns=None: torch.zeros(len(prompts), len(categories))
+    )
+    return ShadowRewardModels(scorer, categories, "separate")
+
+
 def test_labels_teach_read_outs_and_regressions(tiny_model, tmp_path):
     trunk = Trunk.load(tiny_model, "cpu")
     labelled = {"train": answers(40, 0), "validation": answers(20, 100), "test": answers(20, 200)}
-    single = SimpleNamespace(score=lambda prompts, _: torch.zeros(len(prompts), 1))
+    labelled = {name: rows | {"category": ["crimes"] * len(rows["prompt"])} for name, rows in labelled.items()}
+    models = {"shadow_rms": blind("crimes", "privacy"), "single_rm": blind("all")}
     reader = PromptEncoder(str(tiny_model), pooling="mean")
-    danger, chosen = label_rivals(
-        trunk, {"single_rm": single}, reader, labelled, tmp_path / "readouts", "<|user|>is it bad ?<|end|>"
-    )
-    assert set(danger) == {"one_model", "says", "readouts", "states", "encoder"}
+    danger, chosen = label_rivals(trunk, models, reader, labelled, tmp_path / "readouts", "<|user|>is it bad ?<|end|>")
+    assert set(danger) == {"models", "one_model", "says", "readouts", "states", "encoder"}
     assert all(set(found) == {"validation", "test"} for found in danger.values()), "the train split taught them"
     found = {name: auroc(by_split["test"], labelled["test"]["unsafe"]) for name, by_split in danger.items()}
-    assert found["one_model"] == 0.5 and min(found[name] for name in ("readouts", "states", "encoder")) > 0.9
+    assert (
+        found["models"] == found["one_model"] == 0.5
+        and min(found[name] for name in ("readouts", "states", "encoder")) > 0.9
+    )
     saved = ReadOuts.load(tmp_path / "readouts", trunk.sha256)
     assert saved.layers == chosen["readouts"]["layers"] and set(chosen) == {"readouts", "states", "encoder"}
 
@@ -54,6 +68,24 @@ def test_what_a_model_says_is_its_own_next_word(tiny_model):
             odds = trunk.model(ids).logits[0, -1].log_softmax(-1)
         assert value == pytest.approx((odds[yes] - odds[no]).item(), abs=1e-4)
     assert len({round(value, 3) for value in said}) == 6
+
+
+@pytest.mark.parametrize("question", ["", "why would you refuse {prompt} ?"])
+def test_probes_and_the_spoken_question_share_one_reading(question, tiny_model, monkeypatch):
+    trunk, rows, asked = Trunk.load(tiny_model, "cpu"), answers(6, 0), "<|user|>is it bad ?<|end|><|assistant|>"
+    sets = {}
+    for seed, (name, own) in enumerate({"shadow_rms": ["crimes", "privacy"], "single_rm": ["all"]}.items()):
+        probes = Probes(trunk, own, ProbeSettings(text="is it {category} ?"), seed)
+        sets[name] = ShadowRewardModels(SharedScorer(trunk, probes, question, 4), own, "shared")
+    texts = rows["prompt"], rows["completion"]
+    expected = {name: models.score(*texts) for name, models in sets.items()}, says_yes(trunk, *texts, asked)
+    read, prefill = [], trunk.prefill
+    monkeypatch.setattr(trunk, "prefill", lambda *given: read.append(1) or prefill(*given))
+    scores, said = scored_and_said(sets, trunk, *texts, asked)
+    assert len(read) == (2 if question else 1), "what the model says is asked of the text alone, without a draft"
+    for name, found in scores.items():
+        assert torch.allclose(found, expected[0][name], atol=1e-5) and found.std() > 1e-4
+    assert said == pytest.approx(expected[1], abs=1e-4)
 
 
 def test_without_a_trunk_there_are_no_rivals(tmp_path):

@@ -8,7 +8,7 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation import reward_accuracy
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
-from srmir_lib.evaluation.reward_accuracy import danger_auroc, detection_measures, routed_danger
+from srmir_lib.evaluation.reward_accuracy import danger_auroc, danger_of, detection_measures
 from srmir_lib.statistics import auroc, frontier, pair_accuracy, paired_auroc_gain, youden_threshold
 
 
@@ -84,7 +84,7 @@ def test_routed_danger_asks_the_model_of_the_category():
             return torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]])
 
     rows = {"prompt": "abc", "completion": "abc", "category": ["privacy", "insult", "unknown"]}
-    assert routed_danger(Models(), rows).tolist() == [-2.0, -3.0, -6.0]
+    assert danger_of(Models(), rows).tolist() == [-2.0, -3.0, -6.0]
     assert danger_auroc(Models(), rows | {"unsafe": [0, 1, 0]}) == pytest.approx(1 / 2), "-3 is above -6, below -2"
 
 

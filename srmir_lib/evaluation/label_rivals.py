@@ -7,7 +7,8 @@ import numpy as np
 
 from srmir_lib.data.harm_classifier import best_regression
 from srmir_lib.data.router import PromptEncoder
-from srmir_lib.evaluation.spoken import says_yes
+from srmir_lib.evaluation.reward_accuracy import routed_danger
+from srmir_lib.evaluation.spoken import scored_and_said
 from srmir_lib.models.embeddings import embed, embed_layers
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.labelled_readouts import learn_from_labels, spaced_layers
@@ -24,11 +25,12 @@ def label_rivals(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict]]:
     """Danger (N,) by method and split of `labelled`, the train split left out, and what was chosen on validation.
 
-    `one_model`: the set single_rm of `models`, which learned from the same pairs as the seven. `says`: the trunk's own
-    answer to the `question` whether there is harm (`says_yes`). With the labels of the train split: `readouts`
-    (`learn_from_labels`) on six hidden states of the trunk, which are saved in `folder`, and logistic regression on the
-    last of the layers that they chose (`states`) and on what the `reader`'s model makes of prompt and answer
-    (`encoder`). Without a trunk, as where an encoder has learned from these labels, there is nothing.
+    `models`: of the seven in the set shadow_rms, the one in charge of the prompt (`routed_danger`); `one_model`: the
+    set single_rm, which learned from the same pairs. `says`: the trunk's own answer to the `question` whether there is
+    harm. With the labels of the train split: `readouts` (`learn_from_labels`) on six hidden states of the trunk, which
+    are saved in `folder`, and logistic regression on the last of the layers that they chose (`states`) and on what the
+    `reader`'s model makes of prompt and answer (`encoder`). Without a trunk, as where an encoder has learned from these
+    labels, there is nothing.
     """
     if trunk is None:
         return {}, {}
@@ -40,10 +42,13 @@ def label_rivals(
     readouts, choice = learn_from_labels(*known, layers, "mean", trunk.sha256, seed)
     own = [layers.index(layer) for layer in readouts.layers]
     readouts.save(folder)
-    single, encoder = models["single_rm"], reader.load(trunk)
-    held = {name: both for name, both in texts.items() if name != "train"}
-    danger = {"one_model": {name: -single.score(*both)[:, 0].numpy() for name, both in held.items()}}
-    danger["says"] = {name: says_yes(trunk, *both, question) for name, both in held.items()}
+    encoder, held = reader.load(trunk), {name: rows for name, rows in labelled.items() if name != "train"}
+    sets = {name: models[name] for name in ("shadow_rms", "single_rm")}
+    danger = {"models": {}, "one_model": {}, "says": {}}
+    for name, rows in held.items():
+        scores, danger["says"][name] = scored_and_said(sets, trunk, *texts[name], question)
+        danger["models"][name] = routed_danger(scores["shadow_rms"], rows["category"], sets["shadow_rms"].categories)
+        danger["one_model"][name] = -scores["single_rm"][:, 0].numpy()
     danger["readouts"] = {name: -readouts.score(part[:, own]).numpy() for name, part in states.items()}
     read = {
         "states": {name: part[:, own[-1]] for name, part in states.items()},

@@ -45,15 +45,20 @@ WAYS = {
 MAIN_WAYS = tuple(dict.fromkeys(list(WAYS.values())[:4]))
 
 
-def routed_danger(models, rows) -> np.ndarray:
-    """Minus the raw score of each row's routed model (N,); an unknown category gets the mean of all models."""
-    scores = models.score(rows["prompt"], rows["completion"])
-    return -categorized_reward(scores, category_index(rows["category"], models.categories)).numpy()
+def routed_danger(scores: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:
+    """Minus the raw score of each row's routed model: scores (N, K), labels (N,) -> (N,); of an unknown category the
+    mean of all models."""
+    return -categorized_reward(scores, category_index(labels, categories)).numpy()
+
+
+def danger_of(models, rows) -> np.ndarray:
+    """`routed_danger` of responses that a set of models scores first."""
+    return routed_danger(models.score(rows["prompt"], rows["completion"]), rows["category"], models.categories)
 
 
 def danger_auroc(models, labelled) -> float:
     """How often an unsafe response is in more `routed_danger` than a safe one, in [0, 1]."""
-    return auroc(routed_danger(models, labelled), labelled["unsafe"])
+    return auroc(danger_of(models, labelled), labelled["unsafe"])
 
 
 def detection_measures(danger: Mapping[str, np.ndarray], labelled: Mapping) -> dict[str, float]:
@@ -252,13 +257,14 @@ def compare_with_words(
 
     `labelled` as of `public_sets.labelled_responses`, `pairs` with train and test. `words` sees the labelled responses
     of the train split, `words_and_pairs` the pairs as well; both have the best AUROC of all candidates on validation.
-    `others`: more methods, each with its danger (N,) per split. The measures are `detection_measures`; the gains are in
-    AUROC, models (or others) minus words, on the test split and on what lies out of domain, with intervals over
-    questions (contexts).
+    `others`: more methods, each with its danger (N,) per split; "models" among them is what the models gave already.
+    The measures are `detection_measures`; the gains are in AUROC, models (or others) minus words, on the test split and
+    on what lies out of domain, with intervals over questions (contexts).
     """
     held = {name: rows for name, rows in labelled.items() if name != "train"}
-    danger, chosen = {"models": {name: routed_danger(models, rows) for name, rows in held.items()}}, {}
-    danger |= others or {}
+    danger, chosen = dict(others or {}), {}
+    if "models" not in danger:
+        danger = {"models": {name: danger_of(models, rows) for name, rows in held.items()}} | danger
     for name, used in (("words", []), ("words_and_pairs", pairs["train"])):
         words = fit_text_baseline(labelled["train"], used, labelled["validation"], [], pair_weight)
         chosen[name] = words.choice
@@ -269,7 +275,7 @@ def compare_with_words(
         f"{split}_minus_{rival}" if method == "models" else f"{split}_{method}_minus_{rival}": paired_auroc_gain(
             danger[method][split], danger[rival][split], held[split]["unsafe"], held[split]["group"], seed=seed
         )
-        for method in ("models", *(others or {}))
+        for method in dict.fromkeys(("models", *(others or {})))
         for split in asked
         for rival in ("words", "words_and_pairs")
     }

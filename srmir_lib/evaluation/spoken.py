@@ -1,33 +1,64 @@
 """What a chat model says of an answer when it is asked in words, as against what can be read off its states."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from srmir_lib.conversations import conversation_ids
-from srmir_lib.models.batching import by_length, counted, padded
+from srmir_lib.models.kv_cache import PrefilledKV, as_cache
 from srmir_lib.models.trunk import Trunk
+from srmir_lib.reward_models.probes import block_mask
+from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets
+from srmir_lib.reward_models.shared import score_ids
+from srmir_lib.taxonomy import ALL
 
 YES, NO = "Yes", "No"
 
 
-@torch.no_grad()
+class Spoken:
+    """A question that the trunk answers in its own words; asked behind states that it has read, as `Probes` are."""
+
+    categories = (ALL,)
+
+    def __init__(self, trunk: Trunk, question: str):
+        """`question`: as the text stands in the model's template, its turns included, like a probe's."""
+        ids, *words = (trunk.tokenizer.encode(text, add_special_tokens=False) for text in (question, YES, NO))
+        self.question, self.width = torch.tensor([ids], device=trunk.device), len(ids)
+        yes, no = trunk.model.get_output_embeddings().weight[[word[0] for word in words]].float()
+        self.difference = yes - no
+
+    def __call__(self, trunk: Trunk, states: PrefilledKV, columns: Tensor | None = None) -> Tensor:
+        """How much rather the model goes on with *Yes* than with *No* (their first tokens), (B, 1) in nats."""
+        rows, own = len(states), torch.arange(self.width, device=trunk.device)
+        output = trunk.decoder(
+            input_ids=self.question.expand(rows, -1),
+            attention_mask=block_mask(states.mask, states.mask.new_ones(rows, 1, self.width)),
+            position_ids=states.lengths.unsqueeze(1) + own,
+            past_key_values=as_cache(states),
+            use_cache=True,
+        )
+        return (output.last_hidden_state[:, -1].float() @ self.difference).unsqueeze(1)
+
+
 def says_yes(trunk: Trunk, prompts: Sequence, answers: Sequence, question: str) -> np.ndarray:
-    """How much rather the model goes on with *Yes* than with *No* (their first tokens) behind each answer and the
-    `question`, (N,) in nats. `question`: as the text stands in the model's template, its turns included, like a
-    probe's."""
-    tokenizer, model = trunk.tokenizer, trunk.model
-    asked = tokenizer.encode(question, add_special_tokens=False)
-    ids = [[*row, *asked] for row in conversation_ids(tokenizer, prompts, answers)]
-    trunk.check_reach(ids, 0)
-    words = [tokenizer.encode(word, add_special_tokens=False)[0] for word in (YES, NO)]
-    difference = model.get_output_embeddings().weight[words].float()
-    difference, found = difference[0] - difference[1], np.zeros(len(ids))
-    batches = by_length(range(len(ids)), list(map(len, ids)), trunk.batch_tokens)
-    for rows in counted(batches, len(ids), "asked"):
-        inputs = padded([ids[row] for row in rows], trunk.device)
-        last = inputs["attention_mask"].sum(1) - 1
-        states = trunk.decoder(**inputs, use_cache=False).last_hidden_state
-        found[rows] = (states[torch.arange(len(rows)), last].float() @ difference).cpu().numpy()
-    return found
+    """What `Spoken` gives for each answer, (N,) in nats."""
+    spoken, ids = Spoken(trunk, question), conversation_ids(trunk.tokenizer, prompts, answers)
+    trunk.check_reach(ids, spoken.width)
+    return score_ids(trunk, [spoken], ids)[0][:, 0].numpy()
+
+
+def scored_and_said(
+    sets: Mapping[str, ShadowRewardModels], trunk: Trunk, prompts: Sequence, answers: Sequence, question: str
+) -> tuple[dict[str, Tensor], np.ndarray]:
+    """Scores (N, K) by each of the `sets`, and what `says_yes` gives, (N,). Sets of probes that read a text as it is,
+    without a draft, share one reading of it with the spoken question."""
+    scorers = [models.scorer for models in sets.values()]
+    keys = {models.design == "shared" and models.scorer.prefill_key for models in sets.values()}
+    if len(keys) > 1 or not (key := keys.pop()) or key[1]:
+        return score_sets(sets, prompts, answers), says_yes(trunk, prompts, answers, question)
+    askers = [scorer.probes for scorer in scorers]
+    *scores, said = scorers[0].score_by([*askers, Spoken(trunk, question)], prompts, answers)
+    found = {name: models.finite(own) for (name, models), own in zip(sets.items(), scores, strict=True)}
+    return found, said[:, 0].numpy()
