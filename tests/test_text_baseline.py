@@ -76,6 +76,18 @@ def test_gain_over_a_rival_redraws_groups():
     assert same == (0.0, 0.0, 0.0)
 
 
+def test_a_draw_of_a_bootstrap_is_the_area_of_its_rows():
+    random = np.random.default_rng(1)
+    unsafe, groups = random.integers(0, 2, 40), random.integers(0, 12, 40)
+    one, other = random.normal(size=(2, 40)).round(1)
+    random, gains = np.random.default_rng(7), []
+    for _ in range(200):
+        rows = np.concatenate([np.flatnonzero(groups == group) for group in random.integers(12, size=12)])
+        gains.append(auroc(one[rows], unsafe[rows]) - auroc(other[rows], unsafe[rows]))
+    found = paired_auroc_gain(one, other, unsafe, groups, resamples=200, seed=7)
+    assert (found.low, found.high) == pytest.approx(np.quantile(gains, [0.025, 0.975]))
+
+
 def test_routed_danger_asks_the_model_of_the_category():
     class Models:
         categories = ["insult", "privacy"]
