@@ -34,12 +34,13 @@ from srmir_lib.models.kv_cache import PrefilledKV
 from srmir_lib.models.loading import load_policy, load_tokenizer, share_weights
 from srmir_lib.models.small import build_tokenizer
 from srmir_lib.models.trunk import Trunk, shared_lengths
+from srmir_lib.reward_models import shared
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, load_settings, pairs_seen
 from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
-from srmir_lib.reward_models.probes import Probes, block_mask, probe_questions
+from srmir_lib.reward_models.probes import Probes, _in_turn, block_mask, probe_questions
 from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets, trunk_for
 from srmir_lib.reward_models.shared import _train, clip_each, train_probes, untrained
 from srmir_lib.runner.notebook import Notebook
@@ -439,6 +440,30 @@ def test_rows_in_turn_score_as_rows_in_any_order(trunk):
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     shuffled = probes(states.trunk, states.select([rows[i] for i in order.tolist()]), columns[order])
     assert torch.allclose(probes(states.trunk, states.select(rows), columns)[order], shuffled, atol=1e-5)
+
+
+def test_rows_of_some_models_in_turn_take_no_copy_of_their_weights():
+    columns = torch.tensor([1, 1, 2, 2])
+    assert _in_turn(columns, 4) == slice(1, 3) and _in_turn(torch.tensor([3]), 4) == slice(3, 4)
+    for mixed in ([1, 2, 1, 2], [2, 2, 1, 1], [1, 1, 3, 3], [0, 0, 1]):
+        assert torch.equal(_in_turn(torch.tensor(mixed), 4), torch.tensor(mixed))
+
+
+def test_an_update_in_parts_is_the_update_at_once(trunk, monkeypatch):
+    pairs, found = PrefilledPairs(trunk, preferences()["train"], SETTINGS), []
+    rows = list(pairs.rows(CATEGORIES, SETTINGS, "own", 0, None).values())
+    for kept, at_once in ((1e12, 3), (0.0, 1)):
+        monkeypatch.setattr(shared, "KEPT", kept)
+        probes = untrained(trunk, CATEGORIES, SETTINGS.probe, 0)
+        assert shared.models_at_once(probes, trunk, 8) == at_once == min(len(CATEGORIES), at_once)
+        history = train_probes(probes, pairs, rows, None, SETTINGS, seed=1)
+        found.append((history, [weights.detach().clone() for weights in probes.parameters()]))
+    assert found[0][0].keys() == found[1][0].keys()
+    for name, history in found[0][0].items():
+        for one, other in zip(history, found[1][0][name], strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_a_finished_set_is_kept_and_a_changed_setting_trains_again(copied, tiny_model):

@@ -104,11 +104,11 @@ class Probes(nn.Module):
     def _active(self, trunk: Trunk, columns: Tensor | None) -> Iterator[None]:
         """While this lasts, every linear layer of the decoder adds each model's low-rank update to its own tokens."""
         handles, count = [], len(self.categories)
-        in_turn = columns is not None and _in_turn(columns, count)
+        asked = columns if columns is None else _in_turn(columns, count)
         for name, layer in trunk.linear.items():
             down, up = self.down[_key(name)], self.up[_key(name)]
-            if columns is not None and not in_turn:
-                down, up = down[columns], up[columns]
+            if asked is not None:
+                down, up = down[asked], up[asked]
 
             def add(module, args, output, down=down, up=up):
                 x, own = args[0].to(down.dtype), output.to(down.dtype)
@@ -203,10 +203,13 @@ def block_mask(mask: Tensor, real: Tensor) -> Tensor:
     return torch.cat([text, own], dim=-1).unsqueeze(1)
 
 
-def _in_turn(columns: Tensor, count: int) -> bool:
-    """Whether all rows of model 0 come first, then as many of model 1, and so on: then no weight need be copied."""
-    each, rest = divmod(len(columns), count)
-    return not rest and torch.equal(columns, torch.arange(count, device=columns.device).repeat_interleave(each))
+def _in_turn(columns: Tensor, count: int) -> Tensor | slice:
+    """What takes the weights of each row's model, rows of one model together where they stand so: all of one model
+    first, then as many of the next, and so on. A slice copies no weight."""
+    first, models = int(columns[0]), int(columns[-1] - columns[0]) + 1
+    each, rest = divmod(len(columns), max(models, 1))
+    own = torch.arange(first, first + models, device=columns.device).repeat_interleave(each)
+    return columns if rest or models < 1 or not torch.equal(columns, own) else slice(first, first + models)
 
 
 def _key(name: str) -> str:

@@ -28,6 +28,12 @@ from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
 TOKENIZED = 64
 """Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""
 
+KEPT = 1.5e9
+"""Bytes that a pass keeps for its gradients, about: an update of more is made in parts, of some of the models each."""
+
+PER_UNIT = 120
+"""Bytes it keeps for each token, layer and unit of width (measured: SmolLM2 in bfloat16, 218 tokens seen by each)."""
+
 
 class SharedScorer:
     """K probes on a trunk; scores texts by all K models, or each by its own."""
@@ -161,30 +167,41 @@ def train_probes(
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / settings.max_steps)
     history: dict[str, list[dict]] = {name: [] for name in probes.categories}
     every, size = max(1, settings.max_steps // 10), settings.batch_size
-    device, count = prefilled.trunk.device, len(rows)
+    trunk, count = prefilled.trunk, len(rows)
+    parts = torch.arange(count).split(models_at_once(probes, trunk, 2 * size))
     drawn = pair_batches([len(own) for own in rows], size, settings.max_steps, seed)
     bar = tqdm(drawn, total=settings.max_steps, desc=progress, disable=progress is None, leave=False)
     for step, batch in enumerate(bar, start=1):
         pairs = torch.tensor([[rows[j][at] for at in picked] for j, picked in enumerate(batch)])  # (K, batch)
-        asked = prefilled.at[pairs].transpose(1, 2).flatten()  # of each model, chosen, then rejected
-        columns = torch.arange(count, device=device).repeat_interleave(2 * size)
-        scores = probes(prefilled.trunk, prefilled.select(asked.tolist()), columns).view(count, 2, size)
-        aims = [(target[own].to(device),) if target is not None else () for own in pairs]
-        loss = torch.stack([minimised(*both, *aim) for both, aim in zip(scores, aims, strict=True)])
-        loss = loss + settings.center_rewards_coefficient * scores.sum(dim=1).square().mean(dim=1)
-        if not loss.isfinite().all():
-            name = probes.categories[int((~loss.isfinite()).nonzero()[0])]
-            raise InputError(f"{name}: the loss of step {step} is not finite; lower learning_rate")
+        found = []
         optimiser.zero_grad()
-        loss.sum().backward()
+        for own in parts:  # no weight is shared, so their gradients are those of all at once
+            asked = prefilled.at[pairs[own]].transpose(1, 2).flatten()  # of each model, chosen, then rejected
+            columns = own.to(trunk.device).repeat_interleave(2 * size)
+            scores = probes(trunk, prefilled.select(asked.tolist()), columns).view(len(own), 2, size)
+            aims = [(target[of].to(trunk.device),) if target is not None else () for of in pairs[own]]
+            loss = torch.stack([minimised(*both, *aim) for both, aim in zip(scores, aims, strict=True)])
+            loss = loss + settings.center_rewards_coefficient * scores.sum(dim=1).square().mean(dim=1)
+            if not loss.isfinite().all():
+                name = probes.categories[own[int((~loss.isfinite()).nonzero()[0])]]
+                raise InputError(f"{name}: the loss of step {step} is not finite; lower learning_rate")
+            loss.sum().backward()
+            found.append((loss.detach(), scores.detach()))
         clip_each(probes.parameters(), 1.0)
         optimiser.step()
         decay.step()
         if step % every == 0 or step == settings.max_steps:
+            loss, scores = map(torch.cat, zip(*found, strict=True))
             right = (scores[:, 0] > scores[:, 1]).float().mean(dim=1)
             for j, name in enumerate(probes.categories):
                 history[name].append({"step": step, "loss": loss[j].item(), "accuracy": right[j].item()})
     return history
+
+
+def models_at_once(probes: Probes, trunk: Trunk, texts: int) -> int:
+    """How many models one pass trains, on so many texts each, that keeps about `KEPT` bytes at most; one at least."""
+    units = texts * probes.width * trunk.config.num_hidden_layers * trunk.config.hidden_size
+    return max(1, min(len(probes.categories), int(KEPT / PER_UNIT / units)))
 
 
 def clip_each(parameters, limit: float) -> None:
