@@ -104,7 +104,7 @@ class Probes(nn.Module):
     def _active(self, trunk: Trunk, columns: Tensor | None) -> Iterator[None]:
         """While this lasts, every linear layer of the decoder adds each model's low-rank update to its own tokens."""
         handles, count = [], len(self.categories)
-        asked = columns if columns is None else _in_turn(columns, count)
+        asked = columns if columns is None else _in_turn(columns)
         for name, layer in trunk.linear.items():
             down, up = self.down[_key(name)], self.up[_key(name)]
             if asked is not None:
@@ -203,13 +203,15 @@ def block_mask(mask: Tensor, real: Tensor) -> Tensor:
     return torch.cat([text, own], dim=-1).unsqueeze(1)
 
 
-def _in_turn(columns: Tensor, count: int) -> Tensor | slice:
+def _in_turn(columns: Tensor) -> Tensor | slice:
     """What takes the weights of each row's model, rows of one model together where they stand so: all of one model
     first, then as many of the next, and so on. A slice copies no weight."""
-    first, models = int(columns[0]), int(columns[-1] - columns[0]) + 1
-    each, rest = divmod(len(columns), max(models, 1))
-    own = torch.arange(first, first + models, device=columns.device).repeat_interleave(each)
-    return columns if rest or models < 1 or not torch.equal(columns, own) else slice(first, first + models)
+    first, last = int(columns[0]), int(columns[-1])
+    each, rest = divmod(len(columns), max(last - first + 1, 1))
+    if last < first or rest:
+        return columns
+    own = torch.arange(first, last + 1, device=columns.device).repeat_interleave(each)
+    return slice(first, last + 1) if torch.equal(columns, own) else columns
 
 
 def _key(name: str) -> str:
