@@ -115,5 +115,5 @@ def test_show_source_is_the_live_source_and_survives_html_export():
     cell = nbformat.v4.new_code_cell("show_source(find_root)")
     cell.outputs = [nbformat.v4.new_output("execute_result", data, execution_count=1)]
     html, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
-    inside = html.partition('<div style="font-family: monospace">')[2].partition("</div>\n</div>")[0]
+    inside = html.partition('<div style="font-family: monospace; font-size: 0.85em">')[2].partition("</div>\n</div>")[0]
     assert '<span class="nf">find_root</span>' in inside and "````" not in inside

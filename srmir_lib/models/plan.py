@@ -2,8 +2,9 @@
 
 Counted from the model's shape, the parameters of the notebooks, and how fast this machine multiplies matrices, which is
 measured for a moment. How long texts are is not known before 01 has run, so they are taken to be as long as `PROMPT`
-says and as answers may become. The one notebook that was run since, 01 of `smollm2`, took a fifth of the
-time (told on a busy machine) and six times the memory: until that is understood, a plan is of orders of magnitude.
+says and as answers may become. The one notebook that was held against a plan, 01 of `smollm2`, took a fifth of the time
+(told on a busy machine) and six times the memory, of which `generate` has since saved most. It was not run again since,
+so a plan is of orders of magnitude.
 """
 
 import time

@@ -123,8 +123,8 @@ class Source(str):
     """Python source: highlighted in a notebook (and in its HTML export, offline), plain text everywhere else."""
 
     def _repr_markdown_(self) -> str:
-        # the HTML export has outputs inherit their font, which is that of prose
-        return f'<div style="font-family: monospace">\n\n````python\n{self}\n````\n\n</div>'
+        # the HTML export has outputs inherit their font, which is that of prose, and wraps 120 letters of its size
+        return f'<div style="font-family: monospace; font-size: 0.85em">\n\n````python\n{self}\n````\n\n</div>'
 
     def __repr__(self) -> str:
         return str(self)
