@@ -407,7 +407,7 @@ def test_an_answer_ends_at_any_of_its_ends(what, ours, tmp_path, monkeypatch):
     folder = speaker(tmp_path / "model", word, end, **options)
     policy, tokenizer, steps = load_policy(folder, "cpu"), load_tokenizer(folder), []
     monkeypatch.setattr(generation, "DECODED", (*DECODED, "gpt_neox") if ours else ())
-    policy.register_forward_hook(lambda *_: steps.append(1))
+    policy.base_model.register_forward_hook(lambda *_: steps.append(1))
     assert generate(policy, tokenizer, ["a", "open it"], 6) == ["", ""]
     assert len(steps) == 1
     assert tokenizer.convert_tokens_to_ids(word) in end_tokens(tokenizer, policy.generation_config)
