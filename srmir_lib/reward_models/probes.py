@@ -87,7 +87,7 @@ class Probes(nn.Module):
         known = table(self.questions["input_ids"])
         real, places = (self.questions[name][asked] for name in ("attention_mask", "position_ids"))
         rows, (count, width) = len(states), real.shape[-2:]
-        with self._active(trunk, columns):
+        with self._active(trunk, rows, columns):
             output = trunk.decoder(
                 inputs_embeds=known[asked].to(table.weight.dtype).expand(rows, -1, -1, -1).flatten(1, 2),
                 attention_mask=block_mask(states.mask, real.bool().expand(rows, -1, -1)),
@@ -101,24 +101,23 @@ class Probes(nn.Module):
         return (last[:, 0] * self.heads[columns]).sum(dim=1)
 
     @contextmanager
-    def _active(self, trunk: Trunk, columns: Tensor | None) -> Iterator[None]:
-        """While this lasts, every linear layer of the decoder adds each model's low-rank update to its own tokens."""
-        handles, count = [], len(self.categories)
-        asked = columns if columns is None else _in_turn(columns)
-        for name, layer in trunk.linear.items():
-            down, up = self.down[_key(name)], self.up[_key(name)]
-            if asked is not None:
-                down, up = down[asked], up[asked]
+    def _active(self, trunk: Trunk, rows: int, columns: Tensor | None) -> Iterator[None]:
+        """While this lasts, every linear layer of the decoder adds each model's low-rank update to its own tokens, in
+        the decoder's precision: `rows` texts by every model or, with `columns`, each by its own."""
+        asked, handles = None if columns is None else _in_turn(columns), []
 
-            def add(module, args, output, down=down, up=up):
-                x, own = args[0].to(down.dtype), output.to(down.dtype)
-                if columns is None:
-                    x = x.view(len(x), count, -1, x.shape[-1])
-                    delta = torch.einsum("bkmr,kor->bkmo", torch.einsum("bkmi,kri->bkmr", x, down), up).flatten(1, 2)
-                    return (own + self.scaling * delta).to(output.dtype)
+        def of_its_tokens(weights: Tensor, dtype: torch.dtype) -> Tensor:
+            """(K, …) as what is asked, one model after another, text by text."""
+            weights = weights.to(dtype)
+            return weights[asked] if asked is not None else weights.expand(rows, -1, -1, -1).flatten(0, 1)
+
+        for name, layer in trunk.linear.items():
+
+            def add(module, args, output, down=self.down[_key(name)], up=self.up[_key(name)]):
+                x, down, up = args[0].to(output.dtype), *(of_its_tokens(part, output.dtype) for part in (down, up))
                 low = x.view(len(down), -1, x.shape[-1]) @ down.mT
-                own = own.view(len(down), -1, own.shape[-1])
-                return torch.baddbmm(own, low, up.mT, alpha=self.scaling).view(output.shape).to(output.dtype)
+                own = output.view(len(down), -1, output.shape[-1])
+                return torch.baddbmm(own, low, up.mT, alpha=self.scaling).view(output.shape)
 
             handles.append(layer.register_forward_hook(add))
         try:
