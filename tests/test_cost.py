@@ -277,6 +277,22 @@ def test_growth_gives_a_ratio_for_every_load(policy, classifiers, tokenizer):
     assert found.keys() == loads.keys() and all(0 < one.low <= one.median <= one.high for one in found.values())
 
 
+def test_seven_scores_stand_beside_a_forward_of_the_same_texts(policy, tokenizer):
+    trunk = Trunk(policy, tokenizer, batch_tokens=64)
+    seconds = peers.on_its_own_model(trunk, [20, 40], 3, PROBE, rounds=2)
+    assert {tokens: list(sides) for tokens, sides in seconds.items()} == dict.fromkeys([20, 40], ["scores", "forward"])
+    assert all(len(times) == 2 and min(times) > 0 for sides in seconds.values() for times in sides.values())
+
+
+def test_rows_of_the_base_model_by_hand():
+    seconds = {40: {"scores": [3.0, 4.0, 6.6], "forward": [1.0, 2.0, 3.0]}}
+    (row,) = cost.own_model_rows(seconds, {40: "median"}, models=7, probe=10, slack=1.15)
+    assert row["metric"] == "scores_over_forward_median" and row["median"] == pytest.approx(2.2)
+    assert row["limit, tokens"] == 2.75 and row["goal"] == pytest.approx(1.15 * 2.75) and row["reached"] == "yes"
+    (row,) = cost.own_model_rows(seconds, {40: "median"}, models=7, probe=2, slack=1.15)
+    assert row["reached"] == "no", "1.15 times 1.35 is less than 2.2"
+
+
 def test_scoring_rows_divide_the_slower_by_ours():
     seconds = {"linear": [1.0], "routed": [0.5], "monitored": [0.6], "watched": [1.02], "one": [2.0]}
     seconds |= {"alone": [2.2], "again": [0.9]}

@@ -112,12 +112,14 @@ class Probes(nn.Module):
             return weights[asked] if asked is not None else weights.expand(rows, -1, -1, -1).flatten(0, 1)
 
         for name, layer in trunk.linear.items():
+            key = _key(name)
 
-            def add(module, args, output, down=self.down[_key(name)], up=self.up[_key(name)]):
-                x, down, up = args[0].to(output.dtype), *(of_its_tokens(part, output.dtype) for part in (down, up))
+            def add(module, args, output, key=key):
+                down, up = (of_its_tokens(part[key], output.dtype) for part in (self.down, self.up))
+                x = args[0].to(output.dtype)
                 low = x.view(len(down), -1, x.shape[-1]) @ down.mT
                 own = output.view(len(down), -1, output.shape[-1])
-                return torch.baddbmm(own, low, up.mT, alpha=self.scaling).view(output.shape)
+                own.baddbmm_(low, up.mT, alpha=self.scaling)  # in place: what is `own` is the layer's output
 
             handles.append(layer.register_forward_hook(add))
         try:

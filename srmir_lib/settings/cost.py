@@ -87,15 +87,16 @@ class Growth(Settings):
     models: list[Count] = told("values of K", [1, 4, 7, 14, 28], min_length=1)
     completion: list[Count] = told("values of C", [32, 64, 128, 256, 512], min_length=1)
     group: list[Count] = told("values of G", [1, 2, 4, 8, 16], min_length=1)
+    lengths: list[Count] = told("values of T on the base model itself, beside the median of the pairs' texts", [1024])
 
 
 class CostTraining(Settings):
     """How reward models are trained, with either design."""
 
     shared_budgets: list[Count] = told(
-        "updates a shared set is trained with; the last is notebook 02's default", [60, 120, 240], min_length=1
+        "updates a shared set is trained with; the last is notebook 02's default; none: no training", [60, 120, 240]
     )
-    separate_budgets: list[Count] = told("the same for seven LoRA models", [60, 120, 240], min_length=1)
+    separate_budgets: list[Count] = told("the same for seven LoRA models", [60, 120, 240])
     tolerance: float = told("a budget is enough when its validation accuracy is this near to the best", 0.005, ge=0)
     batch_size: int = told("preference pairs of an update, as in 02", 8, gt=0)
     learning_rate: float = told("of a shared set", 6.0e-3, gt=0)
@@ -112,6 +113,7 @@ class Goals(Settings):
     linear_vs_tuned: float = told("the same against the tuned list", 5.0, gt=0)
     routed_vs_seven: float = told("scoring with one a text, against TRL's list", 8.0, gt=0)
     categorized_over_linear: float = told("routed and looking at all, over all: times the cost", 1.05, gt=0)
+    scores_over_forward: float = told("all on the base model, over its forward, in units of 1 + K m / T", 1.15, gt=0)
     single_over_one: float = told("all without a shared prompt, over one classifier", 1.3, gt=0)
     rm_training_vs_seven: float = told("training the reward models: times faster", 3.0, gt=0)
     annotation_vs_reference_loop: float = told("Legend's margins: times faster", 2.0, gt=0)
@@ -139,6 +141,12 @@ class CostSettings(NotebookSettings):
     grow: Growth = told("the curves", Growth())
     training: CostTraining = told("how reward models are trained", CostTraining())
     goals: Goals = told("what we want to reach", Goals())
+
+    @model_validator(mode="after")
+    def _trains_both(self):
+        if bool(self.training.shared_budgets) != bool(self.training.separate_budgets):
+            raise ValueError("training: one design has budgets and the other none; give both some, or neither")
+        return self
 
     @model_validator(mode="after")
     def _has_shape(self):

@@ -153,6 +153,28 @@ def growth(
     return {key: ratio(seconds["shared", key], seconds["plain", key]) for key in loads}
 
 
+def on_its_own_model(
+    trunk: Trunk, lengths: Sequence[int], count: int, settings: ProbeSettings, rounds: int, seed: int = 0
+) -> dict[int, dict[str, list[float]]]:
+    """Seconds of both sides by length of text, {tokens: {"scores": [rounds], "forward": [rounds]}}: `count` probes
+    behind texts that share no prompt, and a plain forward of the same texts by the trunk's own decoder."""
+    models = random_set(trunk, count, settings, seed)
+    runners = {}
+    for tokens in lengths:
+        load = Load(tokens // 2, tokens - tokens // 2, 1, count, models.scorer.probes.width)
+        ids = conversation_ids(trunk.tokenizer, *texts(trunk.tokenizer, load, max(1, trunk.batch_tokens // tokens)))
+        runners["scores", tokens] = partial(score_ids, trunk, [models.scorer.probes], ids)
+        runners["forward", tokens] = partial(_forward, trunk, ids)
+    seconds = race(runners, rounds, trunk.device.type)
+    return {tokens: {side: seconds[side, tokens] for side in ("scores", "forward")} for tokens in lengths}
+
+
+@torch.inference_mode()
+def _forward(trunk: Trunk, ids: Sequence[Sequence[int]]) -> None:
+    for rows in by_length(range(len(ids)), [len(row) for row in ids], trunk.batch_tokens):
+        trunk.decoder(**padded([ids[row] for row in rows], trunk.device, trunk.tokenizer.pad_token_id), use_cache=False)
+
+
 @torch.inference_mode()
 def score_as_trl(classifiers: Sequence, tokenizer, prompts: Sequence, completions: Sequence) -> Tensor:
     """(N, K): what `GRPOTrainer` 1.16 does with a list of reward models (a test compares it with the trainer itself).

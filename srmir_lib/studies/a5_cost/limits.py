@@ -210,6 +210,24 @@ def scoring_rows(
     return rows
 
 
+def own_model_rows(
+    seconds: Mapping[int, Mapping[str, Sequence[float]]],
+    names: Mapping[int, str],
+    models: int,
+    probe: int,
+    slack: float,
+) -> list[dict]:
+    """The lines that hold K scores on the base model itself against its own forward, 1 + K m / T by tokens: what
+    `on_its_own_model` measured of texts of T tokens, by their `names`; the goal is `slack` times the limit."""
+    rows = []
+    for tokens, sides in seconds.items():
+        limit = 1 + models * probe / tokens
+        value = ratio(sides["scores"], sides["forward"])
+        metric = f"scores_over_forward_{names[tokens]}"
+        rows.append(table_row(metric, sides["scores"], sides["forward"], value, slack * limit, (limit, None)))
+    return rows
+
+
 def rank_flips(scores: torch.Tensor, other: torch.Tensor) -> int:
     """Pairs of texts that two scorers put in opposite order, over all models: both (N, K)."""
     left, right = (table.unsqueeze(0) - table.unsqueeze(1) for table in (scores.double(), other.double()))
