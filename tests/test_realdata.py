@@ -11,10 +11,10 @@ from tiny_bert import WORDS, write_tiny_bert
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
 from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data.labelled_sets import labelled_answers
 from srmir_lib.data.public_files import OVERREFUSAL_MODELS, XSAFETY_CATEGORIES, all_words
 from srmir_lib.data.public_sets import (
     human_preferences,
-    labelled_responses,
     public_data,
     real_prompts,
     taught_and_tested,
@@ -47,7 +47,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def write_pack(folder: Path) -> Path:
-    """About 400 rows in the layout of the real files: each category asks with a word of its own."""
+    """About 600 rows in the layout of the real files: each category asks with a word of its own."""
     draw = np.random.default_rng(0)
 
     def text(count: int) -> str:
@@ -86,6 +86,15 @@ def write_pack(folder: Path) -> Path:
             row = {"prompt": text(3), "response": text(5), "is_jailbreak_substring_matching": answered}
             content = json.dumps({"completions": [row] * 3})
             put(f"overrefusal-completions/{model}_harmless_{steering}_evaluations.json", content)
+    asked = [f"{WORDS[n % 7]} {WORDS[n % 7]} {n} {text(3)}" for n in range(40)]
+    both = [(f"sorry no {text(4)}", 0), (f"sure here {text(6)}", 1)]
+    said = [{"prompt": x, "response": f"{y} {n}", "label": u} for n, x in enumerate(asked) for y, u in both]
+    harms = [{**row, "categories": ["privacy_violation"] * row["label"]} for row in said[:40]]
+    judged = {"model": "one", "types_of_harm": "Toxic language (hate speech)"}
+    judged = [{**row, **judged, "action": 5 * row["label"], "response": row["response"] + " again"} for row in said]
+    put("beavertails/responses.jsonl", "\n".join(map(json.dumps, harms)))
+    put("safe-rlhf/responses.jsonl", "\n".join(map(json.dumps, said[30:])))
+    put("do-not-answer-responses/responses.jsonl", "\n".join(map(json.dumps, judged)))
     return folder
 
 
@@ -115,22 +124,27 @@ def test_the_router_learns_the_categories_and_is_saved(made, tmp_path):
     assert again.route(prompts["test"]["prompt"]) == router.route(prompts["test"]["prompt"])
 
 
-def test_responses_and_pairs_get_a_category_and_splits_share_no_question(made):
+def all_labelled(router, pack: Path):
+    """As 01 asks for it with real data."""
+    return labelled_answers(router, pack, seed=0, far=0, gptfuzz_taught=True)
+
+
+def test_answers_and_pairs_get_a_category_and_splits_share_no_prompt(made):
     pack, _, _, router = made
-    labelled, repeats = labelled_responses(router, pack, seed=0)
+    labelled, repeats = all_labelled(router, pack)
     assert repeats == dict.fromkeys(labelled, 0)
-    assert {name: len(part) for name, part in labelled.items()} == {
-        "train": 60,
-        "validation": 20,
-        "test": 20,
-        "diasafety": 20,
-        "overrefusal": 18,
-    }
-    groups = [set(labelled[name]["group"]) for name in ("train", "validation", "test")]
-    assert [len(part) for part in groups] == [6, 2, 2] and len(set.union(*groups)) == 10
+    counts = {name: {kind: of["kind"].count(kind) for kind in set(of["kind"])} for name, of in labelled.items()}
+    assert counts["train"].pop("gptfuzz") == 60, "three fifths of ten questions"
+    assert counts["train"].keys() == {"beavertails", "safe-rlhf"} and sum(counts["train"].values()) == 24 * 2
+    assert sum(counts["validation"].values()) == 6 * 2 + 20 and counts["gptfuzz"] == {"gptfuzz": 20}
+    assert sum(counts["test"].values()) == 20 and "gptfuzz" not in counts["test"]
+    assert len(labelled["diasafety"]) == 20 and counts["overrefusal"] == {"answered": 9, "refused": 9}
+    groups = [set(labelled[name]["group"]) for name in ("train", "validation", "test", "gptfuzz")]
+    assert [len(part) for part in groups] == [30, 8, 10, 2] and len(set.union(*groups)) == 50
     assert set(labelled["train"]["category"]) <= {*CATEGORIES, UNKNOWN}
     assert not any(labelled["overrefusal"]["unsafe"]) and sum(labelled["diasafety"]["unsafe"]) == 10
-    assert labelled["overrefusal"]["kind"].count("answered") == 9
+    harmful = labelled["train"].filter(lambda row: row["unsafe"] and row["kind"] == "beavertails")
+    assert set(harmful["category"]) == {"privacy"}, "what people said, not what the router says of the prompt"
     preferences, left_out = human_preferences(router, pack, seed=0)
     assert left_out["prompts differ"] == 1 and sum(len(part) for part in preferences.values()) == 83
     assert preferences["train"][0]["chosen"][0]["content"].startswith("sorry")
@@ -141,7 +155,7 @@ def test_all_public_folders_come_with_the_numbers_about_them(made):
     folders, again, numbers = public_data(pack, str(encoder), 0, "cpu")
     assert again.fingerprint == router.fingerprint and list(folders) == ["prompts", "preferences", "labelled"]
     assert folders["prompts"]["test"].to_list() == prompts["test"].to_list()
-    assert folders["labelled"]["test"].to_list() == labelled_responses(router, pack)[0]["test"].to_list()
+    assert folders["labelled"]["test"].to_list() == all_labelled(router, pack)[0]["test"].to_list()
     assert folders["preferences"]["test"].to_list() == human_preferences(router, pack)[0]["test"].to_list()
     assert numbers["router"] == router_accuracy(router, prompts["test"])
     assert numbers["left_out"]["prompts differ"] == 1 and numbers["repeats"] == dict.fromkeys(folders["labelled"], 0)
@@ -160,9 +174,9 @@ def test_an_answer_of_an_earlier_split_is_left_out_and_counted(made, tmp_path):
     folder = write_pack(tmp_path)
     path = folder / "gptfuzz" / "responses_labeled_train.csv"
     path.write_text(path.read_text() + "".join(f"{n},Sorry! No.,0\n{n},sorry no,0\n" for n in range(10)))
-    labelled, repeats = labelled_responses(router, folder, seed=0)
-    assert repeats == {"train": 0, "validation": 4, "test": 4, "diasafety": 0, "overrefusal": 0}
-    assert [len(labelled[name]) for name in ("train", "validation", "test")] == [72, 20, 20]
+    labelled, repeats = all_labelled(router, folder)
+    assert repeats == dict.fromkeys(labelled, 0) | {"validation": 4, "gptfuzz": 4}
+    assert [labelled[name]["kind"].count("gptfuzz") for name in ("train", "validation", "gptfuzz")] == [72, 20, 20]
     path = folder / "hh-rlhf" / "harmless-base_test.jsonl.gz"
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     for row in rows[2:]:
@@ -176,7 +190,7 @@ def test_an_answer_of_an_earlier_split_is_left_out_and_counted(made, tmp_path):
 
 def test_the_chain_from_files_to_reward_models(made, tmp_path):
     pack, encoder, _, router = made
-    (labelled, _), (preferences, _) = labelled_responses(router, pack), human_preferences(router, pack)
+    (labelled, _), (preferences, _) = all_labelled(router, pack), human_preferences(router, pack)
     folder = tmp_path / "shadow_rms"
     settings = PairTokenizer(**READING), EncoderSettings(**FINE_TUNING | {"epochs": 10})
     train = labelled["train"], preferences["train"]
@@ -192,7 +206,9 @@ def test_the_chain_from_files_to_reward_models(made, tmp_path):
         table["models"]["auroc_test"] - table["words"]["auroc_test"]
     )
     assert set(gains) == {
-        f"{split}_minus_{rival}" for split in ("test", "diasafety") for rival in ("words", "words_and_pairs")
+        f"{split}_minus_{rival}"
+        for split in ("test", "diasafety", "gptfuzz", "do_not_answer")
+        for rival in ("words", "words_and_pairs")
     }
 
 
@@ -211,7 +227,7 @@ def test_notebooks_02_and_03_run_on_real_data(made, tmp_path):
     pack, encoder, prompts, router = made
     data = tmp_path / "outputs" / "realdata" / "01_data"
     preferences, _ = human_preferences(router, pack)
-    save_dataset(labelled_responses(router, pack)[0], data / "labelled")
+    save_dataset(all_labelled(router, pack)[0], data / "labelled")
     save_dataset(preferences, data / "preferences")
     router.save(data / "router")
     shared = {"base_model": str(encoder), "labelled": "labelled"}

@@ -10,25 +10,37 @@ from datasets import Dataset, DatasetDict
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import labelled_files
 from srmir_lib.data.chat_prompts import held_out
-from srmir_lib.data.public_files import all_words, load_gptfuzz, split_by_group, without_repeats
-from srmir_lib.data.public_sets import out_of_domain
+from srmir_lib.data.public_files import (
+    all_words,
+    load_diasafety,
+    load_gptfuzz,
+    load_overrefusal,
+    split_by_group,
+    without_repeats,
+)
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
 
 FAR = 400
-"""Answers out of domain that are read, of each set: every so many of its file."""
+"""Answers out of domain that a chat model reads of each set: every so many of its file."""
 
 
 def labelled_answers(
-    router: Router, data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.6, 0.15)
+    router: Router,
+    data_dir: str | Path = "",
+    seed: int = 0,
+    fractions: Sequence[float] = (0.6, 0.15),
+    far: int = FAR,
+    gptfuzz_taught: bool = False,
 ) -> tuple[DatasetDict, dict[str, int]]:
     """BeaverTails' and Safe-RLHF's answers: `prompt`, `completion`, `unsafe` (0/1), `category`, `group`, `kind`.
 
     Splits train, validation and test, by prompt; the second value counts the answers left out because they stand in an
     earlier split word for word, by split. An answer in both sets is BeaverTails'. `category`: what the router says of
     the prompt, but one of its own harms where people named others; `kind`: the set it is from. Four splits more are for
-    evaluation alone, of about `FAR` answers: those of `public_sets.out_of_domain`, gptfuzz, and of do_not_answer, of
-    the prompts that are held out for tests, the harmful answers with four others to each.
+    evaluation alone, of about `far` answers, or all (0): those of `out_of_domain`, gptfuzz, and of do_not_answer, of
+    the prompts that are held out for tests, the harmful answers with four others to each. With `gptfuzz_taught` train
+    and validation have GPTFuzz's answers to their share of its questions, and the split gptfuzz those to the others.
     """
     rows, seen = [], set()
     for name, answers in (
@@ -40,9 +52,13 @@ def labelled_answers(
             if text not in seen:
                 rows.append(row | {"kind": name, "group": text[0]})
             seen.add(text)
-    parts, far = split_by_group(rows, "group", fractions, seed), out_of_domain(data_dir)
-    far["gptfuzz"] = [row | {"group": row["prompt"], "kind": ""} for row in load_gptfuzz(data_dir)]
-    parts |= {name: answers[:: max(1, round(len(answers) / FAR))] for name, answers in far.items()}
+    parts, others = split_by_group(rows, "group", fractions, seed), out_of_domain(data_dir)
+    others["gptfuzz"] = [row | {"group": row["prompt"], "kind": "gptfuzz"} for row in load_gptfuzz(data_dir)]
+    if gptfuzz_taught:
+        own = split_by_group(others["gptfuzz"], "group", fractions, seed)
+        parts |= {split: parts[split] + own[split] for split in ("train", "validation")}
+        others["gptfuzz"] = own["test"]
+    parts |= {name: of[:: max(1, round(len(of) / far)) if far else 1] for name, of in others.items()}
     judged = [row for row in labelled_files.load_do_not_answer(data_dir) if held_out(row["prompt"])]
     unsafe, safe = ([row for row in judged if row["unsafe"] == kind] for kind in (1, 0))
     few = unsafe + random.Random(seed).sample(safe, min(4 * len(unsafe), len(safe)))
@@ -52,6 +68,17 @@ def labelled_answers(
     routed = dict(zip(asked, router.route(asked), strict=True))
     folder = {name: Dataset.from_list([_columns(row, routed) for row in part]) for name, part in kept.items()}
     return DatasetDict(folder), {name: len(parts[name]) - len(part) for name, part in kept.items()}
+
+
+def out_of_domain(data_dir: str | Path = "") -> dict[str, list[dict]]:
+    """Rows for evaluation alone, by split, without empty responses: diasafety, its test split (`kind`: its kind of
+    unsafety), and overrefusal, benign prompts, so none unsafe (`kind`: answered or refused)."""
+    benign = [
+        row | {"unsafe": 0, "group": row["prompt"], "kind": "answered" if row["answered"] else "refused"}
+        for row in load_overrefusal(data_dir)
+    ]
+    dialogue = [row | {"group": row["prompt"]} for row in load_diasafety(data_dir, "test") if row["response"]]
+    return {"diasafety": dialogue, "overrefusal": benign}
 
 
 def preferred_answers(labelled: DatasetDict, split: str) -> Dataset:

@@ -1,8 +1,7 @@
 """Public data as the lab's data are: the files of `public_files` as `datasets` folders that the notebooks read.
 
 Prompts of the seven categories train the router; the router says which category a labelled response or a human
-preference belongs to. Splits share no prompt (XSafety), no question (GPTFuzz), no opening question (hh-rlhf) and no
-answer.
+preference belongs to. Splits share no prompt (XSafety), no opening question (hh-rlhf) and no answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import public_files as sources
+from srmir_lib.data.labelled_sets import labelled_answers
 from srmir_lib.data.router import Router, fit_real_router, router_accuracy
 
 
@@ -26,7 +26,7 @@ def public_data(
     prompts = real_prompts(data_dir, seed)
     router = fit_real_router(prompts, encoder, device)
     preferences, left_out = human_preferences(router, data_dir, seed)
-    labelled, repeats = labelled_responses(router, data_dir, seed)
+    labelled, repeats = labelled_answers(router, data_dir, seed, far=0, gptfuzz_taught=True)
     numbers = {"router": router_accuracy(router, prompts["test"]), "left_out": left_out, "repeats": repeats}
     return {"prompts": prompts, "preferences": preferences, "labelled": labelled}, router, numbers
 
@@ -44,40 +44,6 @@ def real_prompts(data_dir: str | Path = "", seed: int = 0, fractions: Sequence[f
         return known | fixed
 
     return _dataset_dict(parts, columns)
-
-
-def labelled_responses(
-    router: Router, data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.6, 0.2)
-) -> tuple[DatasetDict, dict[str, int]]:
-    """Responses that people labelled: `prompt`, `completion`, `unsafe` (0/1), `category` (routed), `group`, `kind`.
-
-    train, validation, test: GPTFuzz, split by question (`group`). diasafety: its test split, only for evaluation
-    (`kind`: its kind of unsafety). overrefusal: benign prompts, so none unsafe (`kind`: answered or refused). A
-    response that stands in an earlier split word for word is left out; the second value counts them, by split.
-    """
-    rows = [row | {"group": f"question {row['question']}", "kind": ""} for row in sources.load_gptfuzz(data_dir)]
-    parts = sources.split_by_group(rows, "group", fractions, seed)
-    parts |= out_of_domain(data_dir)
-    kept = sources.without_repeats(parts, ["response"])
-    category = _routed(router, [row["prompt"] for rows in kept.values() for row in rows])
-
-    def columns(row: Mapping) -> dict:
-        asked, said = user_message(row["prompt"]), assistant_message(row["response"])
-        known = {column: row[column] for column in ("unsafe", "group", "kind")}
-        return {"prompt": asked, "completion": said, "category": category[row["prompt"]]} | known
-
-    return _dataset_dict(kept, columns), {name: len(parts[name]) - len(rows) for name, rows in kept.items()}
-
-
-def out_of_domain(data_dir: str | Path = "") -> dict[str, list[dict]]:
-    """Rows for evaluation alone, by split: diasafety (its test split) and overrefusal, as of `labelled_responses`;
-    without empty responses."""
-    benign = [
-        row | {"unsafe": 0, "group": row["prompt"], "kind": "answered" if row["answered"] else "refused"}
-        for row in sources.load_overrefusal(data_dir)
-    ]
-    dialogue = [row | {"group": row["prompt"]} for row in sources.load_diasafety(data_dir, "test") if row["response"]]
-    return {"diasafety": dialogue, "overrefusal": benign}
 
 
 def human_preferences(

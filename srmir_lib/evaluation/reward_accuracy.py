@@ -255,7 +255,7 @@ def compare_with_words(
 ) -> tuple[dict[str, dict[str, float]], dict[str, Interval], dict[str, dict]]:
     """Reward models next to two word counters with the same evidence: measures by method, gains, the counters' choices.
 
-    `labelled` as of `public_sets.labelled_responses`, `pairs` with train and test. `words` sees the labelled responses
+    `labelled` as of `labelled_sets.labelled_answers`, `pairs` with train and test. `words` sees the labelled responses
     of the train split, `words_and_pairs` the pairs as well; both have the best AUROC of all candidates on validation.
     `others`: more methods, each with its danger (N,) per split; "models" among them is what the models gave already.
     The measures are `detection_measures`; the gains are in AUROC, models (or others) minus words, on the test split and
