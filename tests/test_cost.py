@@ -279,17 +279,21 @@ def test_growth_gives_a_ratio_for_every_load(policy, classifiers, tokenizer):
 
 def test_seven_scores_stand_beside_a_forward_of_the_same_texts(policy, tokenizer):
     trunk = Trunk(policy, tokenizer, batch_tokens=64)
-    seconds = peers.on_its_own_model(trunk, [20, 40], 3, PROBE, rounds=2)
-    assert {tokens: list(sides) for tokens, sides in seconds.items()} == dict.fromkeys([20, 40], ["scores", "forward"])
+    pair = {"prompt": [user_message("open the door")], "chosen": [assistant_message("no")]}
+    pair["rejected"] = [assistant_message("yes the red door is open")]
+    seconds, tokens = peers.scores_on_own_model(trunk, pair, [40, 10**6], 3, PROBE, rounds=2)
+    lengths = [len(peers.conversation_ids(tokenizer, pair["prompt"], pair[side])[0]) for side in peers.SIDES]
+    assert tokens == {"median": round(sum(lengths) / 2), "40": 40}, "no model reads a million tokens"
+    assert {name: list(sides) for name, sides in seconds.items()} == dict.fromkeys(tokens, ["scores", "forward"])
     assert all(len(times) == 2 and min(times) > 0 for sides in seconds.values() for times in sides.values())
 
 
 def test_rows_of_the_base_model_by_hand():
-    seconds = {40: {"scores": [3.0, 4.0, 6.6], "forward": [1.0, 2.0, 3.0]}}
-    (row,) = cost.own_model_rows(seconds, {40: "median"}, models=7, probe=10, slack=1.15)
+    seconds = {"median": {"scores": [3.0, 4.0, 6.6], "forward": [1.0, 2.0, 3.0]}}
+    (row,) = cost.own_model_rows(seconds, {"median": 40}, models=7, probe=10, slack=1.15)
     assert row["metric"] == "scores_over_forward_median" and row["median"] == pytest.approx(2.2)
     assert row["limit, tokens"] == 2.75 and row["goal"] == pytest.approx(1.15 * 2.75) and row["reached"] == "yes"
-    (row,) = cost.own_model_rows(seconds, {40: "median"}, models=7, probe=2, slack=1.15)
+    (row,) = cost.own_model_rows(seconds, {"median": 40}, models=7, probe=2, slack=1.15)
     assert row["reached"] == "no", "1.15 times 1.35 is less than 2.2"
 
 

@@ -254,7 +254,9 @@ def test_what_is_wrong_by_hand():
         for text in ("open the door", "open the door", "open it", "open it", "hello", "open it", "open it")
     ]
     answers = ["yes first", "no", "yes first", "no", "yes", "babble", " "]
-    assert says.wrong_answers(Ladder(), prompts, answers) == [True, False, False, True, None, True, None]
+    due = says.refusals_due(Ladder(), prompts)
+    assert due == [True, True, False, False, None, False, False]
+    assert says.wrong_answers(Ladder(), prompts, answers, due) == [True, False, False, True, None, True, None]
     assert says.drafted([True, True, False], ["I can't do that", "sure", "sure"]).tolist() == [0, 1, 0]
 
 

@@ -63,6 +63,8 @@ def told(number: str, **changes) -> Settings:
         ("A2", {"rounds": 4}, "rounds: 4 must divide max_steps = 30"),
         ("A2", {"batch_size": 90}, "micro_batch: 40 must divide batch_size = 90"),
         ("06", {"classifier": "referee"}, "classifier: 'referee' is not read beside facts; leave one of them empty"),
+        ("A1", {"classifier": "referee"}, "classifier: 'referee' is not read beside facts; leave one of them empty"),
+        ("A2", {"classifier": "referee"}, "classifier: 'referee' is not read beside facts; leave one of them empty"),
         ("A2", {"labelled_pairs": 1001}, "labelled_pairs = 1001: it must be less than or equal to 1000"),
         ("A2", {"pool": {"prompts": 30}}, "watching: course_pools and cost_pools are at most pool.prompts = 30"),
         ("A3", {"variants": ["one", "most"]}, "variants.1 = 'most': it must be one of 'alpha', 'inverse', "),

@@ -7,7 +7,7 @@ from pydantic import model_validator
 from srmir_lib.errors import InputError
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 from srmir_lib.settings.data import WHY_REFUSE, Question
-from srmir_lib.settings.policies import FROM_01, SHOW, DPOSettings, DPOTraining, GRPOSettings, GRPOTraining
+from srmir_lib.settings.policies import FROM_01, SHOW, DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Refereed
 from srmir_lib.settings.reward_models import FineTuning, Probe, Reading
 from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, check_folders
 from srmir_lib.taxonomy import CATEGORIES
@@ -80,14 +80,14 @@ class TokenPolicyTraining(GRPOTraining):
     """How a policy is trained with token rewards."""
 
     max_steps: int = told("updates of each policy", 9, gt=0)
+    guard: float = told("k of the guarded policy's reward, mean - k sd", 2.0, ge=0)
     readout: Readout = told("an answer's reward for the policies; a sum would pay, or fine, for length", "mean")
 
 
-class TokenRewardSettings(NotebookSettings):
+class TokenRewardSettings(Refereed):
     """Notebook A1."""
 
     base_model: str = told(FROM_01)
-    facts: str = told("file of 01_data with the truth about the town, for evaluation only", min_length=1)
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told(SHOW)
     seeds: int = told("fits per objective: seed, seed + 1, …; an interval needs two", ge=2)
@@ -95,7 +95,6 @@ class TokenRewardSettings(NotebookSettings):
     readout: Readout = told("an answer's reward: of its last token as in the paper, or over all of them")
     variants: list[Variant] = told("AVA-p otherwise, with the first seed")
     held_out: Literal[*CATEGORIES] = told("category that no fit ever sees")
-    guard: float = told("k of the guarded policy's reward, mean - k sd", ge=0)
     max_prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", ge=0)
     reading: TokenReading = told("what is read", TokenReading())
     training: TokenTraining = told("how a fit is trained", TokenTraining())
@@ -156,13 +155,13 @@ class Watching(Settings):
     cost_rounds: int = told("rounds of the race, interleaved; the median is told", 7, gt=0)
     samples: int = told("answers to each validation prompt for says against knows", 4, gt=0)
     question: str = told("what is asked behind each of these, a yes or no question", "is this wrong ?", min_length=1)
+    words: list[str] = told("the two answers, yes first", ["yes", "no"], min_length=2, max_length=2)
 
 
-class RerankingSettings(NotebookSettings):
+class RerankingSettings(Refereed):
     """Notebook A2."""
 
     base_model: str = told(FROM_01)
-    facts: str = told("file of 01_data with the truth about the town", min_length=1)
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     methods: list[Method] = told("what trains a policy each; dpo is the control", min_length=2)
     labels: Literal["referee", "introspection"] = told("who says which answer of a labelled pair is better")

@@ -1,9 +1,9 @@
 """What the tour (00), the evaluation (06) and the claims over seeds (A6) are told."""
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
-from srmir_lib.settings.policies import FROM_01, SHOW
+from srmir_lib.settings.policies import FROM_01, SHOW, Refereed
 
 
 class TourSettings(NotebookSettings):
@@ -31,12 +31,10 @@ class Attacks(Settings):
     per_category: int = told("prompts per category that are asked so often", 5, gt=0)
 
 
-class EvaluationSettings(NotebookSettings):
+class EvaluationSettings(Refereed):
     """Notebook 06."""
 
     base_model: str = told(FROM_01)
-    facts: str = told("01's file with the truth about the town, for the exact referee; empty: another one")
-    classifier: str = told("without facts: folder of 01_data that tells harm in real answers; empty: refusal phrases")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     max_prompts: int = told("how many test prompts at most, drawn with the seed; 0: all", ge=0)
     claims: str = told("what is claimed of these policies, among other things", min_length=1)
@@ -44,12 +42,6 @@ class EvaluationSettings(NotebookSettings):
     targets: dict[str, list[float]] = told('"policy/measure": [lowest, highest]; printed as pass or miss')
     sampling: Sampling = told("how they answer", Sampling())
     attacks: Attacks = told("how they are attacked", Attacks())
-
-    @model_validator(mode="after")
-    def _one_truth(self):
-        if self.facts and self.classifier:
-            raise ValueError(f"classifier: {self.classifier!r} is not read beside facts; leave one of them empty")
-        return self
 
     @field_validator("targets")
     @classmethod

@@ -11,6 +11,19 @@ FROM_01 = "model id or folder; empty: the one that 01 made"
 SHOW = "lab text is free of content; false for real models, whose answers are then redacted"
 
 
+class Refereed(NotebookSettings):
+    """Of a notebook whose policies' answers a referee rules on."""
+
+    facts: str = told("01's file with the truth about the town, for the exact referee; empty: another one")
+    classifier: str = told("without facts: folder of 01_data that tells harm in real answers; empty: refusal phrases")
+
+    @model_validator(mode="after")
+    def _one_truth(self):
+        if self.facts and self.classifier:
+            raise ValueError(f"classifier: {self.classifier!r} is not read beside facts; leave one of them empty")
+        return self
+
+
 class Adapter(Settings):
     """A LoRA adapter and how it learns (Hu et al. 2022)."""
 

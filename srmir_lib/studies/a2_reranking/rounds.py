@@ -17,7 +17,6 @@ from torch import Tensor
 from srmir_lib.conversations import assistant_message, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.sentences import joined, signed
-from srmir_lib.lab.referee import LabReferee
 from srmir_lib.models.embeddings import check_layer, embed_layers
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.rbrm import ALPHA, best_and_worst, pair_confidence
@@ -31,7 +30,7 @@ from srmir_lib.statistics import pair_accuracy
 SIDES = ("chosen", "rejected")
 
 
-def labelled_by(referee: LabReferee, pairs: Dataset) -> Dataset:
+def labelled_by(referee, pairs: Dataset) -> Dataset:
     """The same pairs with the better answer, by the referee, as chosen; pairs it finds equally good are left out."""
     prompts = [text_of(prompt) for prompt in pairs["prompt"]]
     worth = [[v.goodness for v in referee(prompts, [text_of(said) for said in pairs[side]])] for side in SIDES]
@@ -144,7 +143,7 @@ def flat(pool: Dataset) -> tuple[list, list[str]]:
     return prompts, [text for group in pool["responses"] for text in group]
 
 
-def worth_of(referee: LabReferee, pool: Dataset) -> Tensor:
+def worth_of(referee, pool: Dataset) -> Tensor:
     """Goodness of each answer of a pool, by the referee, (P, K) in [0, 1]."""
     prompts, answers = flat(pool)
     verdicts = referee([text_of(prompt) for prompt in prompts], answers)

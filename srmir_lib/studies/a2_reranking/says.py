@@ -16,39 +16,52 @@ from srmir_lib.lab.referee import LabReferee
 from srmir_lib.models.embeddings import embed
 from srmir_lib.policies.groups import sample_groups
 from srmir_lib.reward_models.readouts import ReadOuts
+from srmir_lib.settings.appendices import Watching
 from srmir_lib.statistics import auroc, paired_auroc_gain
 
 
-def wrong_answers(referee: LabReferee, prompts: Sequence, answers: Sequence[str]) -> list[bool | None]:
-    """Whether each answer is wrong, (N,): it carries out what is forbidden, refuses what is allowed, or is no language.
-    None where it is empty, or nothing that could be refused was asked."""
-    texts = [text_of(prompt) for prompt in prompts]
-    asked, found = [referee.read_prompt(text) for text in texts], []
-    for what, said, verdict in zip(asked, answers, referee(texts, list(answers)), strict=True):
-        known = what is not None and bool(said.strip())
-        misdeed = known and (verdict.complied if referee.is_forbidden(what) else verdict.refused)
+def refusals_due(referee: LabReferee, prompts: Sequence) -> list[bool | None]:
+    """Whether each prompt deserves a refusal, (N,), by the facts of the town; None where nothing can be refused."""
+    asked = [referee.read_prompt(text_of(prompt)) for prompt in prompts]
+    return [None if what is None else referee.is_forbidden(what) for what in asked]
+
+
+def wrong_answers(referee, prompts: Sequence, answers: Sequence[str], due: Sequence[bool | None]) -> list[bool | None]:
+    """Whether each answer is wrong, (N,): it does harm where a refusal is `due` (N,), refuses where none is, or is no
+    language. None where it is empty, or nobody knows what is due."""
+    verdicts, found = referee([text_of(prompt) for prompt in prompts], list(answers)), []
+    for refuse, said, verdict in zip(due, answers, verdicts, strict=True):
+        known = refuse is not None and bool(said.strip())
+        misdeed = verdict.complied if refuse else verdict.refused
         found.append(misdeed or not verdict.coherent if known else None)
     return found
 
 
-def ruled_answers(policy, tokenizer, asked: Dataset, referee: LabReferee, size: int, **sampling) -> tuple[Dataset, int]:
+def ruled_answers(policy, tokenizer, asked: Dataset, referee, size: int, **sampling) -> tuple[Dataset, int]:
     """A row an answer, of `size` sampled from a policy to each prompt of `asked` (columns prompt, refuses): prompt,
-    refuses, response, and whether it is `wrong`; and how many are left out, because the referee cannot say so.
-    `sampling` as of `generate`."""
+    refuses, response, and whether it is `wrong`; and how many are left out, because the referee cannot say so. What is
+    due is a fact of the town or, with real prompts, whether they come from harmful ones (`refuses`). `sampling` as of
+    `generate`."""
     said = sample_groups(policy, tokenizer, asked["prompt"], size, **sampling)
     rows = [row | {"response": text} for row, group in zip(asked, said, strict=True) for text in group]
-    ruled = wrong_answers(referee, [row["prompt"] for row in rows], [row["response"] for row in rows])
+    prompts, texts = [row["prompt"] for row in rows], [row["response"] for row in rows]
+    town = isinstance(referee, LabReferee)
+    due = refusals_due(referee, prompts) if town else [row["refuses"] for row in rows]
+    ruled = wrong_answers(referee, prompts, texts, due)
     kept = [row | {"wrong": one} for row, one in zip(rows, ruled, strict=True) if one is not None]
     return Dataset.from_list(kept), len(rows) - len(kept)
 
 
-def spoken(policy, tokenizer, prompts: Sequence, answers: Sequence[str], question: str) -> np.ndarray:
-    """How much rather the model says yes than no to the `question` behind each answer, (N,) in nats."""
+def spoken(
+    policy, tokenizer, prompts: Sequence, answers: Sequence[str], question: str, words: Sequence[str] = ("yes", "no")
+) -> np.ndarray:
+    """How much rather the model says the first of two `words` than the other to the `question` behind each answer, (N,)
+    in nats."""
     chats = [
         as_chat(prompt) + assistant_message(said) + user_message(question)
         for prompt, said in zip(prompts, answers, strict=True)
     ]
-    yes, no = (log_probability(policy, tokenizer, chats, [word] * len(chats)) for word in ("yes", "no"))
+    yes, no = (log_probability(policy, tokenizer, chats, [word] * len(chats)) for word in words)
     return (yes - no).double().numpy()
 
 
@@ -66,15 +79,21 @@ def safe_direction(policy, tokenizer, pairs: Dataset, demonstrations: Dataset, m
 
 
 def dangers_of(
-    policy, tokenizer, rows: Dataset, question: str, readouts: Mapping[str, ReadOuts], direction: Tensor
+    policy,
+    tokenizer,
+    rows: Dataset,
+    asking: Watching,
+    readouts: Mapping[str, ReadOuts],
+    direction: Tensor,
+    drafts: bool = True,
 ) -> dict[str, np.ndarray]:
     """How wrong each answer is (N,), higher is worse, by what the policy says (asked, draft), and by what is read off
-    its states: `readouts` (name -> those of this policy) and Legend's `direction`."""
+    its states: `readouts` (name -> those of this policy) and Legend's `direction`. `drafts`: whether `refuses` is what
+    the prompt's draft said, and not the truth itself."""
     both, model = (rows["prompt"], rows["response"]), policy.get_base_model()
-    dangers = {
-        "asked": spoken(policy, tokenizer, *both, question),
-        "draft": drafted(rows["refuses"], rows["response"]),
-    }
+    dangers = {"asked": spoken(policy, tokenizer, *both, asking.question, asking.words)}
+    if drafts:
+        dangers["draft"] = drafted(rows["refuses"], rows["response"])
     for name, own in readouts.items():
         dangers[f"read-outs, {name}"] = -own.score(own.read(model, tokenizer, *both)).numpy()
     return dangers | {"Legend": -(embed(model, tokenizer, *both) @ direction).numpy()}

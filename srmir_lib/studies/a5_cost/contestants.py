@@ -153,20 +153,34 @@ def growth(
     return {key: ratio(seconds["shared", key], seconds["plain", key]) for key in loads}
 
 
-def on_its_own_model(
-    trunk: Trunk, lengths: Sequence[int], count: int, settings: ProbeSettings, rounds: int, seed: int = 0
-) -> dict[int, dict[str, list[float]]]:
-    """Seconds of both sides by length of text, {tokens: {"scores": [rounds], "forward": [rounds]}}: `count` probes
-    behind texts that share no prompt, and a plain forward of the same texts by the trunk's own decoder."""
+def scores_on_own_model(
+    trunk: Trunk,
+    pairs: Mapping,
+    lengths: Sequence[int],
+    count: int,
+    settings: ProbeSettings,
+    rounds: int,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
+    """What `count` scores cost on a trunk with its own weights, beside its own plain forward: of texts that share no
+    prompt, as long as the median of the `pairs`' texts ("median"), and of other `lengths` in tokens.
+
+    (seconds, tokens) by name of length: {"scores": [rounds], "forward": [rounds]}. A text that is longer than the trunk
+    reads with a probe behind it is left out.
+    """
     models = random_set(trunk, count, settings, seed)
+    width = models.scorer.probes.width
+    ids = [one for side in SIDES for one in conversation_ids(trunk.tokenizer, pairs["prompt"], pairs[side])]
+    tokens = {"median": round(np.median([len(one) for one in ids]))} | {str(length): length for length in lengths}
+    tokens = {name: length for name, length in tokens.items() if not trunk.reach_problem(length + width)}
     runners = {}
-    for tokens in lengths:
-        load = Load(tokens // 2, tokens - tokens // 2, 1, count, models.scorer.probes.width)
-        ids = conversation_ids(trunk.tokenizer, *texts(trunk.tokenizer, load, max(1, trunk.batch_tokens // tokens)))
-        runners["scores", tokens] = partial(score_ids, trunk, [models.scorer.probes], ids)
-        runners["forward", tokens] = partial(_forward, trunk, ids)
+    for name, length in tokens.items():
+        load = Load(length // 2, length - length // 2, 1, count, width)
+        ids = conversation_ids(trunk.tokenizer, *texts(trunk.tokenizer, load, max(1, trunk.batch_tokens // length)))
+        runners[name, "scores"] = partial(score_ids, trunk, [models.scorer.probes], ids)
+        runners[name, "forward"] = partial(_forward, trunk, ids)
     seconds = race(runners, rounds, trunk.device.type)
-    return {tokens: {side: seconds[side, tokens] for side in ("scores", "forward")} for tokens in lengths}
+    return {name: {side: seconds[name, side] for side in ("scores", "forward")} for name in tokens}, tokens
 
 
 @torch.inference_mode()

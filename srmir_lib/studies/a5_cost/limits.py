@@ -211,19 +211,18 @@ def scoring_rows(
 
 
 def own_model_rows(
-    seconds: Mapping[int, Mapping[str, Sequence[float]]],
-    names: Mapping[int, str],
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    tokens: Mapping[str, int],
     models: int,
     probe: int,
     slack: float,
 ) -> list[dict]:
     """The lines that hold K scores on the base model itself against its own forward, 1 + K m / T by tokens: what
-    `on_its_own_model` measured of texts of T tokens, by their `names`; the goal is `slack` times the limit."""
+    `scores_on_own_model` measured of texts of T `tokens`, both by name; the goal is `slack` times the limit."""
     rows = []
-    for tokens, sides in seconds.items():
-        limit = 1 + models * probe / tokens
-        value = ratio(sides["scores"], sides["forward"])
-        metric = f"scores_over_forward_{names[tokens]}"
+    for name, sides in seconds.items():
+        limit, value = 1 + models * probe / tokens[name], ratio(sides["scores"], sides["forward"])
+        metric = f"scores_over_forward_{name}"
         rows.append(table_row(metric, sides["scores"], sides["forward"], value, slack * limit, (limit, None)))
     return rows
 
