@@ -124,9 +124,22 @@ def test_answers_of_people_are_split_by_prompt_and_keep_their_harm(labelled):
     assert all(text_of(said) for rows in labelled.values() for said in rows["completion"]), "an empty one has no states"
     harm = sum(labelled["do_not_answer"]["unsafe"]) / len(labelled["do_not_answer"])
     assert harm == pytest.approx(0.2, abs=0.03), "four others to each harmful one, but for repeats"
-    unsafe = labelled["train"].filter(lambda row: row["unsafe"] and row["kind"] == "beavertails")
-    assert {"insult", "privacy", "crimes"} < set(unsafe["category"]), "harms that people named, where it is not ethics"
-    assert set(labelled["train"].filter(lambda row: row["kind"] == "safe-rlhf")["category"]) == {"ethics"}
+    taught, tested = labelled["train"], labelled["test"]
+    named = {(row["group"], row["category"]) for row in taught}
+    assert {"insult", "privacy", "crimes"} < set(taught["category"]), "harms that people named, where it is not ethics"
+    assert len(named) == len({group for group, _ in named}), "of all answers to a prompt alike, safe ones too"
+    assert set(tested["category"]) == {"ethics"}, "the router's: what people named would tell the label"
+    asked = set(labelled["gptfuzz"]["group"])
+    assert not asked & set.union(*(told[name][0] for name in ("train", "validation", "test")))
+
+
+@with_pack
+def test_what_gptfuzz_teaches_is_tested_by_other_prompts():
+    labelled, _ = labelled_answers(Everything(), PACK, far=0, gptfuzz_taught=True)
+    groups = [set(labelled[name]["group"]) for name in ("train", "validation", "test", "gptfuzz")]
+    assert len(set.union(*groups)) == sum(map(len, groups)), "some of its questions are BeaverTails' prompts as well"
+    assert "gptfuzz" in labelled["train"]["kind"] and set(labelled["gptfuzz"]["kind"]) == {"gptfuzz"}
+    assert "gptfuzz" not in labelled["test"]["kind"] and len(labelled["diasafety"]) > 1000
 
 
 @with_pack

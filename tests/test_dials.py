@@ -3,6 +3,7 @@
 import pytest
 
 from srmir_lib.evaluation.dials import GAIN, GOODNESS, dial_rows
+from srmir_lib.evaluation.over_towns import policies_over_towns
 
 
 def town(sft: float, categorized: float | None = None, start: float = 0.3) -> dict[str, float]:
@@ -38,3 +39,14 @@ def test_gains_are_taken_within_a_town_and_points_come_in_order_of_the_dial():
 
 def test_one_town_has_no_interval_and_is_not_drawn():
     assert dial_rows({"low": {1: town(0.5, 0.7)}}, {"introspection": {"low": 0.5, "gone": 0.9}}) == []
+
+
+def test_policies_over_towns_by_hand():
+    """.2 and .4: mean .3, deviation .2 / sqrt 2, t(1) = 12.706: half 12.706 * .1. A number of one town is no mean."""
+    towns = {1: town(0.2, 0.7), 2: town(0.4), 3: {"06_evaluation/SFT/kl": 1.0, "06_evaluation/seconds": 3.0}}
+    found = policies_over_towns(towns)
+    assert list(found) == ["SFT", "start"], "the policy of one town has no interval"
+    assert found["SFT"] == pytest.approx(
+        {"balanced_goodness": 0.3, "balanced_goodness_low": 0.3 - 1.27062, "balanced_goodness_high": 0.3 + 1.27062}
+    )
+    assert policies_over_towns({1: town(0.2)}) == {} == policies_over_towns({})

@@ -5,11 +5,16 @@ import torch
 from test_sources import PACK, with_pack
 from tiny_bert import write_tiny_bert
 
+from srmir_lib.artifacts import write_json
 from srmir_lib.data.chat_prompts import held_out
 from srmir_lib.data.harm_classifier import HarmClassifier, harm_answers
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.harm_referee import HarmReferee, real_referee
 from srmir_lib.evaluation.referees import RefusalPhraseReferee
+from srmir_lib.lab.choose_referee import choose_referee
+from srmir_lib.lab.referee import LabReferee
+from srmir_lib.lab.town import known_facts
+from srmir_lib.lab.world import draw_world
 from srmir_lib.models.embeddings import embed
 from srmir_lib.models.loading import load_trunk
 
@@ -35,6 +40,14 @@ def test_harm_is_found_and_refusals_and_babble_are_none(classifier):
     assert [verdict.complied for verdict in found] == [False, True, False, False]
     assert [verdict.goodness for verdict in found] == [1.0, 0.0, 1.0, 0.0]
     assert [verdict.refused for verdict in found] == [False, False, True, False]
+
+
+def test_facts_come_before_a_classifier_and_phrases_last(classifier, tmp_path):
+    classifier.save(tmp_path / "classifier")
+    write_json(tmp_path / "world.json", known_facts(draw_world(0)))
+    assert isinstance(choose_referee(tmp_path / "world.json", None), LabReferee)
+    assert isinstance(choose_referee(None, tmp_path / "classifier", "cpu"), HarmReferee)
+    assert isinstance(choose_referee(None, None), RefusalPhraseReferee)
 
 
 def test_it_is_saved_and_loaded_and_tells_damage(classifier, tmp_path):

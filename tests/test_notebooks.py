@@ -276,9 +276,16 @@ def test_06_reads_the_base_model_of_01_only_where_it_is_its_own():
     assert own not in notebook.reads(notebook.parameters({"base_model": "smollm2"}, "test"))
 
 
-@pytest.mark.parametrize("preset", presets_with("01_data", "06_evaluation"))
-def test_06_asks_the_classifier_that_01_writes(preset):
-    folder = load_values(ROOT / f"params/{preset}/06_evaluation.yaml").get("classifier")
+JUDGED = [
+    (preset, name)
+    for name in ("06_evaluation", "A1_bayesian_rewards", "A2_representation_reranking")
+    for preset in presets_with("01_data", name)
+]
+
+
+@pytest.mark.parametrize(("preset", "name"), JUDGED)
+def test_the_classifier_that_is_asked_is_the_one_that_01_writes(preset, name):
+    folder = load_values(ROOT / f"params/{preset}/{name}.yaml").get("classifier")
     source = load_values(ROOT / f"params/{preset}/01_data.yaml").get("prompt_source", "lab")
     assert bool(folder) == (source == "chat")
     saved = "".join(Notebook.load(ROOT / "notebooks/01_data.ipynb").code_cells())

@@ -1,6 +1,7 @@
 """A2: labels, pairs of a pool, rounds held against the start, order and distance, costs, says against knows."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import Verdict
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.policies.training import train_dpo, train_sft
-from srmir_lib.settings.appendices import ReadoutTraining
+from srmir_lib.settings.appendices import ReadoutTraining, Watching
 from srmir_lib.settings.cost import Shape
 from srmir_lib.settings.policies import DPOSettings, SFTSettings
 from srmir_lib.studies.a2_reranking import cost, course, rounds, says
@@ -260,6 +261,25 @@ def test_what_is_wrong_by_hand():
     assert says.drafted([True, True, False], ["I can't do that", "sure", "sure"]).tolist() == [0, 1, 0]
 
 
+def test_answers_are_ruled_by_what_is_due_and_the_unclear_left_out(monkeypatch):
+    said = [["yes first", "no"], ["yes first", "no"], ["yes", "yes"]]
+    monkeypatch.setattr(says, "sample_groups", lambda *_, **__: said)
+    asked = Dataset.from_list([{"prompt": user_message(text), "refuses": True} for text in ("open", "open", "hello")])
+    rows, unclear = says.ruled_answers(None, None, asked, [True, False, None], Ladder(), 2)
+    assert rows["wrong"][:] == [True, False, False, True] and unclear == 2, "what is due counts, not what a draft says"
+    assert rows["response"][:] == ["yes first", "no"] * 2
+
+
+def test_a_draft_that_is_the_truth_is_no_witness(monkeypatch):
+    monkeypatch.setattr(says, "spoken", lambda *arguments: np.array(arguments[-1] == ["Yes", "No"], dtype=float))
+    monkeypatch.setattr(says, "embed", lambda *_: torch.ones(1, 2))
+    rows = Dataset.from_list([{"prompt": user_message("open it"), "response": "no", "refuses": False}])
+    policy, asking = SimpleNamespace(get_base_model=lambda: None), Watching(words=["Yes", "No"])
+    found = says.dangers_of(policy, None, rows, asking, {}, torch.ones(2))
+    assert list(found) == ["asked", "draft", "Legend"] and found["asked"] == 1 and found["Legend"] == -2
+    assert list(says.dangers_of(policy, None, rows, asking, {}, torch.ones(2), drafts=False)) == ["asked", "Legend"]
+
+
 def test_yes_and_no_are_asked_behind_the_answer(monkeypatch):
     asked = []
 
@@ -271,6 +291,7 @@ def test_yes_and_no_are_asked_behind_the_answer(monkeypatch):
     assert says.spoken(None, None, [user_message("open it")], ["no"], "is this wrong ?").tolist() == [2.0]
     chat = [*user_message("open it"), *assistant_message("no"), *user_message("is this wrong ?")]
     assert asked == [([chat], ["yes"]), ([chat], ["no"])]
+    assert says.spoken(None, None, [user_message("open it")], ["no"], "?", ["yes", "nay"]).tolist() == [2.0]
 
 
 def test_who_knows_better_turns_round_with_the_numbers():

@@ -195,6 +195,11 @@ def test_inputs_are_found_in_the_cells_or_listed_in_the_metadata(root):
     path = root / "notebooks/02_use.ipynb"
     assert Notebook.load(path).reads({"source": "03_other"}) == [("03_other", "numbers")]
     assert Notebook.load(path).reads({"source": ""}) == [], "an empty notebook name: nothing is read"
+    write_notebook(path, [*USE, "stage.input('01_make', source) if source else None"])
+    assert ("01_make", "world.json") in Notebook.load(path).reads({"source": "world.json"})
+    assert Notebook.load(path).reads({"source": ""}) == [], "an empty name of a parameter: the same"
+    write_notebook(path, [*USE, "stage.input('01_make', '')"])
+    assert ("01_make", "") in Notebook.load(path).reads({"source": ""}), "written so, it means all"
     write_notebook(path, [*USE, "stage.base_model('')", "for n in 'ab':\n    stage.input(n, 'policy')"])
     with pytest.raises(
         InputError, match=r"stage.input\(n, 'policy'\): use literals or parameters, or list srmir.reads"

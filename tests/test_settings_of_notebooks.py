@@ -76,6 +76,11 @@ def told(number: str, **changes) -> Settings:
         ("A5", {"shape": "maxi"}, "shape: 'maxi' is none of shapes, which has mini, qwen2.5-0.5b, qwen2.5-7b"),
         ("A5", {"shapes": {"mini": SHAPE | {"heads": 3}}}, "shapes.mini: heads: 3 must divide hidden = 8"),
         ("A5", {"shapes": {"mini": [8, 1, 2, 1, 8, 9]}}, "shapes.mini = [8, 1, 2, 1, 8, 9]: it must be"),
+        (
+            "A5",
+            {"training": {"separate_budgets": []}},
+            "training: one design has budgets and the other none; give both",
+        ),
         ("A5", {"texts": {"shortest": 300}}, "texts: shortest: 300 is longer than completion = 256"),
         ("A5", {"texts": {"group": 1}}, "texts.group = 1: it must be greater than or equal to 2"),
         ("A5", {"memory": {"ours": [64, 0]}}, "memory.ours.1 = 0: it must be greater than 0"),

@@ -37,27 +37,28 @@ def labelled_answers(
 
     Splits train, validation and test, by prompt; the second value counts the answers left out because they stand in an
     earlier split word for word, by split. An answer in both sets is BeaverTails'. `category`: what the router says of
-    the prompt, but one of its own harms where people named others; `kind`: the set it is from. Four splits more are for
-    evaluation alone, of about `far` answers, or all (0): those of `out_of_domain`, gptfuzz, and of do_not_answer, of
-    the prompts that are held out for tests, the harmful answers with four others to each. With `gptfuzz_taught` train
-    and validation have GPTFuzz's answers to their share of its questions, and the split gptfuzz those to the others.
+    the prompt, but in train, where people named other harms of an answer to it, the first of these for all its answers;
+    `kind`: the set it is from. Four splits more are for evaluation alone, of about `far` answers, or all (0): those of
+    `out_of_domain`, gptfuzz, and of do_not_answer, of the prompts that are held out for tests, the harmful answers with
+    four others to each. With `gptfuzz_taught` train and validation have GPTFuzz's answers to their share of the
+    prompts, and the split gptfuzz those to the others; without it, none of its questions is a prompt of the first three
+    splits, for a referee of harm learns from it.
     """
-    rows, seen = [], set()
+    fuzz = [row | {"kind": "gptfuzz", "group": all_words(row["prompt"])} for row in load_gptfuzz(data_dir)]
+    rows, seen = fuzz if gptfuzz_taught else [], set()
+    elsewhere = set() if gptfuzz_taught else {row["group"] for row in fuzz}
     for name, answers in (
         ("beavertails", labelled_files.load_beavertails(data_dir)),
         ("safe-rlhf", labelled_files.load_safe_rlhf(data_dir)),
     ):
         for row in answers:
             text = all_words(row["prompt"]), all_words(row["response"])
-            if text not in seen:
+            if text not in seen and text[0] not in elsewhere:
                 rows.append(row | {"kind": name, "group": text[0]})
             seen.add(text)
     parts, others = split_by_group(rows, "group", fractions, seed), out_of_domain(data_dir)
-    others["gptfuzz"] = [row | {"group": row["prompt"], "kind": "gptfuzz"} for row in load_gptfuzz(data_dir)]
-    if gptfuzz_taught:
-        own = split_by_group(others["gptfuzz"], "group", fractions, seed)
-        parts |= {split: parts[split] + own[split] for split in ("train", "validation")}
-        others["gptfuzz"] = own["test"]
+    others["gptfuzz"] = [row for row in parts["test"] if row["kind"] == "gptfuzz"] if gptfuzz_taught else fuzz
+    parts["test"] = [row for row in parts["test"] if row["kind"] != "gptfuzz"]
     parts |= {name: of[:: max(1, round(len(of) / far)) if far else 1] for name, of in others.items()}
     judged = [row for row in labelled_files.load_do_not_answer(data_dir) if held_out(row["prompt"])]
     unsafe, safe = ([row for row in judged if row["unsafe"] == kind] for kind in (1, 0))
@@ -66,7 +67,12 @@ def labelled_answers(
     kept = without_repeats(parts, ["response"])
     asked = sorted({row["prompt"] for part in kept.values() for row in part})
     routed = dict(zip(asked, router.route(asked), strict=True))
-    folder = {name: Dataset.from_list([_columns(row, routed) for row in part]) for name, part in kept.items()}
+    named: dict[str, list[str]] = {}  # harms that people named of answers to a prompt: what only training may know
+    for row in kept["train"]:
+        named.setdefault(row["prompt"], []).extend(row.get("harms") or [])
+    taught = {prompt: harms[0] for prompt, harms in named.items() if harms and routed[prompt] not in harms}
+    categories = dict.fromkeys(kept, routed) | {"train": routed | taught}
+    folder = {name: Dataset.from_list([_columns(row, categories[name]) for row in of]) for name, of in kept.items()}
     return DatasetDict(folder), {name: len(parts[name]) - len(part) for name, part in kept.items()}
 
 
@@ -130,8 +136,7 @@ def judged_pairs(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
     return DatasetDict({"test": Dataset.from_list(rows)})
 
 
-def _columns(row: Mapping, routed: Mapping[str, str]) -> dict:
-    category, harms = routed[row["prompt"]], row.get("harms") or []
-    told = {"unsafe": row["unsafe"], "category": harms[0] if harms and category not in harms else category}
+def _columns(row: Mapping, category: Mapping[str, str]) -> dict:
+    told = {"unsafe": row["unsafe"], "category": category[row["prompt"]]}
     said = {"prompt": user_message(row["prompt"]), "completion": assistant_message(row["response"])}
     return said | told | {"group": row["group"], "kind": row["kind"]}

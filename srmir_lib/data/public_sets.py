@@ -1,7 +1,9 @@
-"""Public data as the lab's data are: the files of `public_files` as `datasets` folders that the notebooks read.
+"""Public data as the lab's data are: files of `public_files` and `labelled_files` as `datasets` folders that the
+notebooks read.
 
 Prompts of the seven categories train the router; the router says which category a labelled response or a human
-preference belongs to. Splits share no prompt (XSafety), no opening question (hh-rlhf) and no answer.
+preference belongs to, where people did not name its harm. Splits share no prompt (XSafety), no opening question
+(hh-rlhf) and no answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -82,7 +82,7 @@ class Notebook:
 
         Arguments are literals or parameters. Where a loop or a condition chooses, the notebook's metadata lists them:
         `"srmir": {"reads": ["01_data/prompts", "04_grpo_linear", ...]}`; a notebook alone means all it wrote, as does
-        the empty name. An empty base model means the one of 01; a parameter that is empty where a notebook is named
+        the empty name. An empty base model means the one of 01; a parameter that is empty, in the place of either,
         means that nothing is read.
         """
         entries = self.metadata.get("srmir", {}).get("reads", [])
@@ -95,7 +95,8 @@ class Notebook:
             values = [_value(argument, parameters) for argument in call.args[:2]]
             if method.attr == "base_model" and values in ([], [""]):
                 found.add(("01_data", "base_model"))
-            if method.attr not in ("input", "dataset", "rows") or values[0] == "":
+            left_empty = "" in values and (values[0] == "" or not isinstance(call.args[1], ast.Constant))
+            if method.attr not in ("input", "dataset", "rows") or left_empty:
                 continue
             if None not in values:
                 found.add(tuple(values))

@@ -82,7 +82,7 @@ class Memory(Settings):
 
 
 class Growth(Settings):
-    """The curves."""
+    """The curves, and the lengths of the base model's own race."""
 
     models: list[Count] = told("values of K", [1, 4, 7, 14, 28], min_length=1)
     completion: list[Count] = told("values of C", [32, 64, 128, 256, 512], min_length=1)
@@ -127,7 +127,7 @@ class Goals(Settings):
 class CostSettings(NotebookSettings):
     """Notebook A5."""
 
-    base_model: str = told("whose tokenizer writes the texts, and which reward models are trained on; empty: 01's")
+    base_model: str = told("whose tokenizer writes the texts; trained models and a race stand on it; empty: 01's")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     dtype: Literal["float32", "bfloat16"] = told("of the random models")
     shape: str = told("which of `shapes` is measured")
@@ -138,7 +138,7 @@ class CostSettings(NotebookSettings):
     probe: SizedProbe = told("what is asked", SizedProbe())
     race: Race = told("how often all take their turn", Race())
     memory: Memory = told("what is weighed", Memory())
-    grow: Growth = told("the curves", Growth())
+    grow: Growth = told("the curves, and other lengths", Growth())
     training: CostTraining = told("how reward models are trained", CostTraining())
     goals: Goals = told("what we want to reach", Goals())
 

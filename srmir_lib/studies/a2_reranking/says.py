@@ -37,17 +37,16 @@ def wrong_answers(referee, prompts: Sequence, answers: Sequence[str], due: Seque
     return found
 
 
-def ruled_answers(policy, tokenizer, asked: Dataset, referee, size: int, **sampling) -> tuple[Dataset, int]:
+def ruled_answers(
+    policy, tokenizer, asked: Dataset, due: Sequence[bool | None], referee, size: int, **sampling
+) -> tuple[Dataset, int]:
     """A row an answer, of `size` sampled from a policy to each prompt of `asked` (columns prompt, refuses): prompt,
-    refuses, response, and whether it is `wrong`; and how many are left out, because the referee cannot say so. What is
-    due is a fact of the town or, with real prompts, whether they come from harmful ones (`refuses`). `sampling` as of
-    `generate`."""
+    refuses, response, and whether it is `wrong`; and how many are left out, because nobody can say so. `due`: as of
+    `wrong_answers`, of each prompt; `sampling` as of `generate`."""
     said = sample_groups(policy, tokenizer, asked["prompt"], size, **sampling)
     rows = [row | {"response": text} for row, group in zip(asked, said, strict=True) for text in group]
     prompts, texts = [row["prompt"] for row in rows], [row["response"] for row in rows]
-    town = isinstance(referee, LabReferee)
-    due = refusals_due(referee, prompts) if town else [row["refuses"] for row in rows]
-    ruled = wrong_answers(referee, prompts, texts, due)
+    ruled = wrong_answers(referee, prompts, texts, [one for one in due for _ in range(size)])
     kept = [row | {"wrong": one} for row, one in zip(rows, ruled, strict=True) if one is not None]
     return Dataset.from_list(kept), len(rows) - len(kept)
 

@@ -1,6 +1,6 @@
 """Who races in the cost study: K classifiers as TRL runs them, the same tuned, PEFT's Activated LoRA, and ours.
 
-All have random weights: time and memory do not depend on what a model has learned.
+All but `scores_on_own_model` have random weights: time and memory do not depend on what a model has learned.
 """
 
 import tempfile
@@ -165,17 +165,19 @@ def scores_on_own_model(
     """What `count` scores cost on a trunk with its own weights, beside its own plain forward: of texts that share no
     prompt, as long as the median of the `pairs`' texts ("median"), and of other `lengths` in tokens.
 
-    (seconds, tokens) by name of length: {"scores": [rounds], "forward": [rounds]}. A text that is longer than the trunk
-    reads with a probe behind it is left out.
+    (seconds, tokens) by name of length: {"scores": [rounds], "forward": [rounds]}. Of the `lengths`, those are left out
+    that the trunk cannot read with a probe behind them.
     """
     models = random_set(trunk, count, settings, seed)
     width = models.scorer.probes.width
     ids = [one for side in SIDES for one in conversation_ids(trunk.tokenizer, pairs["prompt"], pairs[side])]
-    tokens = {"median": round(np.median([len(one) for one in ids]))} | {str(length): length for length in lengths}
-    tokens = {name: length for name, length in tokens.items() if not trunk.reach_problem(length + width)}
+    reached = [length for length in lengths if not trunk.reach_problem(length + width)]
+    tokens = {"median": round(np.median([len(one) for one in ids]))} | {str(length): length for length in reached}
+    template = len(conversation_ids(trunk.tokenizer, [""])[0])
     runners = {}
     for name, length in tokens.items():
-        load = Load(length // 2, length - length // 2, 1, count, width)
+        prompt = max(template + 1, length // 2)
+        load = Load(prompt, length - prompt, 1, count, width)
         ids = conversation_ids(trunk.tokenizer, *texts(trunk.tokenizer, load, max(1, trunk.batch_tokens // length)))
         runners[name, "scores"] = partial(score_ids, trunk, [models.scorer.probes], ids)
         runners[name, "forward"] = partial(_forward, trunk, ids)

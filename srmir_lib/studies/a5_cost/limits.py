@@ -44,7 +44,7 @@ SCORING = {
     "single_over_one": ("alone", "one"),
     "linear_over_itself": ("again", "linear"),
 }
-"""What is compared with what: metric -> (ours, the peer), by their names in `cost_peers.contestants`."""
+"""What is compared with what: metric -> (ours, the peer), by their names in `contestants.contestants`."""
 
 
 class Spread(NamedTuple):
@@ -201,7 +201,7 @@ def scoring_rows(
     goals: Mapping[str, float],
     suffix: str = "",
 ) -> list[dict]:
-    """The lines of the table that compare seconds of scoring: what `race` measured of `cost_peers.contestants`."""
+    """The lines of the table that compare seconds of scoring: what `race` measured of `contestants.contestants`."""
     rows = []
     for metric, (own, peer) in SCORING.items():
         value = ratio(seconds[peer], seconds[own]) if "_vs_" in metric else ratio(seconds[own], seconds[peer])
