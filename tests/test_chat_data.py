@@ -65,6 +65,18 @@ def test_harm_is_refused_and_help_is_given_and_each_pair_holds_the_other():
     }
 
 
+def test_plain_answers_are_sampled_as_drafts_are():
+    asked = []
+
+    class Sampled(Agreeable):
+        def generate(self, prompts, max_new_tokens, **options):
+            asked.append((max_new_tokens, options["temperature"]))
+            return super().generate(prompts, max_new_tokens)
+
+    made(Sampled(), asking=ASKING | {"temperature": 0.7})
+    assert asked.count((30, 0.7)) == 2 and {temperature for _, temperature in asked} == {0.7}
+
+
 def test_a_category_takes_no_more_than_its_group():
     assert sum(row["refuses"] for row in made(per_group=1).demonstrations) == 2
 

@@ -59,9 +59,10 @@ def chat_data(
     `borrowed`: rows with `prompt`, `category` and `completion`, refusals that are demonstrated instead of the model's
     own; it is not asked about `harmful` ones then.
 
-    `asking`: arguments of `introspect`, from the template on; `per_group`: demonstrations of a category at most, and of
-    harmless prompts as many as of all categories together; `samples`: answers to a prompt as it stands, of at most
-    `max_new_tokens`. With `every_category` one without a valid refusal is an `InputError`.
+    `asking`: arguments of `introspect`, from the template on, its temperature for plain answers too; `per_group`:
+    demonstrations of a category at most, and of harmless prompts as many as of all categories together; `samples`:
+    answers to a prompt as it stands, of at most `max_new_tokens`. With `every_category` one without a valid refusal is
+    an `InputError`.
     """
     ask = {**asking, "category_words": {}, "refuse_words": [], "seed": seed}
     if borrowed is None:
@@ -77,10 +78,12 @@ def chat_data(
         why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "all drafts were valid"
         raise InputError(f"introspection: not one refusal with a valid draft about {', '.join(empty)}; {why}")
     demonstrations = [row for rows in found.values() for row in rows[:per_group]]
-    rejected = _answers(trunk, demonstrations, samples, max_new_tokens, seed + 1, progress)
+    plainly = {"max_new_tokens": max_new_tokens, "progress": progress}
+    plainly |= {"temperature": asking["temperature"]} if "temperature" in asking else {}
+    rejected = _answers(trunk, demonstrations, samples, seed=seed + 1, **plainly)
     helping, refused = [], []
     asked = harmless[: len(demonstrations)]
-    answers = _answers(trunk, asked, samples, max_new_tokens, seed + 2, progress)
+    answers = _answers(trunk, asked, samples, seed=seed + 2, **plainly)
     against = {text_of(row["prompt"]): row for row in introspect(trunk, asked, **ask, progress=progress)[0]}
     for row, texts in zip(asked, answers, strict=True):
         said, contrary = own_answer(texts), against.get(text_of(row["prompt"]))
@@ -109,8 +112,8 @@ def own_answer(texts: Sequence[str]) -> str | None:
     return max(whole, key=len, default=None)
 
 
-def _answers(trunk: Trunk, rows: Sequence[Mapping], samples: int, most: int, seed: int, progress) -> list[list[str]]:
-    """`samples` answers to each prompt as it stands."""
+def _answers(trunk: Trunk, rows: Sequence[Mapping], samples: int, **sampling) -> list[list[str]]:
+    """`samples` answers to each prompt as it stands; `sampling` as of `generate`."""
     asked = [row["prompt"] for row in rows for _ in range(samples)]
-    said = trunk.generate(asked, most, seed=seed, progress=progress)
+    said = trunk.generate(asked, **sampling)
     return [said[start : start + samples] for start in range(0, len(said), samples)]
