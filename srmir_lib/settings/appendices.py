@@ -148,11 +148,12 @@ class Pool(Settings):
 
 
 class Watching(Settings):
-    """What is read to follow a policy over training, and what is timed."""
+    """What is read to follow a policy over training, and of it at the end, and what is timed."""
 
     course_pools: int = told("pools of the hypothesis: order and distance of every round are read on these", 60, gt=1)
     cost_pools: int = told("pools of which one costing is", 16, gt=0)
     cost_rounds: int = told("rounds of the race, interleaved; the median is told", 7, gt=0)
+    prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", 400, ge=0)
     samples: int = told("answers to each validation prompt for says against knows", 4, gt=0)
     question: str = told("what is asked behind each of these, a yes or no question", "is this wrong ?", min_length=1)
     words: list[str] = told("the two answers, yes first", ["yes", "no"], min_length=2, max_length=2)
@@ -170,7 +171,6 @@ class RerankingSettings(Refereed):
     rounds: int = told("how often the pool is ranked again", gt=0)
     max_steps: int = told("updates of each policy, the same number in every round", gt=0)
     batch_size: int = told("pairs in an update", gt=0)
-    max_prompts: int = told("test prompts that the policies answer, drawn with the seed; 0: all", ge=0)
     readouts: ReadoutTraining = told("how read-outs learn", ReadoutTraining())
     pool: Pool = told("what is ranked", Pool())
     watching: Watching = told("what is read beside", Watching())
