@@ -45,7 +45,7 @@ def labelled_answers(
     splits, for a referee of harm learns from it.
     """
     fuzz = [row | {"kind": "gptfuzz", "group": all_words(row["prompt"])} for row in load_gptfuzz(data_dir)]
-    rows, seen = fuzz if gptfuzz_taught else [], set()
+    rows, seen = [*fuzz] if gptfuzz_taught else [], set()
     elsewhere = set() if gptfuzz_taught else {row["group"] for row in fuzz}
     for name, answers in (
         ("beavertails", labelled_files.load_beavertails(data_dir)),
