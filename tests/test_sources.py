@@ -10,6 +10,7 @@ import pytest
 
 from srmir_lib.data import public_files as sources
 from srmir_lib.errors import InputError
+from srmir_lib.runner.series import Runner
 
 MARKS = ("\u2028", "\u2029", "\x85", "\x1e", "\x0b")
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -189,6 +190,19 @@ def test_data_folder_comes_from_the_parameter_then_the_environment(tmp_path, mon
         sources.data_folder()
     with pytest.raises(InputError, match="no such file"):
         sources.load_gptfuzz(tmp_path)
+
+
+@pytest.mark.parametrize(("preset", "notebook"), [("realdata", "01"), ("smollm2", "01"), ("realdata", "A8")])
+def test_a_folder_that_is_not_there_stops_a_run_before_anything_is_loaded(preset, notebook, monkeypatch):
+    runner = Runner(preset)
+    names = runner.select([notebook])
+    monkeypatch.setenv("SRMIR_DATA", "no/such/folder")
+    with pytest.raises(InputError, match="data_dir: no folder no/such/folder; see docs/data.md"):
+        runner.plan(names)
+    monkeypatch.setenv("SRMIR_DATA", "docs")  # relative ones lie under the repository, wherever the command is given
+    monkeypatch.chdir("/")
+    runner.plan(names)
+    assert sources.data_folder(root=runner.root) == runner.root / "docs"
 
 
 def test_split_by_group_keeps_groups_apart():

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from srmir_lib.conversations import user_message
 from srmir_lib.data import labelled_files, public_files
+from srmir_lib.settings.data import data_folder
 from srmir_lib.taxonomy import UNKNOWN, first_of_each
 
 LONGEST_TEMPLATE = 1000
@@ -69,7 +70,7 @@ def chat_prompts(
 
 def templates(data_dir: str | Path = "") -> list[str]:
     """GPTFuzz's jailbreak templates of up to `LONGEST_TEMPLATE` characters, {prompt} where the request goes."""
-    path = public_files.data_folder(data_dir) / "gptfuzz" / "GPTFuzzer.csv"
+    path = data_folder(data_dir) / "gptfuzz" / "GPTFuzzer.csv"
     mark = "[INSERT PROMPT HERE]"
     texts = [row["text"] for _, row in public_files.csv_dicts(path, ("text",)) if mark in row["text"]]
     return [text.replace(mark, "{prompt}") for text in texts if len(text) <= LONGEST_TEMPLATE]

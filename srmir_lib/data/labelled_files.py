@@ -7,9 +7,9 @@ by a table here, which knows all the set's kinds: a kind that the table lacks is
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from srmir_lib.data.public_files import data_folder
 from srmir_lib.errors import InputError
 from srmir_lib.rows import rows_in
+from srmir_lib.settings.data import data_folder
 from srmir_lib.taxonomy import ordered
 
 BEAVERTAILS_HARMS: dict[str, str] = {

@@ -7,7 +7,6 @@ file and the row (counted from 1, headers included) when one is wrong: a damaged
 
 import csv
 import io
-import os
 import random
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ from srmir_lib.conversations import text_of
 from srmir_lib.data.preferences import from_hh
 from srmir_lib.errors import InputError
 from srmir_lib.rows import rows_in
+from srmir_lib.settings.data import data_folder
 
 XSAFETY_CATEGORIES: dict[str, str] = {
     "Insult_n.csv": "insult",
@@ -35,16 +35,6 @@ OVERREFUSAL_MODELS = ("gemma-2b-it", "meta-llama-3-8b-instruct", "qwen-1_8b-chat
 
 
 DIASAFETY_LABELS = {"Safe": 0, "Unsafe": 1}
-
-
-def data_folder(data_dir: str | Path = "") -> Path:
-    """The folder of the data pack: `data_dir`, or the environment variable `SRMIR_DATA` when it is empty."""
-    folder = str(data_dir) or os.environ.get("SRMIR_DATA", "")
-    if not folder:
-        raise InputError("data_dir: empty, and SRMIR_DATA is not set; name the folder of xsafety_en/, gptfuzz/ …")
-    if not Path(folder).is_dir():
-        raise InputError(f"data_dir: no folder {folder}; see the README for how to lay the public files out")
-    return Path(folder)
 
 
 def load_xsafety(data_dir: str | Path = "") -> list[dict]:

@@ -292,9 +292,11 @@ class Runner:
         return records.digest(decided), inputs
 
     def _check_inputs(self, tasks: list[Task]) -> None:
-        """Every artefact read must exist, or be written by a stage that runs before its reader."""
+        """Every artefact read must exist, or be written by a stage that runs before its reader; folders from outside
+        must exist."""
         coming: set[str] = set()
         for task in tasks:
+            task.notebook.model.checked(task.parameters).look_outside(self.root)
             for notebook, name in task.reads:
                 folder, path = self.outputs / notebook, self.outputs / notebook / name
                 if notebook not in coming and not (path.exists() and records.read_manifest(folder)):

@@ -1,12 +1,13 @@
 """What the studies of methods are told: token rewards (A1), re-ranking (A2), hardness (A3), and real pairs (A8)."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
 
 from srmir_lib.errors import InputError
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
-from srmir_lib.settings.data import WHY_REFUSE, Question
+from srmir_lib.settings.data import WHY_REFUSE, Question, data_folder
 from srmir_lib.settings.policies import FROM_01, SHOW, DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Refereed
 from srmir_lib.settings.reward_models import FineTuning, Probe, Reading
 from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, check_folders
@@ -298,6 +299,9 @@ class RealPairSettings(NotebookSettings):
     show_text: bool = told("print an example of every data set in full; it may offend")
     encoder: RealEncoder = told("design encoder", RealEncoder())
     trunk: RealTrunk = told("design tokens", RealTrunk())
+
+    def look_outside(self, root: Path) -> None:
+        data_folder(self.data_dir, root)
 
     @model_validator(mode="after")
     def _can_be_compared(self):

@@ -7,6 +7,7 @@ Its settings model knows all of them; a value that does not fit is one `InputErr
 import re
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -55,6 +56,10 @@ class Settings(BaseModel):
     def changed(self, **changes):
         """The same settings but for `changes`, checked like the first."""
         return type(self).checked(dict(self) | changes)
+
+    def look_outside(self, root: Path) -> None:
+        """An `InputError` where a folder that is read, and that no notebook writes, is not there; relative ones lie
+        under `root`."""
 
     def rows(self, prefix: str = "", usual: "Settings | None" = None) -> list[dict]:
         """Name, value, meaning, and whether it is `changed`, of every setting, those of a group under `group.name`.

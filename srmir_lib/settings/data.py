@@ -1,11 +1,25 @@
 """What the making of data is told (01): the town, public files or own pairs, and how a model is asked why it would
 refuse."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from srmir_lib.errors import InputError
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
+
+
+def data_folder(data_dir: str | Path = "", root: str | Path = "") -> Path:
+    """The folder of public files: `data_dir`, or the environment variable `SRMIR_DATA` when it is empty; under `root`
+    where it is no absolute path."""
+    folder = str(data_dir) or os.environ.get("SRMIR_DATA", "")
+    if not folder:
+        raise InputError("data_dir: empty, and SRMIR_DATA is not set; name the folder of xsafety_en/, gptfuzz/ …")
+    if not (root / Path(folder)).is_dir():
+        raise InputError(f"data_dir: no folder {folder}; see docs/data.md for how to lay the public files out")
+    return root / Path(folder)
 
 
 def _holds_prompt(question: str) -> str:
@@ -106,3 +120,7 @@ class DataSettings(NotebookSettings):
         if self.text_model_steps and self.prompt_source != "xsafety":
             raise ValueError(f"text_model_steps: {self.text_model_steps} is for prompt_source xsafety alone; write 0")
         return self
+
+    def look_outside(self, root: Path) -> None:
+        if self.prompt_source in ("xsafety", "chat"):
+            data_folder(self.data_dir, root)
