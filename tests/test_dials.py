@@ -3,7 +3,7 @@
 import pytest
 
 from srmir_lib.evaluation.dials import GAIN, GOODNESS, dial_rows
-from srmir_lib.evaluation.over_towns import policies_over_towns
+from srmir_lib.evaluation.over_towns import BEHIND, over_towns, policies_over_towns
 
 
 def town(sft: float, categorized: float | None = None, start: float = 0.3) -> dict[str, float]:
@@ -50,3 +50,13 @@ def test_policies_over_towns_by_hand():
         {"balanced_goodness": 0.3, "balanced_goodness_low": 0.3 - 1.27062, "balanced_goodness_high": 0.3 + 1.27062}
     )
     assert policies_over_towns({1: town(0.2)}) == {} == policies_over_towns({})
+
+
+def test_numbers_over_towns_by_hand():
+    """.2 and .4 as above; the metric of one town is left out, and those behind the policies are told apart by name."""
+    towns = {1: {"01_data/ceiling": 0.2, "01_data/one_draft": 0.5}, 2: {"01_data/ceiling": 0.4}}
+    (found,) = over_towns(towns, BEHIND).items()
+    assert found[0] == "goodness by its beliefs (ceiling)" and found[1] == pytest.approx(
+        (0.3, 0.3 - 1.27062, 0.3 + 1.27062)
+    )
+    assert over_towns({}, BEHIND) == {}
