@@ -1,11 +1,13 @@
 """What policies were worth over towns, or over seeds of one data set: means with the interval that decides."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from srmir_lib.evaluation.claims import Records
 from srmir_lib.evaluation.measures import BALANCED
+from srmir_lib.evaluation.sentences import joined
 from srmir_lib.statistics import Interval, paired_t_interval
 
 SHOWN = (BALANCED, "attack_success", "attack_success_held_out_wrappers", "over_refusal", "utility", "incoherent")
@@ -54,3 +56,31 @@ def policies_over_towns(towns: Records, measures: Sequence[str] = SHOWN) -> dict
         means = over_towns(towns, {m: f"06_evaluation/{policy}/{m}" for m in measures if m in known})
         found[policy] = {f"{m}{end}": value for m, of in means.items() for end, value in zip(ENDS, of, strict=True)}
     return {policy: summary for policy, summary in found.items() if summary}
+
+
+def about_steadiness(found: Mapping[str, Records], noise: float = 0.05) -> tuple[str, dict[str, float]]:
+    """Whether trained policies stay on their feet, as a sentence and in numbers: the most incoherent one of all towns,
+    expected to have at most `noise` such answers, and those whose balanced goodness is further below their start's.
+
+    `found`: preset -> its towns, as of `over_towns`.
+    """
+    ends = []
+    for world, towns in found.items():
+        for town, own in towns.items():
+            for name in own:
+                notebook, _, rest = name.partition("/")
+                policy, _, measure = rest.rpartition("/")
+                if (notebook, measure) == ("06_evaluation", BALANCED) and policy not in ("base", "start"):
+                    lost = own[f"06_evaluation/start/{BALANCED}"] - own[name]
+                    ends.append((own[f"06_evaluation/{policy}/incoherent"], lost, policy, world, town))
+    ends = [end for end in ends if not end[2].endswith(", again")]
+    if not ends:
+        return "No policy is on record.", {}
+    share, _, policy, world, town = max(ends)
+    fallen = Counter(f"{policy} ({world})" for _, lost, policy, world, _ in ends if lost > noise)
+    said = (
+        f"Of {len(ends)} trained policies the most incoherent is {policy} in town {town} of {world}, with {share:.1%} "
+        f"of its answers, {'as' if share <= noise else 'not as'} expected. Below their start by more than {noise:.2f}: "
+        f"{joined([f'{name} in {count}' for name, count in sorted(fallen.items())])}."
+    )
+    return said, {"most_incoherent": share, "fell_below_start": float(fallen.total()), "policies": float(len(ends))}
