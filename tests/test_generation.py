@@ -7,11 +7,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from srmir_lib.conversations import assistant_message, conversation_ids, user_message
+from srmir_lib.conversations import assistant_message, conversation_ids, render, rendered_ids, user_message
 from srmir_lib.models import decoding
 from srmir_lib.models import generation as models
 from srmir_lib.models.decoding import DECODED, PreallocatedLayer
 from srmir_lib.models.generation import GumbelNoise, generate
+from srmir_lib.models.kv_cache import numbers_a_token
 from srmir_lib.models.loading import load_policy, load_tokenizer
 
 PROMPTS = [f"how do i copy {number} letters " + "at night " * (number % 4) for number in range(10)]
@@ -36,6 +37,27 @@ def test_noise_depends_on_its_seed_and_on_nothing_else():
     torch.set_rng_state(before)
     draw("0, 1")
     assert torch.equal(torch.get_rng_state(), before), "torch's own random numbers are left alone"
+
+
+def test_a_batch_is_no_larger_than_its_keys_and_values_may_be(tiny_model, monkeypatch):
+    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    a_token = 2 * 2 * 2 * 8 * 4  # keys and values of two layers, two heads of eight numbers of four bytes
+    longest = max(len(ids) for ids in rendered_ids(tokenizer, render(tokenizer, PROMPTS)))
+    two = generate(policy, tokenizer, PROMPTS, 12, batch_size=2, seed=3)
+    assert generate(policy, tokenizer, PROMPTS, 12, seed=3) != two, "a batch has random numbers of its own"
+    monkeypatch.setattr(models, "CPU_CACHE", 2.9 * (longest + 12) * a_token)
+    assert generate(policy, tokenizer, PROMPTS, 12, seed=3) == two
+    monkeypatch.setattr(models, "CPU_CACHE", 1.0)
+    one = generate(policy, tokenizer, PROMPTS, 12, batch_size=1, seed=3)
+    assert generate(policy, tokenizer, PROMPTS, 12, seed=3) == one, "a single row is always read"
+    assert generate(policy, tokenizer, [], 12) == []
+
+
+def test_numbers_that_a_token_leaves():
+    grouped = AutoConfig.for_model(
+        "llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3
+    )
+    assert numbers_a_token(grouped) == 2 * 30 * 3 * 64
 
 
 @pytest.mark.parametrize("adapted", [False, True])

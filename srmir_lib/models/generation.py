@@ -15,7 +15,12 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.batching import padded
 from srmir_lib.models.decoding import DECODED, decode
 from srmir_lib.models.kinds import end_problem
+from srmir_lib.models.kv_cache import numbers_a_token
 from srmir_lib.models.parallel import run_in_threads
+
+
+CPU_CACHE = 1.5e9
+"""Bytes of keys and values that a batch may take on a CPU, where as many batches run side by side as there are cores."""
 
 
 class GumbelNoise(LogitsProcessor):
@@ -76,15 +81,22 @@ def generate(
 
     Prompts are user texts or conversations. Batches are sorted by length: little is spent on padding; what is asked
     several times is read once. Each batch has random numbers of its own; on a CPU they run side by side, a core each
-    (an activated LoRA or a learned prompt: in turn).
+    (an activated LoRA or a learned prompt: in turn), and are smaller where keys and values would take more than
+    `CPU_CACHE`.
     """
     beginnings = [beginning] * len(prompts) if isinstance(beginning, str) else beginning
     texts = [text + words for text, words in zip(render(tokenizer, prompts), beginnings, strict=True)]
     begun = rendered_ids(tokenizer, beginnings)
+    read = dict(zip(dict.fromkeys(texts), rendered_ids(tokenizer, list(dict.fromkeys(texts))), strict=True))
+    if policy.device.type == "cpu":
+        tokens_a_row = max(map(len, read.values()), default=0) + max_new_tokens
+        number = policy.get_input_embeddings().weight.element_size()
+        fit = int(CPU_CACHE / (tokens_a_row * numbers_a_token(policy.config) * number))
+        batch_size = max(1, min(batch_size, fit))
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     different = [list(dict.fromkeys(texts[i] for i in rows)) for rows in batches]
-    tokens = [rendered_ids(tokenizer, once) for once in different]
+    tokens = [[read[text] for text in once] for once in different]
     places = [torch.tensor([once.index(texts[i]) for i in rows]) for once, rows in zip(different, batches, strict=True)]
     config = policy.active_peft_config if isinstance(policy, PeftModel) else None
     only_peft = config and (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))

@@ -8,6 +8,14 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 
+def numbers_a_token(config) -> int:
+    """How many numbers a token leaves in the keys and values of all layers, by the configuration of a causal model."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    each = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * each
+
+
 @dataclass
 class PrefilledKV:
     """What the trunk made of B texts of at most T tokens."""

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from srmir_lib.errors import InputError
+from srmir_lib.models.kv_cache import numbers_a_token
 from srmir_lib.models.loading import config_of, pick_device, precision, quiet
 
 PROMPT = 100
@@ -83,10 +84,7 @@ def size_of(model: str) -> Size:
     with torch.device("meta"), quiet():
         weights = sum(tensor.numel() for tensor in AutoModelForCausalLM.from_config(config).parameters())
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    each = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    layers = text.num_hidden_layers
-    return Size(weights, layers, text.hidden_size, text.vocab_size, 2 * layers * heads * each)
+    return Size(weights, text.num_hidden_layers, text.hidden_size, text.vocab_size, numbers_a_token(config))
 
 
 def training(tokens: float, updates: float, told: Mapping, length: int, size: Size, number: int) -> Work:
