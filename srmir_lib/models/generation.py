@@ -18,9 +18,8 @@ from srmir_lib.models.kinds import end_problem
 from srmir_lib.models.kv_cache import numbers_a_token
 from srmir_lib.models.parallel import run_in_threads
 
-
 CPU_CACHE = 1.5e9
-"""Bytes of keys and values that a batch may take on a CPU, where as many batches run side by side as there are cores."""
+"""Bytes of keys and values that a batch may take on a CPU, where as many batches as cores run side by side."""
 
 
 class GumbelNoise(LogitsProcessor):
