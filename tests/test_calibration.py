@@ -146,5 +146,3 @@ def test_the_sets_that_have_a_folder_are_calibrated_and_saved_there(tmp_path):
     kept = sets["new"].calibration
     assert kept.mean == (2.0, 5.0) and kept.std == pytest.approx((2**0.5, 8**0.5)) and kept.curves == ()
     assert Calibration.load(tmp_path / "calibration.json") == kept and sets["old"].calibration is None
-    calibrate_sets(sets, {"new": tmp_path}, ["a", "abc", "a", "a"], ["w", "wxyz", "w", "wxyz"], by_length=True)
-    assert sets["new"].calibration.lengths == (1.0, 4.0)

@@ -7,7 +7,6 @@ enough, or when a class of that name was trained. The fitted router is two small
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,14 +26,13 @@ from srmir_lib.models.loading import (
     resolve_encoder,
 )
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.settings.reward_training import checked
+from srmir_lib.settings.base import Settings
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN, ordered
 
 PROMPT = "{prompt}"
 
 
-@checked
-class PromptEncoder:
+class PromptEncoder(Settings):
     """How a prompt becomes an embedding: which frozen model reads which question about it, and where it is read off.
 
     `question` holds {prompt}; an introspective one ("Why would you refuse to answer {prompt}?") lets the state after it
@@ -166,7 +164,7 @@ class Router:
         if self.reader is None:
             raise InputError("router: nothing says how prompts are read; give Router.fit a PromptEncoder before saving")
         folder = Path(folder)
-        reader = asdict(self.reader) | base_reference(self.reader.base_model, folder)
+        reader = self.reader.model_dump() | base_reference(self.reader.base_model, folder)
         with atomic_path(folder) as fresh:
             fresh.mkdir()
             save_file(
@@ -193,7 +191,7 @@ class Router:
             parts = weights["weight"], weights["bias"], value["threshold"]
             shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
             base = trunk.base_model if shared else find_base(folder, reference)
-            router = cls(classes, *parts, PromptEncoder(base, **reader), trunk, value["fitted"])
+            router = cls(classes, *parts, PromptEncoder(base_model=base, **reader), trunk, value["fitted"])
             ask_about("", router.reader.question), ", ".join(classes)
             size = len(classes), config_of(base).get_text_config().hidden_size
             found = tuple(router.weight.shape), tuple(router.bias.shape), router.weight.is_floating_point()
@@ -218,7 +216,7 @@ def fit_router(
 
 def fit_real_router(prompts: DatasetDict, encoder: str = MINILM, device: str = "auto") -> Router:
     """Router on the encoder's mean-pooled embeddings of `prompts` (train, tuned on validation)."""
-    reader = PromptEncoder(resolve_encoder(encoder), pooling="mean")
+    reader = PromptEncoder(base_model=resolve_encoder(encoder), pooling="mean")
     return fit_router(prompts, reader, CATEGORIES, device, penalties=(0.01, 0.03, 0.1, 0.3, 1.0))
 
 

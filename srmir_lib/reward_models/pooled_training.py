@@ -9,7 +9,6 @@ import json
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -65,10 +64,10 @@ def fit_pooled(
     config = {
         "design": "pooled",
         "categories": list(categories),
-        "reading": asdict(reading),
+        "reading": reading.model_dump(),
         "base_model": str(encoder),
         "base_sha256": fingerprint(base),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "seed": seed,
         "examples_sha256": hashlib.sha256(json.dumps(examples).encode()).hexdigest(),
     }

@@ -109,15 +109,12 @@ class _Scorer:
             raise InputError(f"{router}: routes to {', '.join(sorted(strange))}, for which {models} has no model")
 
     def problems(self, rows: Sequence[dict]) -> list[str]:
-        """Of each row what makes it longer than the model reads, with a draft as long as it may become, or ""."""
-        scorer, chats, more = self.models.scorer, [row["prompt"] for row in rows], 0
-        answers = [row["response"] for row in rows]
+        """Of each row what makes it longer than the model reads, or ""."""
+        scorer, chats, answers = self.models.scorer, *([row[key] for row in rows] for key in ("prompt", "response"))
         if self.models.design == "pooled":
             return scorer.pair_tokenizer.too_long(scorer.tokenizer, chats, answers)
-        if scorer.introspect.question:
-            chats, more = [scorer.introspect.behind(chat, "") for chat in chats], scorer.introspect.max_new_tokens
         ids = conversation_ids(scorer.trunk.tokenizer, chats, answers)
-        return [scorer.too_long(len(tokens) + more) for tokens in ids]
+        return [scorer.too_long(len(tokens)) for tokens in ids]
 
     def cut(self, row: dict) -> dict:
         """A row that is too long, as the models may read it; an encoder cuts by itself, as in its training."""

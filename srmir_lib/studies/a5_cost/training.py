@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +31,13 @@ def training_ladder(
 ) -> list[dict]:
     """Train the set anew with every number of updates in `budgets`: rows of updates, seconds, validation, test.
 
-    Seconds are all that `fit_sets` takes: tokens, drafts, the trunk's reading, training, saving. Accuracy is that of
+    Seconds are all that `fit_sets` takes: tokens, the trunk's reading, training, saving. Accuracy is that of
     each pair's own model, a fraction of the split's pairs.
     """
     rows = []
     for steps in budgets:
-        trunk.drafts.clear()  # every budget would have to draft
         with tempfile.TemporaryDirectory() as scratch:
-            run = SetRun(Path(scratch, "set"), categories, replace(settings, max_steps=steps), design, seed=seed)
+            run = SetRun(Path(scratch, "set"), categories, settings.changed(max_steps=steps), design, seed=seed)
             start = time.perf_counter()
             fit_sets({design: run}, trunk, preferences)
             row = {"updates": steps, "seconds": time.perf_counter() - start}
