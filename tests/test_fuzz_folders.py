@@ -42,10 +42,8 @@ def good(tmp_path_factory) -> Path:
     bert, reading = write_tiny_bert(place / "bert"), PairTokenizer(max_tokens=60, prompt_tokens=20)
     fit_pooled(bert, [], pairs, place / "good/pooled", CATEGORIES, reading, ENCODER, 0, "cpu", progress=False)
     for name in ("shared", "pooled"):
-        curves = ((1.0, 2.0), (0.5, 0.0))
-        Calibration(tuple(CATEGORIES), (0.5, -1.0), (2.0, 0.25), 9, (1.0, 50.0), curves).save(
-            place / "good" / name / "calibration.json"
-        )
+        scale = Calibration(tuple(CATEGORIES), (0.5, -1.0), (2.0, 0.25), 9)
+        scale.save(place / "good" / name / "calibration.json")
     reader, labels = PromptEncoder(base_model=str(model)), CATEGORIES * 4
     embeddings = reader.embed([f"{name} {n}" for n, name in enumerate(labels)], "cpu")
     Router.fit(embeddings, labels, embeddings, labels, CATEGORIES, reader=reader).save(place / "good" / "router")

@@ -104,7 +104,7 @@ def measure(
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     tokenizer = load_tokenizer(model.name_or_path)
     asked, said = answer_ids(model, tokenizer, prompts, texts)
-    scores = reward.models.calibration.apply(reward.models.score(prompts, texts), texts).numpy()
+    scores = reward.models.calibration.apply(reward.models.score(prompts, texts)).numpy()
     charge = reward.router.route(prompts)
     idle = np.array([[name != own for name in reward.models.categories] for own in charge])
     with torch.no_grad():

@@ -135,7 +135,7 @@ class _Scorer:
 
         prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
         scores = self.models.score(prompts, responses)
-        scores = scores if self.calibration is None else self.calibration.apply(scores, responses)
+        scores = scores if self.calibration is None else self.calibration.apply(scores)
         names = [_own(row, self.models.categories) for row in rows]
         homeless = [at for at, name in enumerate(names) if name is None]
         if self.router and homeless:
