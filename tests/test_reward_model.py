@@ -283,23 +283,9 @@ def test_the_trainer_with_limits_minimises_the_loss_that_is_shown(tiny_model, tm
     assert loss == pytest.approx(pcrm_loss(chosen, rejected, batch["margin"]).item(), abs=1e-6)
 
 
-def test_averaged_fits_are_the_mean_of_their_weights(tiny_model, tmp_path, monkeypatch):
-    from srmir_lib.reward_models import separate_training as separate_rewards
-
-    seen, train = [], separate_rewards._train
-
-    def noted(*arguments):
-        history = train(*arguments)
-        seen.append(load_file(arguments[-1] / "adapter_model.safetensors"))
-        return history
-
-    monkeypatch.setattr(separate_rewards, "_train", noted)
-    settings = SETTINGS.changed(max_steps=3, averaged_fits=2)
-    fit_set(tiny_model, preferences(), tmp_path / "set", ["crimes"], settings, design="separate")
-    kept = load_file(tmp_path / "set" / "crimes" / "adapter_model.safetensors")
-    assert len(seen) == 2 and any(not torch.equal(seen[0][name], seen[1][name]) for name in kept)
-    for name in kept:
-        assert torch.allclose(kept[name], (seen[0][name] + seen[1][name]) / 2)
+def test_separate_models_are_not_averaged(tiny_model, tmp_path):
+    with pytest.raises(InputError, match="averaged_fits: 2; design separate averages none"):
+        fit_set(tiny_model, preferences(), tmp_path, ["crimes"], SETTINGS.changed(averaged_fits=2), design="separate")
 
 
 def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):

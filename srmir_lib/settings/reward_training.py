@@ -79,7 +79,7 @@ class RewardSettings(TrunkTraining, PairObjective):
     learning_rate: float = told("at the first update; falls linearly to zero", gt=0)
     cross_ratio: float = told("cross-category training: pairs of other categories, per pair of its own", 0.0, ge=0)
     unknown_ratio: float = told("pairs of no category that each model sees, per pair of its own", 0.0, ge=0)
-    averaged_fits: int = told("fits in different orders of the pairs whose weights are averaged (WARM)", 1, gt=0)
+    averaged_fits: int = told("design shared: fits in other orders of the pairs whose weights are averaged", 1, gt=0)
     probe: SizedProbe = told("design shared: what is asked; as large as the adapters", SizedProbe())
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import SharedScorer, score_ids
 from srmir_lib.settings.cost import Shape
 from srmir_lib.settings.reward_training import SizedProbe
-from srmir_lib.studies.a5_cost.limits import Load, Spread, race, ratio
+from srmir_lib.studies.a5_cost.limits import Load, Spread, race, ratio, shape_of
 from srmir_lib.taxonomy import CATEGORIES
 
 SIDES = ("chosen", "rejected")
@@ -276,17 +276,8 @@ def annotators(
 ) -> dict[str, Callable]:
     """For `cost.race`: margins of `pairs` along a random direction, by `margins.annotate` and by the plain `loop`, and
     those of so many random classifiers of the policy's shape, an `ensemble` whose training is not counted."""
-    config = policy.config
-    form = Shape(
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        intermediate=config.intermediate_size,
-        vocab=config.vocab_size,
-    )
     dtype = str(policy.dtype).removeprefix("torch.")
-    classifiers = random_classifiers(form, tokenizer, ensemble, policy.device.type, dtype, seed)
+    classifiers = random_classifiers(shape_of(policy.config), tokenizer, ensemble, policy.device.type, dtype, seed)
     direction = torch.randn(policy.config.hidden_size, generator=torch.Generator().manual_seed(seed))
     of = (policy, tokenizer, pairs, direction / direction.norm())
     return {
