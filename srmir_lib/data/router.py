@@ -4,8 +4,6 @@ Multinomial logistic regression on one embedding per prompt. "unknown" is what i
 enough, or when a class of that name was trained. The fitted router is two small files and needs no scikit-learn.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import torch
 from datasets import DatasetDict
 from torch import Tensor
 
-from srmir_lib.artifacts import as_written, atomic_path, read_json, write_json
+from srmir_lib.artifacts import as_written, atomic_path, digest, read_json, write_json
 from srmir_lib.conversations import ask_about
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
@@ -132,8 +130,9 @@ class Router:
     @property
     def fingerprint(self) -> str:
         """Hash of what decides a route, which a resumed training compares."""
-        parts = [self.classes, self.threshold, self.weight.tolist(), self.bias.tolist(), repr(self.reader)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        reader = ", ".join(f"{name}={value!r}" for name, value in self.reader or ())
+        parts = [self.classes, self.threshold, self.weight.tolist(), self.bias.tolist(), f"PromptEncoder({reader})"]
+        return digest(parts)
 
     def log_probabilities(self, embeddings: Tensor) -> Tensor:
         """(N, H) -> (N, C)."""

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from srmir_lib.evaluation.claims import Records
 from srmir_lib.evaluation.measures import BALANCED
 from srmir_lib.statistics import paired_t_interval
@@ -32,6 +30,6 @@ def policies_over_towns(towns: Records, measures: Sequence[str] = SHOWN) -> dict
 def _summary(numbers: dict[str, list[float]]) -> dict[str, float]:
     summary = {}
     for name, values in numbers.items():
-        interval = paired_t_interval(values, np.zeros(len(values)))
+        interval = paired_t_interval(values)
         summary |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return summary

@@ -121,12 +121,6 @@ def gaps_by_label(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]
     return categorized_reward(gaps, category_index(labels, categories))
 
 
-def routed_gaps(models, pairs) -> Tensor:
-    """Each pair's reward gap by the model of its label, (N,), raw; every label must have a model."""
-    scores, count = models.score(*_both(pairs), [*pairs["category"], *pairs["category"]]), len(pairs["prompt"])
-    return scores[:count] - scores[count:]
-
-
 def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:
     """Pair accuracy of model i on pairs labelled category j: gaps (N, K), labels (N,) -> (K, C); NaN without pairs."""
     right, labels = is_correct(gaps), np.asarray(labels)

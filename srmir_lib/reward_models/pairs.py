@@ -1,7 +1,5 @@
 """Preference pairs as every design learns from them: tokens, who sees which, and what an objective wants of each."""
 
-import hashlib
-import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,6 +7,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from srmir_lib.artifacts import digest
 from srmir_lib.conversations import conversation_ids, render, text_of
 from srmir_lib.data.preferences import as_pairs
 from srmir_lib.errors import InputError, RowError
@@ -31,7 +30,7 @@ class TokenizedPairs:
         self.trunk, self.pairs = trunk, as_pairs(pairs)
         longest = min(settings.max_length, trunk.longest or settings.max_length)
         self.data = tokenize_pairs(trunk.tokenizer, self.pairs, longest)
-        self.digests = [hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in self.data]
+        self.digests = list(map(digest, self.data))
 
     def rows(
         self, categories: Sequence[str], settings: RewardSettings, training: str, seed: int, competence=None
@@ -64,7 +63,7 @@ class TokenizedPairs:
             "base_sha256": self.trunk.sha256,
             "dtype": self.trunk.dtype,
             "pairs": {name: len(own) for name, own in rows.items()},
-            "pairs_sha256": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
+            "pairs_sha256": digest(seen),
         }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.conversations import assistant_message, plain_text, text_of, user_message
 from srmir_lib.data.margins import REFUSALS, annotate, estimate_direction, with_margins
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
@@ -141,7 +141,7 @@ class _Shortened:
         self.tokenizer, self.last, self.first = tokenizer, slice(-prompt_tokens, None), slice(answer_tokens)
 
     def __call__(self, prompts: Sequence, answers: Sequence) -> tuple[list, list]:
-        asked = self._cut(["\n".join(turn["content"] for turn in prompt) for prompt in prompts], self.last)
+        asked = self._cut(list(map(plain_text, prompts)), self.last)
         said = self._cut(list(map(text_of, answers)), self.first)
         return [user_message(text) for text in asked], [assistant_message(text or ".") for text in said]
 
