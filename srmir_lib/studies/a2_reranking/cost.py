@@ -110,9 +110,9 @@ def measure(
     return race(runners, rounds, str(policy.device)), work
 
 
-def about_cost(rows: Mapping[str, Mapping[str, float | str]], claimed: float = CLAIMED) -> str:
-    """Where a factor such as the one `claimed` can come from, by the rows of `cost_rows`."""
+def about_cost(rows: Mapping[str, Mapping[str, float | str]]) -> str:
+    """Where a factor such as `CLAIMED` can come from, by the rows of `cost_rows`."""
     said = [f"{name.rpartition('_')[2]} {row['seconds']:.1f} (FLOPs {row['FLOPs']:.1f})" for name, row in rows.items()]
-    reach = [name.rpartition("_")[2] for name, row in rows.items() if max(row["seconds"], row["FLOPs"]) >= claimed]
+    reach = [name.rpartition("_")[2] for name, row in rows.items() if max(row["seconds"], row["FLOPs"]) >= CLAIMED]
     only = "only if states are kept, and then they are not the present policy's" if reach == ["kept"] else joined(reach)
-    return f"Times less than sampling and scoring: {'; '.join(said)}. About {claimed:.0f} times is reached by: {only}."
+    return f"Times less than sampling and scoring: {'; '.join(said)}. About {CLAIMED:.0f} times is reached by: {only}."
