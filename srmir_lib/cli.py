@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "status", _status, "how each notebook of a preset stands")
     _command(commands, "report", _report, "write outputs/PRESET/report/index.html")
     about = "copy a finished preset, without weights, to outputs/reference, and write RESULTS.md from there"
-    _command(commands, "bless", _bless, about, nargs="?", default="")
+    kept = _command(commands, "bless", _bless, about, nargs="?", default="")
+    kept.add_argument("notebooks", nargs="*", metavar="NN", help="only these; the others keep the reference they have")
 
     about = "what works with a model and with preference pairs, told before hours are spent"
     look = _question(commands, "check", _check, about)
@@ -204,7 +205,7 @@ def _bless(options: argparse.Namespace) -> None:
     runner = Runner(options.preset) if options.preset else None
     from srmir_lib.runner.bless import bless, write_results
 
-    print(bless(runner) if runner else write_results(find_root()))
+    print(bless(runner, options.notebooks) if runner else write_results(find_root()))
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from srmir_lib.models.trunk import Trunk
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")  # a slow first example is no error
 
-LONGEST = ("test_smoke.py", "test_own_data.py", "test_realdata.py")
+LONGEST = ("test_smoke.py", "test_own_data.py", "test_chat_series.py", "test_realdata.py")
 
 
 def pytest_collection_modifyitems(items: list) -> None:

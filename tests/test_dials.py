@@ -3,7 +3,7 @@
 import pytest
 
 from srmir_lib.evaluation.dials import GAIN, GOODNESS, dial_rows
-from srmir_lib.evaluation.over_towns import policies_over_towns
+from srmir_lib.evaluation.over_towns import BEHIND, about_steadiness, over_towns, policies_over_towns
 
 
 def town(sft: float, categorized: float | None = None, start: float = 0.3) -> dict[str, float]:
@@ -50,3 +50,34 @@ def test_policies_over_towns_by_hand():
         {"balanced_goodness": 0.3, "balanced_goodness_low": 0.3 - 1.27062, "balanced_goodness_high": 0.3 + 1.27062}
     )
     assert policies_over_towns({1: town(0.2)}) == {} == policies_over_towns({})
+
+
+def test_numbers_over_towns_by_hand():
+    """.2 and .4 as above; the metric of one town is left out, and those behind the policies are told apart by name."""
+    towns = {1: {"01_data/ceiling": 0.2, "01_data/one_draft": 0.5}, 2: {"01_data/ceiling": 0.4}}
+    (found,) = over_towns(towns, BEHIND).items()
+    assert found[0] == "goodness by its beliefs (ceiling)" and found[1] == pytest.approx(
+        (0.3, 0.3 - 1.27062, 0.3 + 1.27062)
+    )
+    assert over_towns({}, BEHIND) == {}
+
+
+def ended(**policies) -> dict[str, float]:
+    """What 06 has of a town: policy -> balanced goodness and share of incoherent answers."""
+    return {
+        f"06_evaluation/{policy.replace('_', ', ')}/{name}": value
+        for policy, both in policies.items()
+        for name, value in zip(("balanced_goodness", "incoherent"), both, strict=True)
+    }
+
+
+def test_policies_that_fall_or_babble_are_named():
+    steady = ended(base=(0.2, 0.9), start=(0.6, 0.0), SFT=(0.56, 0.04), start_again=(0.1, 0.8))
+    text, numbers = about_steadiness({"low": {1: steady}})
+    assert "Of 1 trained policies the most incoherent is SFT in town 1 of low, with 4.0% of its answers, as" in text
+    assert text.endswith("more than 0.05: none.") and numbers["fell_below_start"] == 0, "neither the base nor it again"
+    broken = ended(start=(0.6, 0.0), SFT=(0.5, 0.0), linear=(0.7, 0.3))
+    text, numbers = about_steadiness({"low": {1: steady, 2: broken}, "high": {1: broken}, "gone": {}})
+    assert "linear in town 2 of low, with 30.0% of its answers, not as expected" in text
+    assert text.endswith("SFT (high) in 1 and SFT (low) in 1.") and numbers["policies"] == 5
+    assert about_steadiness({"gone": {}}) == ("No policy is on record.", {})

@@ -150,8 +150,8 @@ def test_what_an_objective_did():
 def test_margin_against_bit():
     follows = {"harmful": {"margin": 0.7, "bit": 0.8}, "harmless": {"margin": 0.1, "bit": -0.5}}
     said = sentences.about_margins(follows)
-    assert "on harmful prompts the one bit follows it better (0.70 against 0.80)" in said
-    assert "on harmless prompts the margin follows it better (0.10 against -0.50)" in said
+    assert "on harmful prompts the one bit has the higher one (0.70 against 0.80)" in said
+    assert "on harmless prompts the margin has the higher one (0.10 against -0.50)" in said
 
 
 def test_what_is_chosen_among_many():

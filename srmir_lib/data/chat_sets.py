@@ -1,6 +1,7 @@
 """Public prompts, and a real chat model that is asked about them, as the folders that the notebooks read."""
 
 import random
+from pathlib import Path
 
 from datasets import DatasetDict
 
@@ -8,7 +9,8 @@ from srmir_lib.conversations import assistant_message, opens_with_refusal, text_
 from srmir_lib.data import labelled_files
 from srmir_lib.data.chat_data import ChatData, chat_data
 from srmir_lib.data.chat_prompts import chat_prompts
-from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, preferred_answers
+from srmir_lib.data.harm_classifier import harm_answers
+from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, out_of_domain, preferred_answers
 from srmir_lib.data.pairs import split_tables
 from srmir_lib.data.public_files import all_words
 from srmir_lib.data.router import PromptEncoder, Router, fit_router, router_accuracy
@@ -34,6 +36,7 @@ def chat_sets(
     collection, seed = settings.collection, settings.seed
     sizes = collection.practice_per_group, collection.benign_ratio, settings.evaluation.questions
     prompts = chat_prompts(settings.data_dir, seed, *sizes)
+    check_later_files(settings.data_dir, seed, collection.borrowed)
     reader = PromptEncoder(base_model=resolve_encoder(settings.encoder), pooling="mean")
     router = fit_router(prompts, reader, [*CATEGORIES, UNKNOWN], device, rejected_share=0.02)
     labelled, repeats = labelled_answers(router, settings.data_dir, seed)
@@ -65,6 +68,16 @@ def chat_sets(
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
     numbers = {"router": router_accuracy(router, harmful), "left_out": made["train"].left_out, "repeats": repeats}
     return folders, router, numbers, made["train"]
+
+
+def check_later_files(data_dir: str | Path, seed: int, borrowed: bool) -> None:
+    """Read what is needed only after a model has been at work, so that a missing or damaged file is told before."""
+    labelled_files.load_beavertails(data_dir)
+    labelled_files.load_safe_rlhf(data_dir)
+    out_of_domain(data_dir)
+    harm_answers(data_dir, seed)
+    if borrowed:
+        labelled_files.load_safe_answers(data_dir)
 
 
 def borrowed_refusals(router: Router, data_dir: str, prompts: DatasetDict, seed: int) -> dict[str, list[dict]]:

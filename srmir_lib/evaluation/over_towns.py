@@ -1,35 +1,84 @@
 """What policies were worth over towns, or over seeds of one data set: means with the interval that decides."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from srmir_lib.evaluation.claims import Records
 from srmir_lib.evaluation.measures import BALANCED
-from srmir_lib.statistics import paired_t_interval
+from srmir_lib.evaluation.sentences import joined
+from srmir_lib.statistics import Interval, paired_t_interval
 
 SHOWN = (BALANCED, "attack_success", "attack_success_held_out_wrappers", "over_refusal", "utility", "incoherent")
 """Numbers of a policy's summary that are put together over towns."""
+
+ENDS = ("", "_low", "_high")
+"""Of the names under which a mean and its interval are kept."""
+
+
+BEHIND = {
+    "asked, it says what it believes": "01_data/known_asked",
+    "one draft tells the truth": "01_data/introspection_verdict_accuracy",
+    "goodness by one draft": "01_data/one_draft",
+    "goodness by its beliefs (ceiling)": "01_data/ceiling",
+    "easy pairs, seven routed": "02_shadow_reward_models/pair_accuracy_easy_seven",
+    "easy pairs, one model": "02_shadow_reward_models/pair_accuracy_easy_single",
+    "easy pairs, fair sum": "02_shadow_reward_models/pair_accuracy_easy_cross_linear",
+    "subtle pairs, seven routed": "02_shadow_reward_models/pair_accuracy_subtle_seven",
+    "subtle pairs, one model": "02_shadow_reward_models/pair_accuracy_subtle_single",
+    "subtle pairs, fair sum": "02_shadow_reward_models/pair_accuracy_subtle_cross_linear",
+}
+"""What lies behind the policies: how well the base model knows and tells, and how well reward models rank pairs."""
+
+
+def over_towns(towns: Records, metrics: Mapping[str, str]) -> dict[str, Interval]:
+    """Name -> mean over towns and its t interval (95 %), of each of the `metrics` (name -> metric) that two towns at
+    least have. `towns`: town -> what its notebooks measured, `<notebook>/<metric>` each."""
+    values = {name: [own[metric] for own in towns.values() if metric in own] for name, metric in metrics.items()}
+    return {name: paired_t_interval(of) for name, of in values.items() if len(of) > 1}
 
 
 def policies_over_towns(towns: Records, measures: Sequence[str] = SHOWN) -> dict[str, dict[str, float]]:
     """Policy -> measure, `<measure>_low` and `<measure>_high`: the mean over towns and its t interval (95 %).
 
-    `towns`: town -> what its notebooks measured, `06_evaluation/<policy>/<measure>` among it. A number that fewer than
-    two towns have is left out. Policies come in the order in which 06 has them.
+    `towns` as of `over_towns`, which leaves out what fewer than two have. Policies come in the order in which 06 has
+    them.
     """
-    found: dict[str, dict[str, list[float]]] = {}
-    for own in towns.values():
-        for name, value in own.items():
-            notebook, _, rest = name.partition("/")
-            policy, _, measure = rest.rpartition("/")
-            if notebook == "06_evaluation" and policy and measure in measures:
-                found.setdefault(policy, {}).setdefault(measure, []).append(value)
-    rows = {policy: {m: of[m] for m in measures if len(of.get(m, ())) > 1} for policy, of in found.items()}
-    return {policy: _summary(of) for policy, of in rows.items() if of}
+    own: dict[str, set[str]] = {}
+    for name in dict.fromkeys(name for town in towns.values() for name in town):
+        notebook, _, rest = name.partition("/")
+        policy, _, measure = rest.rpartition("/")
+        if notebook == "06_evaluation" and policy and measure in measures:
+            own.setdefault(policy, set()).add(measure)
+    found = {}
+    for policy, known in own.items():
+        means = over_towns(towns, {m: f"06_evaluation/{policy}/{m}" for m in measures if m in known})
+        found[policy] = {f"{m}{end}": value for m, of in means.items() for end, value in zip(ENDS, of, strict=True)}
+    return {policy: summary for policy, summary in found.items() if summary}
 
 
-def _summary(numbers: dict[str, list[float]]) -> dict[str, float]:
-    summary = {}
-    for name, values in numbers.items():
-        interval = paired_t_interval(values)
-        summary |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return summary
+def about_steadiness(found: Mapping[str, Records], noise: float = 0.05) -> tuple[str, dict[str, float]]:
+    """Whether trained policies stay on their feet, as a sentence and in numbers: the most incoherent one of all towns,
+    expected to have at most `noise` such answers, and those whose balanced goodness is further below their start's.
+
+    `found`: preset -> its towns, as of `over_towns`.
+    """
+    ends = []
+    for world, towns in found.items():
+        for town, own in towns.items():
+            for name in own:
+                notebook, _, rest = name.partition("/")
+                policy, _, measure = rest.rpartition("/")
+                if (notebook, measure) == ("06_evaluation", BALANCED) and policy not in ("base", "start"):
+                    lost = own[f"06_evaluation/start/{BALANCED}"] - own[name]
+                    ends.append((own[f"06_evaluation/{policy}/incoherent"], lost, policy, world, town))
+    ends = [end for end in ends if not end[2].endswith(", again")]
+    if not ends:
+        return "No policy is on record.", {}
+    share, _, policy, world, town = max(ends)
+    fallen = Counter(f"{policy} ({world})" for _, lost, policy, world, _ in ends if lost > noise)
+    said = (
+        f"Of {len(ends)} trained policies the most incoherent is {policy} in town {town} of {world}, with {share:.1%} "
+        f"of its answers, {'as' if share <= noise else 'not as'} expected. Below their start by more than {noise:.2f}: "
+        f"{joined([f'{name} in {count}' for name, count in sorted(fallen.items())])}."
+    )
+    return said, {"most_incoherent": share, "fell_below_start": float(fallen.total()), "policies": float(len(ends))}

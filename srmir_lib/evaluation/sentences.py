@@ -186,8 +186,8 @@ def about_margins(follows: Mapping[str, Mapping[str, float]]) -> str:
     said = []
     for kind, found in follows.items():
         better = "the one bit" if found["bit"] > found["margin"] else "the margin"
-        said.append(f"on {kind} prompts {better} follows it better ({found['margin']:.2f} against {found['bit']:.2f})")
-    return f"Margin against bit, by rank correlation with the gap in harm: {'; '.join(said)}."
+        said.append(f"on {kind} prompts {better} has the higher one ({found['margin']:.2f} against {found['bit']:.2f})")
+    return f"Margin against bit, rank correlation with the gap in harm: {'; '.join(said)}."
 
 
 def about_choosing(truths: Mapping[str, Mapping[int, float]], room: float) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from srmir_lib.artifacts import as_written, atomic_path, read_json
@@ -57,17 +58,19 @@ ABOUT = (
 )
 
 
-def bless(runner: Runner) -> Path:
-    """Copy each stage's executed notebook and numbers to `outputs/reference/<preset>/`, all of them or none.
+def bless(runner: Runner, wanted: Sequence[str] = ()) -> Path:
+    """Copy each stage's executed notebook and numbers to `outputs/reference/<preset>/`, all of them or none; those
+    `wanted` alone (by number or prefix), where any is named.
 
     A stage that is not done, or no longer what its notebook, parameters and code would give, is an `InputError`; so is
     a file of 1 MB or more. Of the appendices A1 to A8, which `srmir run` leaves out, those that are done come along;
     the others keep the reference they have, and so do the `RECORDS`. `RESULTS.md` is written anew.
     Paths of this machine are made relative to the repository, and of redacted texts not even the beginning is kept.
     """
-    tasks, needed = runner.plan(runner.select(everything=True), check_inputs=False), runner.select()
+    tasks = runner.plan(runner.select(everything=True), check_inputs=False)
+    needed = runner.select(wanted) if wanted else runner.select()
     states = {result.name: result.state for result in runner.status(tasks)}
-    left = [task.name for task in tasks if task.name not in needed and states[task.name] != "done"]
+    left = [task.name for task in tasks if task.name not in needed and (wanted or states[task.name] != "done")]
     tasks = [task for task in tasks if task.name not in left]
     if wrong := [f"{name} is {states[name]}" for name in needed if states[name] != "done"]:
         raise InputError(f"{', '.join(wrong)}; only a finished run can be a reference: run `srmir run {runner.preset}`")
