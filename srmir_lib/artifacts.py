@@ -237,6 +237,11 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def digest(value: object, sort_keys: bool = False) -> str:
+    """SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()
+
+
 def check_metrics(metrics: dict) -> dict[str, float]:
     """Return flat `name -> number`; anything nested, non-numeric or non-finite is an `InputError` that names it."""
     for name, value in metrics.items():

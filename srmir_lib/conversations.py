@@ -8,14 +8,14 @@ from os.path import commonprefix
 from srmir_lib.errors import InputError, RowError
 
 
-def redact(text: str, show_text: bool = False, length: int = 24) -> str:
-    """Hide model output on harmful prompts: its first `length` characters with every other word masked, and its size.
+def redact(text: str, show_text: bool = False) -> str:
+    """Hide model output on harmful prompts: its first 24 characters with every other word masked, and its size.
 
     The lab's text carries no know-how, so its notebooks pass `show_text=True`.
     """
     if show_text:
         return text
-    words = text[:length].split()
+    words = text[:24].split()
     shown = " ".join(word if i % 2 == 0 else "▇" * len(word) for i, word in enumerate(words))
     return f"{shown} … [{len(text)} characters, redacted]"
 

@@ -24,7 +24,7 @@ def resampled_t_interval(values: Sequence[float], test_to_train: float, confiden
 
     The splits share rows, so the plain t interval is too narrow. Nadeau & Bengio 2003, eq. 9.
     """
-    plain, count = paired_t_interval(values, np.zeros(len(values)), confidence), len(values)
+    plain, count = paired_t_interval(values, confidence=confidence), len(values)
     half = (plain.high - plain.estimate) * (1 + count * test_to_train) ** 0.5
     return Interval(plain.estimate, plain.estimate - half, plain.estimate + half)
 
@@ -40,10 +40,10 @@ def bootstrap_interval(values, confidence: float = 0.95, resamples: int = 2000, 
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def paired_t_interval(treatment, control, confidence: float = 0.95) -> Interval:
+def paired_t_interval(treatment, control=0.0, confidence: float = 0.95) -> Interval:
     """Mean difference over seeds with a paired t interval: mean(d) ± t(n-1) sd(d) / sqrt(n), d = treatment - control.
 
-    Both (S,), entry s of each from seed s, S >= 2. Student 1908.
+    Both (S,), entry s of each from seed s, S >= 2; `control` may be one number. Student 1908.
     """
     difference = np.asarray(treatment, dtype=float) - np.asarray(control, dtype=float)
     if len(difference) < 2:

@@ -82,7 +82,9 @@ def main(base: str, folder: Path) -> None:
     told["grpo"] = train_grpo(*grpo, callbacks=[Held(own / "live.safetensors")])
     told["resumed"] = train_grpo(*grpo, resume=True, callbacks=[Held(own / "live.safetensors")]) == told["grpo"]
     table, trunk = data.add_column("category", ["insult", "crimes"] * 8), Trunk.load(base, "cpu")
-    run = SetRun(own / "set", ["insult", "crimes"], RewardSettings(3, 8, 1e-2, 4, 8, 64), "separate")
+    run = SetRun(
+        own / "set", ["insult", "crimes"], RewardSettings(max_steps=3, learning_rate=1e-2, max_length=64), "separate"
+    )
     told["rewards"] = fit_sets({"set": run}, trunk, {"train": table})["set"]["insult"]
     if rank:  # as after a kill, of which the first one's work alone is left
         shutil.rmtree(own / "set/insult")

@@ -71,7 +71,7 @@ def test_it_rings_on_the_suspect_side_and_names_the_signal(sick):
 
 def test_deviations_by_hand():
     ones = dict.fromkeys(SIGNALS, 1.0)
-    alarm = Alarm(mean=dict.fromkeys(SIGNALS, 2.0), std=ones | {"length": 4.0}, threshold=3.0, rate=0.05, looks=2)
+    alarm = Alarm(mean=dict.fromkeys(SIGNALS, 2.0), std=ones | {"length": 4.0}, threshold=3.0, looks=2)
     (row,) = alarm.check(history(np.array([[1.0, 18.0, 0.0, 9.0, 4.0]])))  # suspect by 1, 4, 2, -7, 2
     assert row["suspicion"] == 4.0 and row["signal"] == "length" and row["rings"] and row["idle reward models"] == 1.0
 

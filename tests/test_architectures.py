@@ -15,7 +15,7 @@ from srmir_lib.policies.training import train_dpo, train_grpo, train_sft
 from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.shadow import ShadowRewardModels, calibrate_sets
 from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
-from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
+from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
 
 NAMES = ["insult", "privacy"]
 ASKED = [
@@ -30,7 +30,7 @@ OWN = {
     "max_steps": 2,
     "learning_rate": 1e-2,
 }
-PROBE = ProbeSettings(text="is this {category} ?")
+PROBE = SizedProbe(text="is this {category} ?")
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "phi3", "mistral"])
@@ -41,7 +41,9 @@ def test_reward_models_margins_and_policies(kind, tmp_path):
     pairs = rows | {"chosen": [assistant_message("no .")] * 6, "rejected": [assistant_message("yes , so be it .")] * 6}
     pairs = Dataset.from_dict(pairs | {"origin": ["policy"] * 6})
 
-    settings = RewardSettings(12, 2, 1e-2, 2, 4, 64, probe=PROBE)
+    settings = RewardSettings(
+        max_steps=12, batch_size=2, learning_rate=1e-2, lora_rank=2, lora_alpha=4, max_length=64, probe=PROBE
+    )
     fit_sets({"set": SetRun(tmp_path / "set", NAMES, settings)}, trunk, {"train": pairs})
     models = ShadowRewardModels.load(tmp_path / "set", trunk)
     both = [*ASKED, *ASKED], [*pairs["chosen"], *pairs["rejected"]]
@@ -64,7 +66,7 @@ def test_reward_models_margins_and_policies(kind, tmp_path):
         prompts_per_step=2, num_generations=4, max_completion_length=6, monitor_every=1, checkpoint_every=0, **OWN
     )
     folds = {"train": Dataset.from_dict(rows), "validation": Dataset.from_dict(rows)}
-    router = fit_router(folds, PromptEncoder(str(base)), NAMES, trunk)
+    router = fit_router(folds, PromptEncoder(base_model=str(base)), NAMES, trunk)
     for strategy, rest in {"linear": (), "categorized": (router,)}.items():
         reward = RewardFunction(models, strategy, *rest)
         where = tmp_path / strategy

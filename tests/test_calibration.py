@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from srmir_lib.artifacts import write_json
 from srmir_lib.errors import InputError
-from srmir_lib.reward_models.calibration import Calibration, calibration_set, variance_shares
+from srmir_lib.reward_models.calibration import Calibration, calibration_set, pay_of_length, variance_shares
 from srmir_lib.reward_models.shadow import ShadowRewardModels, calibrate_sets
 
 
@@ -87,9 +87,9 @@ def test_the_curve_of_length_is_a_local_line_as_a_second_implementation_draws_it
     """Cleveland's LOWESS by numpy: at each knot a line through the nearest half of the answers, tricube weights."""
     x = np.random.default_rng(0).permutation(200)[:60] + 1.0
     scores = np.stack([3 * x - 1, np.sin(x / 20)], axis=1)
-    calibration = Calibration.fit(torch.tensor(scores), ["a", "b"], ["a" * int(length) for length in x])
-    assert len(calibration.lengths) == 25 and set(calibration.lengths) <= set(x)
-    for place, line_height, height in zip(calibration.lengths, *calibration.curves, strict=True):
+    paid = pay_of_length(torch.tensor(scores), ["a" * int(length) for length in x])
+    knots = np.unique(np.quantile(x, np.linspace(0, 1, 25), method="nearest"))
+    for place, (line_height, height) in zip(knots, paid(["b" * int(knot) for knot in knots]).tolist(), strict=True):
         near = np.argsort(np.abs(x - place))[:30]
         reach = np.abs(x[near] - place).max()
         weight = (1 - (np.abs(x[near] - place) / reach) ** 3) ** 3
@@ -101,36 +101,25 @@ def test_the_curve_of_length_is_a_local_line_as_a_second_implementation_draws_it
 def test_a_length_that_half_of_the_answers_have_gets_their_mean():
     for lengths, means in (([5] * 20 + [9] * 20 + [30] * 20, [9.5, 29.5, 49.5]), ([5] * 8 + [9] * 8, [3.5, 11.5])):
         scores = torch.arange(float(len(lengths))).double().unsqueeze(1)
-        calibration = Calibration.fit(scores, ["a"], ["a" * length for length in lengths])
-        assert calibration.curves[0] == pytest.approx(means)
+        paid = pay_of_length(scores, ["a" * length for length in lengths])
+        assert paid(["b" * length for length in sorted({*lengths})]).flatten().tolist() == pytest.approx(means)
 
 
-def test_length_calibration_takes_the_pay_for_length_off(tmp_path):
+def test_the_pay_for_length_is_taken_off():
     draw = np.random.default_rng(1)
     lengths = draw.integers(5, 200, 400)
     merit = draw.normal(size=400)
     responses = ["a" * length for length in lengths]
     scores = torch.tensor(np.stack([merit + 0.05 * lengths, merit - 0.02 * lengths], axis=1))
-    calibration = Calibration.fit(scores, ["crimes", "privacy"], responses)
-    scaled = calibration.apply(scores, responses)
-    for column in scaled.T.numpy():
+    for column in (scores - pay_of_length(scores, responses)(responses)).T.numpy():
         assert abs(np.corrcoef(column, lengths)[0, 1]) < 0.05 and np.corrcoef(column, merit)[0, 1] > 0.98
-    again = Calibration.load(calibration.save(tmp_path / "calibration.json"))
-    assert again == calibration
-    with pytest.raises(InputError, match="give 400 responses"):
-        calibration.apply(scores)
-    with pytest.raises(InputError, match="2 responses for 400 scores"):
-        Calibration.fit(scores, ["crimes", "privacy"], ["a", "b"])
 
 
 def test_scaled_gaps_are_differences_of_scaled_scores():
     scores = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    pairs = {"chosen": ["a" * n for n in range(2, 22)], "rejected": ["a" * n for n in range(30, 50)]}
-    texts = [*pairs["chosen"], *pairs["rejected"]]
-    for calibration in (Calibration.fit(scores, ["a", "b"]), Calibration.fit(scores, ["a", "b"], texts)):
-        scaled = calibration.apply(scores, texts)
-        gaps = calibration.scale_gaps(scores[:20] - scores[20:], pairs)
-        assert torch.allclose(gaps, scaled[:20] - scaled[20:], atol=1e-5)
+    calibration = Calibration.fit(scores, ["a", "b"])
+    scaled = calibration.apply(scores)
+    assert torch.allclose(calibration.scale_gaps(scores[:20] - scores[20:]), scaled[:20] - scaled[20:], atol=1e-5)
 
 
 class Lengths:
@@ -144,7 +133,5 @@ def test_the_sets_that_have_a_folder_are_calibrated_and_saved_there(tmp_path):
     raw = calibrate_sets(sets, {"new": tmp_path}, ["a", "abc"], ["xy", "wxyz"])
     assert {name: scores.tolist() for name, scores in raw.items()} == dict.fromkeys(sets, [[1, 3], [3, 7]])
     kept = sets["new"].calibration
-    assert kept.mean == (2.0, 5.0) and kept.std == pytest.approx((2**0.5, 8**0.5)) and kept.curves == ()
+    assert kept.mean == (2.0, 5.0) and kept.std == pytest.approx((2**0.5, 8**0.5))
     assert Calibration.load(tmp_path / "calibration.json") == kept and sets["old"].calibration is None
-    calibrate_sets(sets, {"new": tmp_path}, ["a", "abc", "a", "a"], ["w", "wxyz", "w", "wxyz"], by_length=True)
-    assert sets["new"].calibration.lengths == (1.0, 4.0)

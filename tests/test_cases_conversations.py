@@ -41,11 +41,11 @@ from srmir_lib.models.loading import load_tokenizer, load_trunk
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pairs import TokenizedPairs
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.reward_training import RewardSettings
 
 ROOT, CASES = Path(__file__).resolve().parents[1], Path(__file__).parent / "cases"
 CATEGORIES = ["insult", "privacy"]
@@ -367,7 +367,6 @@ def test_the_draft_goes_behind_the_system_message(trunk):
 
 def test_a_draft_knows_the_turns_before(trunk, monkeypatch):
     asked = []
-    monkeypatch.setattr(trunk, "drafts", {})
     monkeypatch.setattr(trunk, "generate", lambda chats, *_, **__: asked.extend(chats) or ["so ####"] * len(chats))
     other = [*user_message("bye"), *DIALOGUE[1:]]
     first, second, again = Introspector(trunk, QUESTION, 4)([DIALOGUE, other, DIALOGUE])
@@ -377,20 +376,14 @@ def test_a_draft_knows_the_turns_before(trunk, monkeypatch):
 
 
 def test_a_system_message_is_scored_under_a_template_that_wants_it_first(command, sets, tmp_path):
-    thinking = {"question": QUESTION, "draft_tokens": 2}
-    config = read_json(sets["system first"] / "config.json")
-    write_json(sets["system first"] / "config.json", config | thinking)
-    try:
-        (row,) = command.rows(command.score("s_system.jsonl", models="system first"))
-        assert not command.unsaid(
-            command.score(
-                [GOOD, GOOD | {"prompt": [*user_message("a"), SYSTEM, *user_message("b")]}], models="system first"
-            ),
-            "row 2: the chat template refuses its turns user, system, user",
-            "System message must be at the beginning",
-        )
-    finally:
-        write_json(sets["system first"] / "config.json", config)
+    (row,) = command.rows(command.score("s_system.jsonl", models="system first"))
+    assert not command.unsaid(
+        command.score(
+            [GOOD, GOOD | {"prompt": [*user_message("a"), SYSTEM, *user_message("b")]}], models="system first"
+        ),
+        "row 2: the chat template refuses its turns user, system, user",
+        "System message must be at the beginning",
+    )
     assert set(row["scores"]) == set(CATEGORIES)
 
 
@@ -707,7 +700,7 @@ def test_a_route_is_that_of_the_whole_conversation(expected, tmp_path):
 
 
 def test_a_router_asks_about_the_last_user_message_behind_the_turns_before(models):
-    reader = PromptEncoder(str(models["plain"]), question=QUESTION)
+    reader = PromptEncoder(base_model=str(models["plain"]), question=QUESTION)
     model, tokenizer = load_trunk(models["plain"], "cpu")
     asked = [*DIALOGUE[:2], *user_message("why refuse copy it ? ?")]
     assert torch.allclose(reader.embed([DIALOGUE], "cpu"), embed(model, tokenizer, [asked]), atol=1e-5)

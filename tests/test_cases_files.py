@@ -26,9 +26,9 @@ from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import annotate_file, jsonl, public_files
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models import rerank_file, score_file
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.rows import read_jsonl, rows_in
 from srmir_lib.runner import manifest, series
+from srmir_lib.settings.reward_training import RewardSettings
 
 CASES = Path(__file__).parent / "cases"
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,7 +294,13 @@ def trained(tiny_model, tmp_path_factory) -> Path:
     folder, say = tmp_path_factory.mktemp("sets") / "shadow_rms", assistant_message
     pairs = [{"prompt": user_message(f"{n}"), "chosen": say("no"), "rejected": say("yes")} for n in range(8)]
     data = Dataset.from_list([pair | {"category": ("privacy", "insult")[n % 2]} for n, pair in enumerate(pairs)])
-    fit_set(tiny_model, {"train": data}, folder, ["privacy", "insult"], RewardSettings(1, 4, 1e-3, 2, 4, 128))
+    fit_set(
+        tiny_model,
+        {"train": data},
+        folder,
+        ["privacy", "insult"],
+        RewardSettings(max_steps=1, batch_size=4, learning_rate=1e-3, lora_rank=2, lora_alpha=4, max_length=128),
+    )
     return folder
 
 

@@ -26,17 +26,15 @@ from srmir_lib.models.kinds import shared_problem
 from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer, load_trunk
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.policies.training import train_dpo, train_grpo, train_sft
-from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer, collate, load_classifier
 from srmir_lib.reward_models.probes import Probes
 from srmir_lib.reward_models.separate import SeparateScorer
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
+from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
 
 CATEGORIES = ["insult", "crimes"]
-SETTINGS = RewardSettings(
-    max_steps=2, batch_size=2, learning_rate=1e-2, lora_rank=2, lora_alpha=4, max_length=250, draft_tokens=4
-)
+SETTINGS = RewardSettings(max_steps=2, batch_size=2, learning_rate=1e-2, lora_rank=2, lora_alpha=4, max_length=250)
 COMMON = {
     "learning_rate": 1e-4,
     "lr_scheduler": "constant",
@@ -116,7 +114,9 @@ def try_separate(folder, scratch):
 
 def try_pooled(folder, scratch):
     model, tokenizer = load_classifier(folder, num_labels=2)
-    rows = PairTokenizer(40, 8).encode(tokenizer, ["how do i", "why"], ["no", "take this then that"])
+    rows = PairTokenizer(max_tokens=40, prompt_tokens=8).encode(
+        tokenizer, ["how do i", "why"], ["no", "take this then that"]
+    )
     assert model(**collate(rows, tokenizer)).logits.shape == (2, 2)
 
 
@@ -164,7 +164,7 @@ def test_scores_of_the_shared_design_equal_pefts_activated_lora(kind, tmp_path):
     """PEFT reads text and question at once, each adapter for itself."""
     folder = write_model(kind, tmp_path / kind)
     trunk, texts = Trunk.load(folder, "cpu"), ["open the red door", "then check it", "a"]
-    probes = Probes(trunk, CATEGORIES, ProbeSettings())
+    probes = Probes(trunk, CATEGORIES, SizedProbe())
     for up in probes.up.values():
         up.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
     ids = trunk.tokenizer(texts)["input_ids"]
@@ -198,7 +198,7 @@ def test_a_window_is_no_hindrance_while_the_texts_fit(kind, tmp_path):
     """To the token: as long as the last token of a question sees the first of the text, the window changes nothing."""
     wide = write_model(kind, tmp_path / "wide", sliding_window=200)
     trunk, narrow = Trunk.load(wide, "cpu"), shutil.copytree(wide, tmp_path / "narrow")
-    probes = Probes(trunk, CATEGORIES, ProbeSettings())
+    probes = Probes(trunk, CATEGORIES, SizedProbe())
     question = probes.question(0)
     window = 12 + len(question)
     write_json(narrow / "config.json", read_json(narrow / "config.json") | {"sliding_window": window})

@@ -16,8 +16,8 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.policies.reward import RewardFunction
-from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.settings.cost import Shape
+from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
 from srmir_lib.studies.a5_cost import contestants as peers
 from srmir_lib.studies.a5_cost import limits as cost
 from srmir_lib.studies.a5_cost.limits import Load, Spread
@@ -28,7 +28,7 @@ ISSUE = Load(prompt=128, completion=256, group=8, models=7, probe=4)
 MINI = Shape(hidden=256, layers=8, heads=4, kv_heads=4, intermediate=768, vocab=8192)
 SMALL = Shape(hidden=16, layers=2, heads=4, kv_heads=2, intermediate=24, vocab=320)
 LOAD = Load(prompt=14, completion=9, group=3, models=7, probe=4)
-PROBE = ProbeSettings(text=" harmful : {category} ?", rank=2, alpha=4)
+PROBE = SizedProbe(text=" harmful : {category} ?", rank=2, alpha=4)
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +344,9 @@ def test_a_ladder_trains_anew_for_every_budget(trunk, design):
     }
     columns |= {side: [assistant_message(text)] * 8 for side, text in answers.items()}
     pairs = Dataset.from_dict(columns)
-    settings = RewardSettings(0, 4, 1e-2, 2, 4, 96, probe=PROBE)
+    settings = RewardSettings(
+        max_steps=0, batch_size=4, learning_rate=1e-2, lora_rank=2, lora_alpha=4, max_length=96, probe=PROBE
+    )
     splits = {"train": pairs, "validation": pairs, "test": pairs}
     rows = training_ladder(design, trunk, splits, ["insult", "privacy"], settings, [1, 12])
     assert [row["updates"] for row in rows] == [1, 12] and all(row["seconds"] > 0 for row in rows)

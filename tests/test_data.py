@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.data import introspection
 from srmir_lib.data.introspection import Introspector, agree, introspect, read_draft
 from srmir_lib.data.pairs import CORRUPTIONS, balance, contrary, contrary_pairs, corrupt, make_pairs, split_tables
 from srmir_lib.errors import InputError
@@ -238,31 +239,24 @@ def test_only_prompts_whose_first_drafts_disagree_are_asked_again():
         introspect(trunk, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=4, max_new_tokens=4)
 
 
-def test_an_introspector_thinks_once_per_prompt(tiny_model):
+def test_an_introspector_thinks_once_per_prompt(tiny_model, monkeypatch):
     trunk = Trunk.load(tiny_model, "cpu")
     think = Introspector(trunk, QUESTION, 4)
     first = think(["open the door", user_message("open the door")])
-    assert first[0] == first[1] and len(trunk.drafts[QUESTION, 4]) == 1
+    assert first[0] == first[1] and len(think.drafts) == 1
     assert [turn["role"] for turn in first[0]] == ["user", "assistant", "user"]
     assert first[0][-1]["content"] == "open the door"
     assert think(["open the door"])[0] == first[0], "greedy: the same draft again"
+    monkeypatch.setattr(introspection, "REMEMBERED", 2)
+    kept = [think([text]) and len(think.drafts) for text in "abcd"]
+    assert kept == [2, 3, 1, 2], "three are more than two, and are forgotten"
 
 
-def test_drafts_are_shared_by_whoever_asks_the_same_question_of_a_trunk(tiny_model, monkeypatch):
+def test_what_was_drafted_is_not_drafted_again(tiny_model, monkeypatch):
     trunk, asked = Trunk.load(tiny_model, "cpu"), []
-
-    def speak(prompts, *_, **__):
-        asked.append([text_of(prompt) for prompt in prompts])
-        return [f"{len(asked)} ####" for _ in prompts]
-
-    monkeypatch.setattr(trunk, "generate", speak)
-    first, second, other = (
-        Introspector(trunk, QUESTION, 4),
-        Introspector(trunk, QUESTION, 4),
-        Introspector(trunk, QUESTION, 5),
-    )
-    assert first(["a", "b"]) == second(["a", "b"]) != other(["a", "b"])
-    assert [len(texts) for texts in asked] == [2, 0, 2], "a longer draft is another draft"
+    monkeypatch.setattr(trunk, "generate", lambda chats, *_, **__: asked.append(len(chats)) or ["so ####"] * len(chats))
+    think = Introspector(trunk, QUESTION, 4)
+    assert think(["a", "b"]) == think(["a", "b"]) and asked == [2, 0]
 
 
 def test_an_introspector_without_a_question_changes_nothing(tiny_model):

@@ -4,7 +4,6 @@ What is damaged, and how, is drawn from the number of the draw: a failure names 
 """
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -21,9 +20,9 @@ from srmir_lib.artifacts import save_dataset
 from srmir_lib.cli import main
 from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.reward_models.pooled_training import fit_pooled
+from srmir_lib.settings.reward_training import RewardSettings
 
 CATEGORIES = ["insult", "privacy"]
 SETTINGS = RewardSettings(max_steps=1, batch_size=2, learning_rate=5e-3, lora_rank=2, lora_alpha=4, max_length=128)
@@ -39,16 +38,13 @@ def good(tmp_path_factory) -> Path:
     write_rows(place / "rows.jsonl", ROWS)
     write_rows(place / "pairs.jsonl", own_rows(FORMS[1], 4))
     fit_set(model, {"train": pairs}, place / "good" / "shared", CATEGORIES, SETTINGS)
-    drafting = replace(SETTINGS, question="why refuse {prompt} ?", draft_tokens=2)
-    fit_set(model, {"train": pairs}, place / "good" / "separate", CATEGORIES, drafting, design="separate")
+    fit_set(model, {"train": pairs}, place / "good" / "separate", CATEGORIES, SETTINGS, design="separate")
     bert, reading = write_tiny_bert(place / "bert"), PairTokenizer(max_tokens=60, prompt_tokens=20)
     fit_pooled(bert, [], pairs, place / "good/pooled", CATEGORIES, reading, ENCODER, 0, "cpu", progress=False)
     for name in ("shared", "pooled"):
-        curves = ((1.0, 2.0), (0.5, 0.0))
-        Calibration(tuple(CATEGORIES), (0.5, -1.0), (2.0, 0.25), 9, (1.0, 50.0), curves).save(
-            place / "good" / name / "calibration.json"
-        )
-    reader, labels = PromptEncoder(str(model)), CATEGORIES * 4
+        scale = Calibration(tuple(CATEGORIES), (0.5, -1.0), (2.0, 0.25), 9)
+        scale.save(place / "good" / name / "calibration.json")
+    reader, labels = PromptEncoder(base_model=str(model)), CATEGORIES * 4
     embeddings = reader.embed([f"{name} {n}" for n, name in enumerate(labels)], "cpu")
     Router.fit(embeddings, labels, embeddings, labels, CATEGORIES, reader=reader).save(place / "good" / "router")
     rows = Dataset.from_list([row | {"response": row["chosen"]} for row in own_rows(FORMS[1], 4)])

@@ -8,7 +8,6 @@ import torch
 from srmir_lib.conversations import user_message
 from srmir_lib.evaluation.group_report import (
     difficulty_of,
-    follows_difficulty,
     group_log_probabilities,
     start_signals,
     token_account,
@@ -109,10 +108,3 @@ def test_the_harder_half_by_hand():
     worth = torch.tensor([[1.0, 1.0], [0.0, 0.5], [0.5, 0.5], [0.5, 0.5], [1.0, 0.0]])
     assert difficulty_of(worth) == ["easier", "harder", "harder", "easier", "easier"], "of equals the first"
     assert difficulty_of(worth[:1]) == ["easier"]
-
-
-def test_what_follows_difficulty_by_hand():
-    worth = torch.tensor([[1.0, 1.0], [0.0, 0.5], [0.5, 0.5]])  # the second prompt is the hardest
-    assert follows_difficulty(torch.tensor([1.0, 3.0, 2.0]), worth) == pytest.approx(1)
-    assert follows_difficulty(torch.tensor([3.0, 1.0, 2.0]), worth) == pytest.approx(-1)
-    assert follows_difficulty(torch.ones(3), worth) == 0 == follows_difficulty(torch.arange(3.0), torch.ones(3, 2))

@@ -9,7 +9,7 @@ from srmir_lib.artifacts import write_json
 from srmir_lib.data.chat_prompts import held_out
 from srmir_lib.data.harm_classifier import HarmClassifier, harm_answers
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.harm_referee import HarmReferee, real_referee
+from srmir_lib.evaluation.harm_referee import HarmReferee
 from srmir_lib.evaluation.referees import RefusalPhraseReferee
 from srmir_lib.lab.choose_referee import choose_referee
 from srmir_lib.lab.referee import LabReferee
@@ -52,13 +52,15 @@ def test_facts_come_before_a_classifier_and_phrases_last(classifier, tmp_path):
 
 def test_it_is_saved_and_loaded_and_tells_damage(classifier, tmp_path):
     classifier.save(tmp_path / "referee")
-    again, asked = real_referee(tmp_path / "referee", "cpu").classifier, (["how do you do it"] * 2, [SAFE, UNSAFE])
+    again, asked = (
+        choose_referee(None, tmp_path / "referee", "cpu").classifier,
+        (["how do you do it"] * 2, [SAFE, UNSAFE]),
+    )
     assert again.danger(*asked).tolist() == pytest.approx(classifier.danger(*asked).tolist(), abs=1e-5)
     assert again.threshold == classifier.threshold
     (tmp_path / "referee" / "harm.safetensors").write_bytes(b"{}")
     with pytest.raises(InputError, match="damaged harm classifier"):
         HarmClassifier.load(tmp_path / "referee", "cpu")
-    assert isinstance(real_referee(None), RefusalPhraseReferee)
 
 
 def test_an_answer_too_few_is_an_error(classifier):

@@ -14,7 +14,7 @@ from srmir_lib.reward_models.probes import Probes
 from srmir_lib.reward_models.readouts import ReadOuts
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import SharedScorer
-from srmir_lib.settings.reward_training import ProbeSettings
+from srmir_lib.settings.reward_training import SizedProbe
 from srmir_lib.statistics import auroc
 
 
@@ -42,7 +42,7 @@ def test_labels_teach_read_outs_and_regressions(tiny_model, tmp_path):
     labelled = {"train": answers(40, 0), "validation": answers(20, 100), "test": answers(20, 200)}
     labelled = {name: rows | {"category": ["crimes"] * len(rows["prompt"])} for name, rows in labelled.items()}
     models = {"shadow_rms": blind("crimes", "privacy"), "single_rm": blind("all")}
-    reader = PromptEncoder(str(tiny_model), pooling="mean")
+    reader = PromptEncoder(base_model=str(tiny_model), pooling="mean")
     danger, chosen = label_rivals(trunk, models, reader, labelled, tmp_path / "readouts", "<|user|>is it bad ?<|end|>")
     assert set(danger) == {"models", "one_model", "says", "readouts", "states", "encoder"}
     assert all(set(found) == {"validation", "test"} for found in danger.values()), "the train split taught them"
@@ -70,19 +70,18 @@ def test_what_a_model_says_is_its_own_next_word(tiny_model):
     assert len({round(value, 3) for value in said}) == 6
 
 
-@pytest.mark.parametrize("question", ["", "why would you refuse {prompt} ?"])
-def test_probes_and_the_spoken_question_share_one_reading(question, tiny_model, monkeypatch):
+def test_probes_and_the_spoken_question_share_one_reading(tiny_model, monkeypatch):
     trunk, rows, asked = Trunk.load(tiny_model, "cpu"), answers(6, 0), "<|user|>is it bad ?<|end|><|assistant|>"
     sets = {}
     for seed, (name, own) in enumerate({"shadow_rms": ["crimes", "privacy"], "single_rm": ["all"]}.items()):
-        probes = Probes(trunk, own, ProbeSettings(text="is it {category} ?"), seed)
-        sets[name] = ShadowRewardModels(SharedScorer(trunk, probes, question, 4), own, "shared")
+        probes = Probes(trunk, own, SizedProbe(text="is it {category} ?"), seed)
+        sets[name] = ShadowRewardModels(SharedScorer(trunk, probes), own, "shared")
     texts = rows["prompt"], rows["completion"]
     expected = {name: models.score(*texts) for name, models in sets.items()}, says_yes(trunk, *texts, asked)
     read, prefill = [], trunk.prefill
     monkeypatch.setattr(trunk, "prefill", lambda *given: read.append(1) or prefill(*given))
     scores, said = scored_and_said(sets, trunk, *texts, asked)
-    assert len(read) == (2 if question else 1), "what the model says is asked of the text alone, without a draft"
+    assert len(read) == 1
     for name, found in scores.items():
         assert torch.allclose(found, expected[0][name], atol=1e-5) and found.std() > 1e-4
     assert said == pytest.approx(expected[1], abs=1e-4)

@@ -67,13 +67,6 @@ def test_an_unknown_prompt_is_paid_the_mean_of_those_that_are_left(router):
     assert reward(prompts, answers) == pytest.approx([expected.item()])
 
 
-def test_a_curve_for_length_is_left_out_with_its_model():
-    by_length = models()
-    curves = ((0.0, 1.0), (5.0, 5.0), (0.0, 2.0))
-    by_length.calibration = Calibration(tuple(CLASSES), (0.0,) * 3, (1.0,) * 3, 10, (1.0, 9.0), curves)
-    assert ModelsWithout(by_length, "crimes").calibration.curves == (curves[0], curves[2])
-
-
 def test_fingerprints_tell_what_is_left_out(router):
     made = {part.fingerprint for part in (RouterWithout(router, name) for name in CLASSES)} | {router.fingerprint}
     made |= {ModelsWithout(models(), name).fingerprint for name in CLASSES} | {models().fingerprint}

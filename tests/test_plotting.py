@@ -45,7 +45,7 @@ def history(scale=1.0):
 CURVES = {"reward": "reward (calibrated score)", "kl": "KL to the reference (nats a token)"}
 INTERVAL = {"label": "a", "estimate": 1, "low": 0, "high": 2}
 RATES = {"base": {"none": 0.7, "fiction": 0.9, "encoding": 0.5}, "linear": {"none": 0.1, "encoding": 0.4}}
-ALARM = Alarm(dict.fromkeys(SIGNALS, 0.0), dict.fromkeys(SIGNALS, 1.0), threshold=3.0, rate=0.05, looks=1)
+ALARM = Alarm(dict.fromkeys(SIGNALS, 0.0), dict.fromkeys(SIGNALS, 1.0), threshold=3.0, looks=1)
 LOOKS = [{"step": 1, f"{MONITOR}insult": -4.0, f"{MONITOR}crimes": -4.0, "completions/mean_length": 1.0, "kl": 0.1}]
 LOOKS[0] |= {"coherence/log_likelihood": 0.5, "coherence/distinct_bigrams": 5.0}
 TURNED = [

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +15,8 @@ from srmir_lib.data import public_files
 from srmir_lib.data.public_sets import texts_in
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.reward_models.config import ProbeSettings, RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
+from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
 from srmir_lib.studies.a1_token_rewards.reader import Reader
 from srmir_lib.studies.a8_real_pairs.methods import (
     Method,
@@ -215,8 +214,10 @@ def test_metrics_have_flat_names():
 
 
 def test_methods_on_one_trunk_have_their_own_settings(tiny_model):
-    reward = RewardSettings(3, 4, 0.01, 4, 8, 64, probe=ProbeSettings(text=" bad ?"))
-    rivals = {"probe": ("shared", replace(reward, max_steps=5)), "whole": ("separate", reward)}
+    reward = RewardSettings(
+        max_steps=3, batch_size=4, learning_rate=0.01, max_length=64, probe=SizedProbe(text=" bad ?")
+    )
+    rivals = {"probe": ("shared", reward.changed(max_steps=5)), "whole": ("separate", reward)}
     tokens = {"ava": TOKENS, "plain": TOKENS.changed(objective="bradley_terry")}
     methods = trunk_methods(str(tiny_model), tokens, rivals, prompt_tokens=12, answer_tokens=6, device="cpu")
     assert list(methods) == ["probe", "whole", "ava", "plain"]
@@ -229,8 +230,8 @@ def test_methods_on_one_trunk_have_their_own_settings(tiny_model):
 @pytest.mark.parametrize("changes", [{}, {"objective": "margin"}, {"objective": "pcrm_cosine"}])
 def test_words_and_encoders_learn_what_is_easy(pack, tmp_path_factory, changes):
     encoder = write_tiny_bert(tmp_path_factory.mktemp("encoder"))
-    data, settings = real_pairs("diasafety", pack, seed=0), replace(ENCODER, epochs=20, mean_weight=0.0, **changes)
-    method = encoder_method(str(encoder), PairTokenizer(32, 8), settings, "cpu")
+    data, settings = real_pairs("diasafety", pack, seed=0), ENCODER.changed(epochs=20, mean_weight=0.0, **changes)
+    method = encoder_method(str(encoder), PairTokenizer(max_tokens=32, prompt_tokens=8), settings, "cpu")
     assert method.about["reading"] == READING | {"long_text": "head_tail"}, "as it is on record"
     found = measures(method.fit(data, 0), data)
     assert found["pair_accuracy"] == found["auroc"] == 1.0, "a refusal is a refusal"
@@ -252,11 +253,14 @@ def test_token_rewards_learn_from_texts_that_are_cut(tiny_model, pack, objective
 @pytest.mark.parametrize("design", ["shared", "separate"])
 def test_reward_models_of_either_design_learn_from_texts_that_are_cut(trunk, pack, design):
     rows = [pair(f"open the door {i} please " * 20, "I can not", "yes, open it " * 20) for i in range(24)]
-    data, settings = PairData(rows[:18], [], rows[18:], []), RewardSettings(20, 8, 1e-2, 4, 8, 64)
+    data, settings = (
+        PairData(rows[:18], [], rows[18:], []),
+        RewardSettings(max_steps=20, learning_rate=1e-2, max_length=64),
+    )
     method = reward_model_method(trunk, design, settings, prompt_tokens=12, answer_tokens=6)
     assert measures(method.fit(data, 0), data)["pair_accuracy"] == 1.0
     assert json.dumps(method.about) and method.about["design"] == design
-    other = replace(settings, keep_gb=0.1, probe=ProbeSettings(text="harmful ?"))
+    other = settings.changed(keep_gb=0.1, probe=SizedProbe(text="harmful ?"))
     again = reward_model_method(trunk, design, other, 12, 6)
     assert (again.about == method.about) == (design == "separate"), "a LoRA model is asked nothing"
     with pytest.raises(InputError, match="exceed max_length 64"):
@@ -264,7 +268,7 @@ def test_reward_models_of_either_design_learn_from_texts_that_are_cut(trunk, pac
 
 
 def test_reward_models_of_other_designs_are_refused(trunk):
-    settings = RewardSettings(20, 8, 1e-2, 4, 8, 64)
+    settings = RewardSettings(max_steps=20, learning_rate=1e-2, max_length=64)
     with pytest.raises(InputError, match="design 'pooled' is neither shared nor separate"):
         reward_model_method(trunk, "pooled", settings, 12, 6)
     with pytest.raises(InputError, match="answer_tokens: 12, 0; both must be at least 1"):

@@ -18,9 +18,9 @@ from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.policies.training import train_grpo
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.shadow import ShadowRewardModels, calibrate_sets
 from srmir_lib.settings.policies import RefreshSettings
+from srmir_lib.settings.reward_training import RewardSettings
 from srmir_lib.studies.refreshed import refreshed_reward
 
 NAMES = ["insult", "crimes"]

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from srmir_lib.artifacts import read_json, save_dataset
 from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.data import jsonl
 from srmir_lib.errors import InputError
 from srmir_lib.reward_models import rerank_file as command
 from srmir_lib.reward_models.rerank_file import rerank_file
@@ -134,7 +135,7 @@ def test_chunks_and_forms_do_not_matter(tiny_model, tmp_path):
 
 def test_a_thousand_labelled_pairs_are_read_evenly_spread():
     rows = enumerate(LABELLED * 400, start=1)
-    numbers = [number for number, _ in command._spread(rows, 3200, 1000)]
+    numbers = [number for number, _ in jsonl.spread(rows, 3200, 1000)]
     assert len(numbers) == 1000 and numbers[:3] == [1, 4, 7] and numbers[-1] == 3197
 
 
@@ -285,7 +286,7 @@ def test_long_pools_and_pairs(tmp_path, places, capsys):
     assert run(*places, *labelled, "--too-long", "cut") == 0
     write(pairs, [LABELLED[1] | {"rejected": LONG}])
     assert run(*places, *labelled, "--too-long", "skip") == 2
-    assert "every labelled pair is too long, so that skip leaves none; cut them" in capsys.readouterr().err
+    assert "every labelled pair is too long, so that skip leaves none; pass --too-long cut" in capsys.readouterr().err
 
 
 def test_new_columns_may_have_other_names(tmp_path, places):

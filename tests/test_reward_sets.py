@@ -1,7 +1,5 @@
 """Sets of reward models trained beside each other: each comes out as if it had been alone."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from test_shared_rewards import preferences
@@ -11,11 +9,11 @@ from srmir_lib.reward_models.fit import SetRun, budgets, fit_sets, other_differe
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
-from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
+from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
 from srmir_lib.taxonomy import ALL
 
 CATEGORIES = ["insult", "crimes"]
-SETTINGS = RewardSettings(4, 4, 1e-2, 4, 8, 64, cross_ratio=0.5)
+SETTINGS = RewardSettings(max_steps=4, batch_size=4, learning_rate=1e-2, max_length=64, cross_ratio=0.5)
 TEXTS = (["insult 1", "crimes 30"], ["no", "yes 3"])
 
 
@@ -32,13 +30,11 @@ def two_jobs(monkeypatch):
 
 
 def test_sets_trained_side_by_side_are_what_they_are_alone(trunk, tiny_model, pairs, tmp_path, two_jobs):
-    shorter = replace(SETTINGS, probe=ProbeSettings(text="{category} ?"))
-    asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128)
+    shorter = SETTINGS.changed(probe=SizedProbe(text="{category} ?"))
     runs = {
         "own": SetRun(tmp_path / "own", CATEGORIES, SETTINGS),
         "one": SetRun(tmp_path / "one", [ALL], SETTINGS, seed=1),
         "cross": SetRun(tmp_path / "cross", CATEGORIES, shorter, training="cross"),
-        "asked": SetRun(tmp_path / "asked", CATEGORIES, asked),
     }
     together = fit_sets(runs, trunk, pairs, CATEGORIES)
     assert list(together) == list(runs)
@@ -79,7 +75,7 @@ def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(trunk, pairs, 
 
 
 def test_budgets_are_sums_over_the_models_and_other_differences_are_named(trunk, pairs, tmp_path):
-    changed = replace(SETTINGS, center_rewards_coefficient=0.1, learning_rate=2e-2)
+    changed = SETTINGS.changed(center_rewards_coefficient=0.1, learning_rate=2e-2)
     runs = {
         "plain": SetRun(tmp_path / "plain", CATEGORIES, SETTINGS),
         "changed": SetRun(tmp_path / "changed", [ALL], changed),

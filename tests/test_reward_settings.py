@@ -2,25 +2,24 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from srmir_lib.errors import InputError
 from srmir_lib.runner.notebook import Notebook, load_values
-from srmir_lib.settings.reward_models import FineTuning, ShadowSettings
+from srmir_lib.settings.reward_models import ShadowSettings
 from srmir_lib.settings.reward_training import (
     EncoderSettings,
-    ProbeSettings,
     RewardSettings,
+    SizedProbe,
     check_folders,
     check_objectives,
 )
 
 ROOT = Path(__file__).parents[1]
 SECOND, THIRD = (Notebook.load(ROOT / f"notebooks/{n}.ipynb") for n in ("02_shadow_reward_models", "03_margins"))
-OF_ENCODER = list(EncoderSettings.__dataclass_fields__)
+OF_ENCODER = list(EncoderSettings.model_fields)
 MIXED = {"one": {"epochs": 1.0}, "two": {"lora_rank": 2}}
 
 
@@ -32,13 +31,22 @@ def of_preset(preset: str, **changes) -> ShadowSettings:
 def test_the_sets_of_02_differ_in_what_their_names_say():
     """By hand, from the parameter file of towns, what is changed here, and the defaults of 02."""
     sets = of_preset("towns", max_steps=160).sets(["insult", "privacy"])
-    seven = RewardSettings(160, 8, 3e-4, 4, 8, 192, 1.0, 0.5)
+    seven = RewardSettings(
+        max_steps=160,
+        batch_size=8,
+        learning_rate=3e-4,
+        lora_rank=4,
+        lora_alpha=8,
+        max_length=192,
+        cross_ratio=1.0,
+        unknown_ratio=0.5,
+    )
     names = {"insult": "insult", "unfairness": "unfairness", "crimes": "crime", "physical_harm": "injury"}
     names |= {"mental_health": "distress", "privacy": "privacy", "ethics": "morals"}
-    asked = ProbeSettings(text="<|user|>is this wrong : {category} ?<|end|><|assistant|>", names=names, tokens=9)
-    seven, alone = replace(seven, probe=asked), "<|user|>is this wrong ?<|end|><|assistant|>"
+    asked = SizedProbe(text="<|user|>is this wrong : {category} ?<|end|><|assistant|>", names=names, tokens=9)
+    seven, alone = seven.changed(probe=asked), "<|user|>is this wrong ?<|end|><|assistant|>"
     both = ["insult", "privacy"]
-    single = replace(seven, max_steps=320, learning_rate=5e-5, probe=replace(asked, text=alone))
+    single = seven.changed(max_steps=320, learning_rate=5e-5, probe=asked.changed(text=alone))
     assert sets == {
         "shadow_rms": (both, seven, "shared", "own"),
         "single_rm": (["all"], single, "shared", "own"),
@@ -49,26 +57,32 @@ def test_the_sets_of_02_differ_in_what_their_names_say():
 def test_an_encoder_is_one_set():
     ((name, (categories, settings, design, training)),) = of_preset("realdata").sets(["insult"]).items()
     assert (name, categories, design, training) == ("shadow_rms", ["insult"], "pooled", "own")
-    assert settings == EncoderSettings(1.0, 32, 1e-4, 5e-4, 0.9, 0.1, 0.01, 1.0, 0.3, 0.98, bf16=False)
+    assert settings == EncoderSettings(
+        epochs=1.0,
+        batch_size=32,
+        learning_rate=1e-4,
+        head_learning_rate=5e-4,
+        layer_decay=0.9,
+        warmup=0.1,
+        weight_decay=0.01,
+        pair_weight=1.0,
+        mean_weight=0.3,
+        averaging=0.98,
+        bf16=False,
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "ava_p"}, "objective = 'ava_p': it must be one of 'bradley_terry'"),
-        ({"probe": {"text": "is this bad ?"}}, "probe: text: 'is this bad ?' must contain {category}"),
+        ({"probe": {"text": "is this bad ?"}}, "probe.text: 'is this bad ?' must contain {category}"),
         ({"probe": {"rank": 3}}, "there is no setting probe.rank; there are"),
         ({"probe": {"tokens": -1}}, "probe.tokens = -1: it must be"),
         ({"reading": {"max_tokens": 130}}, "reading: max_tokens: 130 leaves no room"),
         ({"fine_tuning": {"targets": "mean"}}, "fine_tuning: targets: bradley_terry has none"),
         ({"fine_tuning": {"limit": [1.0]}}, "fine_tuning: limit: [1.0]; give scale"),
         ({"fine_tuning": {"averaging": 1.0}}, "fine_tuning.averaging = 1.0: it must be less than 1"),
-        ({"design": "pooled", "objective": "margin"}, "objective: 'margin' is not read with design pooled"),
-        ({"design": "pooled", "training": {"averaged_fits": 3}}, "training.averaged_fits: 3 is not read with"),
-        (
-            {"design": "pooled", "training": {"center_rewards_coefficient": 0.1}},
-            "training.center_rewards_coefficient: 0.1 is not read with",
-        ),
+        ({"training": {"averaged_fits": 3}}, "there is no setting training.averaged_fits; there are"),
     ],
 )
 def test_02_refuses_what_would_not_be_read(changes, message):
@@ -80,24 +94,20 @@ def test_02_refuses_what_would_not_be_read(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objectives": {"x": {"objektive": "margin"}}}, "objectives: x: there is no setting 'objektive'; there are"),
-        ({"objectives": {"x": {"objective": "hinge"}}}, "objectives: x: objective: 'hinge' is none of bradley_terry"),
-        (
-            {"objectives": {"x": {"objective": "ava_p"}}},
-            "objectives: x: objective: ava_p needs a reward for every token",
-        ),
-        ({"objectives": {"x": {"targets": "all"}}}, "objectives: x: targets: 'all' is none of own, shuffled, mean"),
+        ({"objectives": {"x": {"objektive": "margin"}}}, "objectives: x: there is no setting objektive; there are"),
+        ({"objectives": {"x": {"objective": "hinge"}}}, "objectives: x: objective = 'hinge': it must be one of "),
+        ({"objectives": {"x": {"targets": "all"}}}, "objectives: x: targets = 'all': it must be one of 'own', "),
         ({"objectives": {"x": {"limit": [8.0]}}}, "objectives: x: limit: [8.0]; give scale"),
-        ({"objectives": {"x": {"averaged_fits": "3"}}}, "objectives: x: averaged_fits: '3'"),
-        ({"objectives": {"x": {"epochs": -1.0}}}, "objectives: x: epochs: -1.0"),
-        ({"objectives": {"x": {"epochs": 1.0, "lora_rank": 2}}}, "objectives: x: there is no setting 'epochs'"),
+        ({"objectives": {"x": {"averaged_fits": "3"}}}, "objectives: x: averaged_fits = '3'"),
+        ({"objectives": {"x": {"epochs": -1.0}}}, "objectives: x: epochs = -1.0"),
+        ({"objectives": {"x": {"epochs": 1.0, "lora_rank": 2}}}, "objectives: x: there is no setting epochs"),
         ({"objectives": {"x": {"seed": 1.0}}}, "objectives: x: {'seed': 1.0}; write settings by name"),
         ({"objectives": {"x": {"seed": True}}}, "objectives: x: {'seed': True}"),
         ({"objectives": {"oracle": {}}}, "objectives: 'oracle'"),
         ({"objectives": {"a/b": {}}}, "objectives: 'a/b'"),
         (
             {"labelled": "l", "objectives": {"x": {"epoch": 1.0}}},
-            f"objectives: x: there is no setting 'epoch'; there are {', '.join(OF_ENCODER)}",
+            f"objectives: x: there is no setting epoch; there are {', '.join(OF_ENCODER)}",
         ),
         ({"negative": "drop"}, "negative: drop changes every objective's pairs; write keep or clip"),
         ({"refusals": ["No.", " "]}, "refusals: one of them is empty"),
@@ -119,11 +129,6 @@ def test_what_either_kind_of_set_could_be_trained_with_is_let_through():
     assert THIRD.parameters({"facts": "", "best_of": 0}, "") and THIRD.parameters(
         {"demonstrations": "", "labelled": "l"}, ""
     )
-
-
-def test_an_encoder_is_told_all_that_a_notebook_tells_it():
-    assert FineTuning(weight_decay=0.5).encoder().weight_decay == 0.5
-    assert FineTuning.model_fields.keys() == {*OF_ENCODER}
 
 
 def test_the_command_line_refuses_without_torch():

@@ -80,7 +80,7 @@ def test_unknown_can_be_a_class_of_its_own():
 @pytest.fixture
 def reading_router(tiny_model):
     prompts = ["please help me", "open the red door", "you are right"] * 4
-    reader = PromptEncoder(str(tiny_model), layer=1, question="Why would you refuse {prompt}?")
+    reader = PromptEncoder(base_model=str(tiny_model), layer=1, question="Why would you refuse {prompt}?")
     embeddings = reader.embed(prompts, "cpu")
     return Router.fit(embeddings, CLASSES * 4, embeddings, CLASSES * 4, CLASSES, reader=reader, trunk="cpu")
 
@@ -156,4 +156,4 @@ def test_a_class_without_prompts_and_a_question_without_a_slot_are_refused(tiny_
     with pytest.raises(InputError, match="no training prompts of ethics"):
         Router.fit(embeddings, labels, embeddings, labels, [*CLASSES, "ethics"])
     with pytest.raises(InputError, match="must contain {prompt}"):
-        PromptEncoder(str(tiny_model), question="harmful?").embed(["a"], "cpu")
+        PromptEncoder(base_model=str(tiny_model), question="harmful?").embed(["a"], "cpu")

@@ -16,26 +16,25 @@ from datasets import Dataset
 from fit_set import fit_set
 from safetensors.torch import load_file, save_file
 from tiny_bert import ENCODER, write_tiny_bert
-from transformers import AutoTokenizer
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
 from srmir_lib.conversations import assistant_message, user_message
-from srmir_lib.data import introspection, jsonl
+from srmir_lib.data import jsonl
 from srmir_lib.data.router import PromptEncoder, Router
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.reward_models import score_file as score
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.pooled import PairTokenizer
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.score_file import score_file
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.reward_training import RewardSettings
 from srmir_lib.taxonomy import ALL, UNKNOWN
 
 ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "crimes"]
-SETTINGS = RewardSettings(max_steps=4, batch_size=8, learning_rate=5e-3, lora_rank=4, lora_alpha=8, max_length=64)
+SETTINGS = RewardSettings(max_steps=4, learning_rate=5e-3, max_length=64)
 CALIBRATION = Calibration(tuple(CATEGORIES), mean=(0.5, -1.0), std=(2.0, 0.25), rows=9)
 READING = PairTokenizer(max_tokens=40, prompt_tokens=8)
 ROWS = [
@@ -79,7 +78,7 @@ def sets(tiny_model, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def router(tiny_model, tmp_path_factory) -> Path:
     """A router that knows "insult …" from "crimes …"."""
-    reader, labels = PromptEncoder(str(tiny_model), layer=0, pooling="mean"), CATEGORIES * 12
+    reader, labels = PromptEncoder(base_model=str(tiny_model), layer=0, pooling="mean"), CATEGORIES * 12
     embeddings = reader.embed([f"{name} {i}" for i, name in enumerate(labels)], "cpu")
     fitted = Router.fit(embeddings, labels, embeddings, labels, CATEGORIES, rejected_share=0.0, reader=reader)
     return fitted.save(tmp_path_factory.mktemp("router") / "router")
@@ -201,27 +200,6 @@ def test_numbers_do_not_depend_on_the_chunks(sets, tmp_path):
     first, second, third = (read(tmp_path / f"{chunk}.jsonl") for chunk in (1, 4, 100))
     for a, b, c in zip(first, second, third, strict=True):
         assert a["mean"] == pytest.approx(b["mean"], abs=1e-4) and a["mean"] == pytest.approx(c["mean"], abs=1e-4)
-
-
-def test_drafts_of_a_set_that_thinks_first_do_not_pile_up(sets, tiny_model, tmp_path, monkeypatch):
-    folder = shutil.copytree(sets["separate"], tmp_path / "thinks")
-    thinking = {"question": "Why would you refuse {prompt} ?", "draft_tokens": 2}
-    write_json(folder / "config.json", read_json(folder / "config.json") | thinking)
-    inner, kept = ShadowRewardModels.score, []
-
-    def watched(self, prompts, completions):
-        scores = inner(self, prompts, completions)
-        (drafts,) = self.scorer.trunk.drafts.values()
-        kept.append(len(drafts))
-        return scores
-
-    monkeypatch.setattr(ShadowRewardModels, "score", watched)
-    monkeypatch.setattr(introspection, "REMEMBERED", 2)
-    source = write(tmp_path / "in.jsonl", [{"prompt": f"insult {i}", "response": "no"} for i in range(5)])
-    target, options = tmp_path / "out.jsonl", {"device": "cpu", "base_model": str(tiny_model)}
-    score_file(str(folder), str(source), str(target), chunk=1, **options)
-    assert kept == [1, 2, 3, 1, 2], "three are more than two, and are forgotten"
-    assert all(len(row["scores"]) == 2 for row in read(target))
 
 
 def test_one_model_for_everything_answers_for_any_category(tiny_model, router, tmp_path):
@@ -381,23 +359,6 @@ def test_a_text_that_is_too_long_is_named_by_its_line_before_any_is_scored(sets,
         score_file(str(sets["pooled"]), str(source), str(tmp_path / "out.jsonl"), **options)
     score_file(str(sets["pooled"]), str(source), str(tmp_path / "out.jsonl"), too_long="cut", **options)
     assert scored == [2, 1], "an encoder cuts what is too long, if it is told to"
-
-
-def test_a_draft_that_may_become_too_long_is_found_before_it_is_written(sets, tiny_model, tmp_path, monkeypatch):
-    folder, source = shutil.copytree(sets["separate"], tmp_path / "thinks"), tmp_path / "in.jsonl"
-    limit, tokenizer = 256, AutoTokenizer.from_pretrained(tiny_model)
-    asked = "<|user|>why refuse a ?<|end|><|assistant|><|end|><|user|>a<|end|><|assistant|>b"
-    room = limit - len(tokenizer(asked)["input_ids"]) - 1  # and the end of the answer
-    write(source, [{"prompt": "a", "response": "b"}] * 3)
-    scored = []
-    monkeypatch.setattr(ShadowRewardModels, "score", lambda self, prompts, answers: scored.append(1) or 1 / 0)
-    for tokens, message in ((room, ZeroDivisionError), (room + 1, InputError)):
-        thinking = {"question": "why refuse {prompt} ?", "draft_tokens": tokens}
-        write_json(folder / "config.json", read_json(folder / "config.json") | thinking)
-        options = {"device": "cpu", "base_model": str(tiny_model), "raw": True}
-        with pytest.raises(message):
-            score_file(str(folder), str(source), str(tmp_path / "out.jsonl"), **options)
-    assert scored == [1]
 
 
 def test_a_conversation_that_the_template_refuses_is_one_line(sets, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """What the settings of one notebook may not say together, and what they hand to the functions that do the work."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +109,7 @@ def told(number: str, **changes) -> Settings:
             TOKENS | {"reward_models": {"a": SHARED["a"] | {"rank": 4}}},
             "reward_models.a: there is no setting",
         ),
-        ("A8", {"trunk": {"probe": {"text": "bad ?"}}}, "trunk.probe: text: 'bad ?' must contain {category}"),
+        ("A5", {"probe": {"text": "bad ?"}}, "probe.text: 'bad ?' must contain {category}"),
         ("A8", {"encoder": {"reading": {"max_tokens": 60}}}, "encoder.reading: max_tokens: 60 leaves no room"),
         ("A8", {"seeds": [1, 1]}, "seeds: [1, 1]; give at least two different whole numbers"),
         ("A8", {"most": {"gptfuzz": -1}}, "most: -1 pairs of gptfuzz; give a number above 0, or 0 for all"),
@@ -183,6 +182,6 @@ def test_both_designs_of_the_study_of_cost_are_trained_alike_but_for_their_rates
     settings = told("A5", training=training, probe={"rank": 2, "alpha": 6, "tokens": 0})
     (shared, few), (separate, more) = settings.plans().values()
     assert list(settings.plans()) == ["shared", "separate"] and (few, more) == ([2, 4], [60, 120, 240])
-    assert replace(separate, learning_rate=0.006) == shared and separate.learning_rate == 0.5
+    assert separate.changed(learning_rate=0.006) == shared and separate.learning_rate == 0.5
     assert (shared.lora_rank, shared.lora_alpha, shared.batch_size, shared.unknown_ratio) == (2, 6, 8, 0.5)
-    assert shared.probe == settings.asked() and (shared.probe.rank, shared.probe.tokens) == (2, 0)
+    assert shared.probe == settings.probe and (shared.probe.rank, shared.probe.tokens) == (2, 0)

@@ -4,7 +4,6 @@ import gc
 import math
 import shutil
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,14 +35,14 @@ from srmir_lib.models.small import build_tokenizer
 from srmir_lib.models.trunk import Trunk, shared_lengths
 from srmir_lib.reward_models import shared
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import ProbeSettings, RewardSettings, load_settings, pairs_seen
-from srmir_lib.reward_models.fit import SetRun, fit_sets
+from srmir_lib.reward_models.config import load_settings, pairs_seen
 from srmir_lib.reward_models.pairs import pair_batches
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.probes import Probes, _in_turn, block_mask, probe_questions
 from srmir_lib.reward_models.shadow import ShadowRewardModels, score_sets, trunk_for
 from srmir_lib.reward_models.shared import _train, clip_each, train_probes, untrained
 from srmir_lib.runner.notebook import Notebook
+from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
 from srmir_lib.taxonomy import ALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +100,7 @@ def moved(probes: Probes, scale: float = 0.1) -> Probes:
     return probes
 
 
-def make(name: str, tokenizer, settings: ProbeSettings = ProbeSettings(), batch_tokens: int = 64):  # noqa: B008
+def make(name: str, tokenizer, settings: SizedProbe = SizedProbe(), batch_tokens: int = 64):  # noqa: B008
     """A random decoder of that family, its trunk, and probes that are not at their start."""
     torch.manual_seed(0)
     model = DECODERS[name]().eval()
@@ -274,10 +273,10 @@ def test_kept_states_are_what_the_trunk_reads_again(trunk, tiny_model):
     pairs = preferences()["train"]
     kept = PrefilledPairs(trunk, pairs, SETTINGS)
     small = Trunk.load(tiny_model, "cpu", batch_tokens=48)
-    read = PrefilledPairs(small, pairs, replace(SETTINGS, keep_gb=0.0))
+    read = PrefilledPairs(small, pairs, SETTINGS.changed(keep_gb=0.0))
     assert kept.fits and not read.fits
     assert len(kept.texts) == 144, "every answer here differs"
-    probes = moved(Probes(trunk, CATEGORIES, ProbeSettings()))
+    probes = moved(Probes(trunk, CATEGORIES, SizedProbe()))
     for rows in ([3, 77, 3], list(range(140, 120, -1))):
         one, two = (probes(states.trunk, states.select(rows)) for states in (kept, read))
         assert torch.allclose(one, two, atol=1e-5)
@@ -290,11 +289,11 @@ def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path, monkeypatch):
     head and of the text with the question alone."""
     monkeypatch.setattr("srmir_lib.reward_models.shared.untrained", Probes)
     pairs = {"train": preferences()["train"].add_column("margin", [2.0] * 72)}
-    start = replace(SETTINGS, max_steps=1, batch_size=24)
+    start = SETTINGS.changed(max_steps=1, batch_size=24)
     for settings, margin, centre in (
         (start, 0.0, 0.0),
-        (replace(start, objective="margin"), 2.0, 0.0),
-        (replace(start, center_rewards_coefficient=0.5), 0.0, 0.5),
+        (start.changed(objective="margin"), 2.0, 0.0),
+        (start.changed(center_rewards_coefficient=0.5), 0.0, 0.5),
     ):
         folder = tmp_path / f"{settings.objective}{centre}"
         history = fit_set(tiny_model, pairs, folder, ["crimes"], settings)
@@ -314,7 +313,7 @@ def test_the_objectives_of_the_joint_fit(tiny_model, tmp_path, monkeypatch):
 def test_limits_of_pairs_by_a_second_way(trunk, tiny_model):
     """PCRM's similarity from the tokens themselves, and from the answers' mean states in plain transformers."""
     pairs = preferences()["train"].select(range(6))
-    states = PrefilledPairs(trunk, pairs, replace(SETTINGS, objective="pcrm_length"))
+    states = PrefilledPairs(trunk, pairs, SETTINGS.changed(objective="pcrm_length"))
     tokenizer, model = load_tokenizer(tiny_model), load_policy(tiny_model, "cpu")
     lengths, angles = [], []
     for row in pairs:
@@ -329,24 +328,24 @@ def test_limits_of_pairs_by_a_second_way(trunk, tiny_model):
             means = [model.model(input_ids=torch.tensor([text])).last_hidden_state[0, start:].mean(0) for text in ids]
         cosine = float(means[0] @ means[1] / means[0].norm() / means[1].norm())
         angles.append(min(20 / (1 - math.acos(min(cosine, 1.0)) / math.pi + 0.001) - 15, 30))
-    found = {kind: states.target(replace(SETTINGS, objective=f"pcrm_{kind}")).tolist() for kind in ("length", "cosine")}
+    found = {kind: states.target(SETTINGS.changed(objective=f"pcrm_{kind}")).tolist() for kind in ("length", "cosine")}
     assert found["length"] == pytest.approx(lengths, abs=1e-3)
     assert found["cosine"] == pytest.approx(angles, abs=1e-2)
-    fixed = states.target(replace(SETTINGS, objective="pcrm_length", targets="mean"))
+    fixed = states.target(SETTINGS.changed(objective="pcrm_length", targets="mean"))
     assert fixed.tolist() == pytest.approx([sum(lengths) / 6] * 6, abs=1e-3)
 
 
 def test_shuffled_targets_are_the_same_targets_of_other_pairs(trunk):
     pairs = preferences()["train"].select(range(6)).add_column("margin", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     states = PrefilledPairs(trunk, pairs, SETTINGS)
-    margin = replace(SETTINGS, objective="margin")
-    margins, shuffled = (states.target(replace(margin, targets=whose)) for whose in ("own", "shuffled"))
+    margin = SETTINGS.changed(objective="margin")
+    margins, shuffled = (states.target(margin.changed(targets=whose)) for whose in ("own", "shuffled"))
     assert margins.tolist() == [0, 1, 2, 3, 4, 5] == sorted(shuffled.tolist()) and not torch.equal(margins, shuffled)
 
 
 def test_limits_tame_the_scale_of_scores(trained, tiny_model, tmp_path):
     """The same pairs, updates and seed: with a limit the gaps end near half of it, without one they keep growing."""
-    settings = replace(SETTINGS, objective="pcrm_length", limit_cap=2.0)
+    settings = SETTINGS.changed(objective="pcrm_length", limit_cap=2.0)
     fit_set(tiny_model, preferences(), tmp_path / "set", CATEGORIES, settings)
     gaps = {}
     for name, folder in {"plain": trained[0], "pcrm": tmp_path / "set"}.items():
@@ -356,7 +355,7 @@ def test_limits_tame_the_scale_of_scores(trained, tiny_model, tmp_path):
 
 
 def test_averaged_fits_are_the_mean_of_their_weights(trunk):
-    settings = replace(SETTINGS, max_steps=3, averaged_fits=2)
+    settings = SETTINGS.changed(max_steps=3, averaged_fits=2)
     states = PrefilledPairs(trunk, preferences()["train"], settings)
     rows = [list(range(24)), list(range(24, 48))]
     averaged, _ = _train(states, dict(zip(CATEGORIES, rows, strict=False)), None, settings, 5, None)
@@ -371,47 +370,19 @@ def test_averaged_fits_are_the_mean_of_their_weights(trunk):
     assert all(torch.allclose(mean, (one + two) / 2, atol=1e-7) for mean, one, two in pairs)
 
 
-def test_sets_that_read_in_different_ways_share_a_trunk_and_no_reading(tiny_model, tmp_path):
-    """Each model must have read the draft that its config says it read."""
-    asked = replace(SETTINGS, question="why {prompt} ?", draft_tokens=4, max_length=128, max_steps=2)
-    plain = replace(SETTINGS, max_steps=2)
-    runs = {name: SetRun(tmp_path / name, ["crimes"], own) for name, own in {"plain": plain, "asked": asked}.items()}
-    together = fit_sets(runs, Trunk.load(tiny_model, "cpu"), preferences())
-    for name, own in {"plain": plain, "asked": asked}.items():
-        alone = fit_set(tiny_model, preferences(), tmp_path / "alone" / name, ["crimes"], own)["crimes"]
-        assert [row["loss"] for row in together[name]["crimes"]] == pytest.approx([r["loss"] for r in alone], abs=1e-5)
-
-
-def test_sets_that_ask_the_same_question_share_their_drafts(tiny_model, tmp_path):
-    trunk, drawn = Trunk.load(tiny_model, "cpu"), {"question": "why {prompt} ?", "draft_tokens": 4}
-    asked = replace(SETTINGS, **drawn, max_length=128, max_steps=1)
-    for name, settings in {"a": asked, "b": asked, "c": replace(asked, question="what is {prompt} ?")}.items():
-        fit_set(trunk, preferences(), tmp_path / name, ["crimes"], settings)
-    trunk.drafts.clear()
-    first, second, other = (ShadowRewardModels.load(tmp_path / name, trunk) for name in "abc")
-    scores = first.score(["crimes 1"], ["no"])
-    assert trunk.drafts.keys() == {("why {prompt} ?", 4)} and trunk.drafts["why {prompt} ?", 4].keys() == {"crimes 1"}
-    assert torch.equal(second.score(["crimes 1"], ["no"]), scores) and len(trunk.drafts) == 1
-    other.score(["crimes 1"], ["no"])
-    assert len(trunk.drafts) == 2
-    assert torch.equal(ShadowRewardModels.load(tmp_path / "b", "cpu").score(["crimes 1"], ["no"]), scores)
-
-
 def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkeypatch):
-    """Probes of other lengths, and one that reads a draft first, which is read apart."""
+    """Probes of other lengths."""
     kinds = {
         "a": SETTINGS.probe,
-        "b": ProbeSettings(text="{category} ?"),
-        "c": ProbeSettings(text="why {category} ?"),
-        "d": None,
+        "b": SizedProbe(text="{category} ?"),
+        "c": SizedProbe(text="why {category} ?"),
     }
     trunk = Trunk.load(tiny_model, "cpu")
     for seed, (name, probe) in enumerate(kinds.items()):
-        own = replace(SETTINGS, max_steps=2, probe=probe or SETTINGS.probe)
-        own = own if probe else replace(own, question="why {prompt} ?", draft_tokens=4, max_length=128)
+        own = SETTINGS.changed(max_steps=2, probe=probe)
         fit_set(trunk, preferences(), tmp_path / name, ["crimes", "insult"][: 1 + seed % 2], own, seed)
     sets, rows = (
-        {name: ShadowRewardModels.load(tmp_path / name, trunk) for name in "bdac"},
+        {name: ShadowRewardModels.load(tmp_path / name, trunk) for name in "bac"},
         (
             ["crimes 1", "insult 2"],
             ["no", "yes 2"],
@@ -421,7 +392,7 @@ def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkey
     prefill = Trunk.prefill
     monkeypatch.setattr(Trunk, "prefill", lambda self, *a, **kw: passes.append(self) or prefill(self, *a, **kw))
     found = score_sets(sets, *rows)
-    assert list(found) == list(sets) and passes == [trunk, trunk], "one reading with the draft, one without"
+    assert list(found) == list(sets) and passes == [trunk], "one reading"
     for name, scores in found.items():
         torch.testing.assert_close(scores, wanted[name], atol=1e-6, rtol=0)
     with pytest.raises(InputError, match="completions: 1 for 2 prompts"):
@@ -435,7 +406,7 @@ def test_sets_on_one_trunk_score_as_each_does_alone(tiny_model, tmp_path, monkey
 def test_rows_in_turn_score_as_rows_in_any_order(trunk):
     """The training batch, all rows of one model after another, takes a path of its own through the adapters."""
     states = PrefilledPairs(trunk, preferences()["train"], SETTINGS)
-    probes = moved(Probes(trunk, CATEGORIES, ProbeSettings()))
+    probes = moved(Probes(trunk, CATEGORIES, SizedProbe()))
     rows, columns = list(range(12)), torch.arange(len(CATEGORIES)).repeat_interleave(12 // len(CATEGORIES))
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     shuffled = probes(states.trunk, states.select([rows[i] for i in order.tolist()]), columns[order])
@@ -520,7 +491,7 @@ def test_half_precision_ranks_as_single_precision_does(tokenizer):
 
 def test_probes_score_in_the_precision_they_were_trained_in(trained, trunk, tiny_model, tmp_path):
     half = Trunk.load(tiny_model, "cpu", "bfloat16")
-    fit_set(half, preferences(), tmp_path / "half", ["crimes"], replace(SETTINGS, max_steps=2))
+    fit_set(half, preferences(), tmp_path / "half", ["crimes"], SETTINGS.changed(max_steps=2))
     assert read_json(tmp_path / "half" / "config.json")["dtype"] == "bfloat16"
     models, rows = ShadowRewardModels.load(tmp_path / "half", "cpu"), (["crimes 1"], ["no"])
     assert models.scorer.trunk.dtype == "bfloat16"
@@ -548,7 +519,7 @@ def test_models_whose_states_probes_cannot_read_are_refused():
 def test_every_probe_asks_its_whole_question(tokenizer):
     """Names of other lengths, padded on the left: alone or beside the others, each model scores the same."""
     names = {"insult": "it", "crimes": "first get ready, then open the red door"}
-    _, trunk, probes = make("qwen2", tokenizer, ProbeSettings(text="is this {category} ?", names=names))
+    _, trunk, probes = make("qwen2", tokenizer, SizedProbe(text="is this {category} ?", names=names))
     wanted = ["is this it ?", "is this first get ready, then open the red door ?", "is this privacy and property ?"]
     assert [tokenizer.decode(probes.question(j)) for j in range(3)] == wanted
     together, columns = scores_of(trunk, probes, IDS, GROUPS), torch.tensor([2, 0, 1, 1, 0])
@@ -572,7 +543,7 @@ def test_the_labs_probes_ask_what_its_base_model_was_taught():
     """The parameters of 02 and A5, spelled by the town's own tokenizer."""
     town = build_tokenizer(turn["content"] for chat in corpus(draw_world(0), 2000, "0", MIX) for turn in chat)
     a5, second = (Notebook.load(ROOT / f"notebooks/{name}.ipynb") for name in ("A5_cost", "02_shadow_reward_models"))
-    of_a5 = ProbeSettings(**a5.parameters({}, "")["probe"])
+    of_a5 = SizedProbe(**a5.parameters({}, "")["probe"])
     sets = second.model.of(second.defaults).sets(list(NAMES))
     for probe in (of_a5, sets["shadow_rms"][1].probe):
         asked = [town.decode(ids) for ids in probe_questions(town, probe, list(NAMES))]
@@ -582,12 +553,12 @@ def test_the_labs_probes_ask_what_its_base_model_was_taught():
 
 
 def test_questions_are_refused_where_they_would_not_ask(tokenizer):
-    asked = ProbeSettings(text="is this {category} ?")
+    asked = SizedProbe(text="is this {category} ?")
     with pytest.raises(InputError, match="question about insult has 14 tokens, more than its 6; raise tokens"):
-        probe_questions(tokenizer, replace(asked, tokens=6), CATEGORIES)
+        probe_questions(tokenizer, asked.changed(tokens=6), CATEGORIES)
     with pytest.raises(InputError, match="must contain"):
-        probe_questions(tokenizer, ProbeSettings(text="is this bad ?"), CATEGORIES)
-    assert len(probe_questions(tokenizer, ProbeSettings(text="is this bad ?"), [ALL])) == 1, "one model names none"
+        probe_questions(tokenizer, SizedProbe(text="is this bad ?"), CATEGORIES)
+    assert len(probe_questions(tokenizer, SizedProbe(text="is this bad ?"), [ALL])) == 1, "one model names none"
 
 
 class LosingTokenizer:
@@ -602,7 +573,7 @@ class LosingTokenizer:
 
 def test_a_tokenizer_that_loses_words_is_refused():
     with pytest.raises(InputError, match="keeps every word"):
-        probe_questions(LosingTokenizer(), ProbeSettings(text="is this {category} ?"), CATEGORIES)
+        probe_questions(LosingTokenizer(), SizedProbe(text="is this {category} ?"), CATEGORIES)
 
 
 def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):
@@ -645,7 +616,7 @@ def test_scores_that_are_not_finite_are_refused(copied, tiny_model):
 def test_a_loss_that_is_not_finite_stops_the_fit(tiny_model, tmp_path):
     pairs = {"train": preferences()["train"].add_column("margin", [1e39] * 72)}
     with pytest.raises(InputError, match="not finite"):
-        fit_set(tiny_model, pairs, tmp_path / "x", CATEGORIES, replace(SETTINGS, objective="margin"))
+        fit_set(tiny_model, pairs, tmp_path / "x", CATEGORIES, SETTINGS.changed(objective="margin"))
     assert not (tmp_path / "x").exists(), "a failed fit must leave nothing"
 
 
@@ -673,4 +644,4 @@ def test_a_text_is_too_long_where_its_probe_would_not_fit(trunk, trained):
 )
 def test_settings_have_bounds(change):
     with pytest.raises(InputError, match=next(iter(change))):
-        replace(SETTINGS, **change)
+        SETTINGS.changed(**change)

@@ -142,10 +142,9 @@ def test_a_text_of_an_earlier_split_is_left_out_word_for_word():
             {"a": "one", "b": "yes"},
             {"a": "two", "b": "new"},
             {"a": "three", "b": "?!"},
-            {"a": "four", "b": "known"},
         ],
     }
-    kept = sources.without_repeats(parts, ["a", "b"], known={"known"})
+    kept = sources.without_repeats(parts, ["a", "b"])
     assert kept["train"] == parts["train"], "what repeats inside a split stays"
     assert kept["validation"] == parts["validation"][1:], "equal but for case and punctuation; no words are no text"
     assert kept["test"] == [parts["test"][2]], "an answer of a row that was left out counts as seen, too"
@@ -159,7 +158,7 @@ def test_hh_refuses_a_truncated_download(tmp_path):
         sources.load_hh_pairs(folder)
 
 
-def test_diasafety_and_overrefusal_check_their_rows(tmp_path):
+def test_diasafety_and_overrefusal_check_their_rows(tmp_path, monkeypatch):
     row = {"context": " c ", "response": "r", "category": "Offending User", "label": "Unsafe"}
     write(tmp_path / "diasafety" / "test.json", json.dumps([row]))
     expected = [{"prompt": "c", "response": "r", "unsafe": 1, "kind": "Offending User"}]
@@ -173,11 +172,11 @@ def test_diasafety_and_overrefusal_check_their_rows(tmp_path):
     for name, rows in (("baseline", [completion]), ("actadd", [completion | {"is_jailbreak_substring_matching": 0}])):
         path = tmp_path / "overrefusal-completions" / f"m_harmless_{name}_evaluations.json"
         write(path, json.dumps({"completions": rows}))
-    found = sources.load_overrefusal(tmp_path, models=["m"])
-    assert [(row["answered"], row["steered"]) for row in found] == [(True, False), (False, True)]
+    monkeypatch.setattr(sources, "OVERREFUSAL_MODELS", ["m"])
+    assert [row["answered"] for row in sources.load_overrefusal(tmp_path)] == [True, False]
     write(path, json.dumps({"completions": [{"prompt": "Hi", "response": "Hello"}]}))
     with pytest.raises(InputError, match="row 1 lacks is_jailbreak_substring_matching"):
-        sources.load_overrefusal(tmp_path, models=["m"])
+        sources.load_overrefusal(tmp_path)
 
 
 def test_data_folder_comes_from_the_parameter_then_the_environment(tmp_path, monkeypatch):

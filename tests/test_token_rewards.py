@@ -252,7 +252,7 @@ def test_k_lowers_rewards_by_the_deviation(model, reader):
     answers = reader.answers(PROMPTS, ANSWERS)
     found = model.tokens(answers)
     lowered = torch.stack([(token.mean - 2 * token.sd).mean() for token in found])
-    assert torch.allclose(model.rewards(answers, k=2.0), lowered, atol=1e-5)
+    assert torch.allclose(model.summary(answers, k=2.0)[0], lowered, atol=1e-5)
 
 
 def test_the_reward_that_q_implies_equals_a_loop(model, reader):
@@ -285,7 +285,7 @@ def test_beliefs_that_are_not_finite_name_the_row(reader):
     model = moved(reader)
     model.heads.mean.data.fill_(math.nan)
     with pytest.raises(InputError, match="row 0 is not finite"):
-        model.score(["help me"], ["no"])
+        model.rewards(reader.answers(["help me"], ["no"]))
     with pytest.raises(InputError, match="loss of step 1 is not finite|is not finite"):
         train_token_rewards(model, reader.pairs(preferences(6)), seed=0)
 

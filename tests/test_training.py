@@ -28,10 +28,10 @@ from srmir_lib.policies.training import (
     train_sft,
 )
 from srmir_lib.reward_models.calibration import Calibration
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.rows import read_jsonl
 from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
+from srmir_lib.settings.reward_training import RewardSettings
 
 COMMON = {
     "learning_rate": 1e-2,

@@ -14,8 +14,8 @@ from fit_set import fit_set
 from srmir_lib.artifacts import save_dataset
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.reward_models.calibration import Calibration, calibration_set
-from srmir_lib.reward_models.config import RewardSettings
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.settings.reward_training import RewardSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["insult", "privacy"]

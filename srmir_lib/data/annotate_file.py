@@ -75,10 +75,9 @@ def annotate_file(
     if direction and fitted_on != reader.fingerprint():
         raise InputError(f"{direction}: a direction of another model than {model} (hash mismatch); estimate it again")
     for split in pairs.splits:
-        found = jsonl.long_rows(source, jsonl.chunked(pairs.rows(split), chunk), reader.problems, too_long)
+        chunks = jsonl.chunked(pairs.rows(split), chunk)
+        found = jsonl.long_rows(source, chunks, reader.problems, too_long, "pair (of a split)")
         pairs.long[split], pairs.skipped[split] = found, found if too_long == "skip" else set()
-        if len(pairs.skipped[split]) == counts[split]:
-            raise InputError(f"{source}: every pair (of a split) is too long, so that skip leaves none; cut them")
     long, skipped = (sum(map(len, found.values())) for found in (pairs.long, pairs.skipped))
     if vector is None:
         asked = reader.fitting(asked, list(refusals) or REFUSALS, harmful or source, too_long)
@@ -117,7 +116,7 @@ class Pairs:
         """Yield (row number from 1, row), checked; of a folder, only what is read."""
 
         def problem(row: dict) -> str:
-            return jsonl.taken([self.column], row) or _problem(row)
+            return jsonl.taken([self.column], row) or jsonl.problem_of(row, as_pair)
 
         if self.dataset is None:
             rows = jsonl.read_rows(self.source, problem)
@@ -216,10 +215,9 @@ class MarginModel:
         refusal: by the `policy` for long rows."""
         refusal = as_answer(max(refusals, key=len))
         rows = [(n, {"prompt": as_chat(p), "chosen": refusal, "rejected": as_answer(a)}) for n, p, a in asked]
-        long = jsonl.long_rows(source, [tuple(zip(*rows, strict=True))], self._both, policy)
+        chunk = tuple(zip(*rows, strict=True))
+        long = jsonl.long_rows(source, [chunk], self._both, policy, "example of the direction")
         rows = [(n, self.cut(row) if n in long else row) for n, row in rows if policy == "cut" or n not in long]
-        if not rows:
-            raise InputError(f"{source}: every example of the direction is too long; pass --too-long cut")
         return [(n, row["prompt"], row["rejected"]) for n, row in rows]
 
     def direction(self, asked: Sequence[tuple], refusals: Sequence[str], source: str) -> np.ndarray:
@@ -255,12 +253,9 @@ def _examples(harmful: str, pairs: Pairs, counts: dict[str, int], wanted: int) -
     def example_problem(row: dict) -> str:
         if missing := [name for name in ("prompt", "response") if name not in row]:
             return f"lacks {', '.join(missing)}"
-        try:
-            as_chat(row["prompt"])
-            said = as_answer(row["response"])
-        except InputError as error:
-            return str(error)
-        return "" if text_of(said).strip() else "response is empty; an answer needs a word"
+        if wrong := jsonl.problem_of(row, lambda row: (as_chat(row["prompt"]), as_answer(row["response"]))):
+            return wrong
+        return "" if text_of(as_answer(row["response"])).strip() else "response is empty; an answer needs a word"
 
     def rows() -> Iterator[tuple[int, dict]]:
         return jsonl.read_rows(harmful, example_problem) if harmful else pairs.rows(split)
@@ -268,15 +263,5 @@ def _examples(harmful: str, pairs: Pairs, counts: dict[str, int], wanted: int) -
     total, answer = (jsonl.count_rows(rows(), harmful), "response") if harmful else (counts[split], "rejected")
     if wanted < 1:
         raise InputError(f"direction pairs: {wanted}; at least 1 is needed, hundreds are better")
-    places = {at * total // min(wanted, total) for at in range(min(wanted, total))}
-    chosen = [(n, row if harmful else as_pair(row)) for at, (n, row) in enumerate(rows()) if at in places]
+    chosen = [(n, row if harmful else as_pair(row)) for n, row in jsonl.spread(rows(), total, wanted)]
     return [(n, row["prompt"], row[answer]) for n, row in chosen]
-
-
-def _problem(row: dict) -> str:
-    """What is wrong with a pair, or ""."""
-    try:
-        as_pair(row)
-    except InputError as error:
-        return str(error)
-    return ""

@@ -37,7 +37,7 @@ def chat_sets(
     sizes = collection.practice_per_group, collection.benign_ratio, settings.evaluation.questions
     prompts = chat_prompts(settings.data_dir, seed, *sizes)
     check_later_files(settings.data_dir, seed, collection.borrowed)
-    reader = PromptEncoder(resolve_encoder(settings.encoder), pooling="mean")
+    reader = PromptEncoder(base_model=resolve_encoder(settings.encoder), pooling="mean")
     router = fit_router(prompts, reader, [*CATEGORIES, UNKNOWN], device, rejected_share=0.02)
     labelled, repeats = labelled_answers(router, settings.data_dir, seed)
     trunk, made = Trunk.load(base_model, device), {}

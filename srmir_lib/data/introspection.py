@@ -23,7 +23,7 @@ from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import SEPARATOR, Draft, parse_draft
 
 REMEMBERED = 50_000
-"""Drafts of one question that a trunk remembers, give or take those of one call."""
+"""Drafts that an introspector remembers, give or take those of one call."""
 
 
 class Introspector:
@@ -31,18 +31,18 @@ class Introspector:
 
     `question` holds {prompt}; with an empty one conversations come back as they are. The question is about the last
     user message, and is asked where that message would come: behind a system message and all earlier turns, which the
-    model has read by then. Drafts are greedy, so they depend on the prompt alone, and the trunk remembers them for
-    everyone who asks the same.
+    model has read by then. Drafts are greedy, so they depend on the prompt alone, and are remembered.
     """
 
     def __init__(self, trunk: Trunk, question: str, max_new_tokens: int):
         self.trunk, self.question, self.max_new_tokens = trunk, question, max_new_tokens
+        self.drafts: dict[str, str] = {}  # prompt -> what was drafted
 
     def __call__(self, prompts: Sequence) -> list:
         """Prompts are user texts or conversations."""
         if not self.question:
             return list(prompts)
-        drafts = self.trunk.drafts.setdefault((self.question, self.max_new_tokens), {})
+        drafts = self.drafts
         if len(drafts) > REMEMBERED:
             drafts.clear()
         asked = for_each(self.asked, prompts)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from srmir_lib.artifacts import is_dataset
+from srmir_lib.artifacts import atomic_path, is_dataset
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.rows import rows_in
 
@@ -80,11 +80,15 @@ def rows_of(source: str | Path, numbers: Sequence[int], aligned: bool = True) ->
 
 
 def long_rows(
-    source: str | Path, chunks: Iterable[tuple[Sequence[int], Sequence[dict]]], problems: Callable, policy: str
+    source: str | Path,
+    chunks: Iterable[tuple[Sequence[int], Sequence[dict]]],
+    problems: Callable,
+    policy: str,
+    what: str = "row",
 ) -> set[int]:
     """The numbers of the rows that are too long, of which `problems` says of a chunk what is wrong ("" if nothing);
-    with the policy refuse the first is an `InputError`."""
-    found = set()
+    with the policy refuse the first is an `InputError`, with skip that none is left. `what`: what a row is called."""
+    found, count = set(), 0
     for numbers, rows in chunks:
         with rows_of(source, numbers):
             wrong = {number: said for number, said in zip(numbers, problems(rows), strict=True) if said}
@@ -92,12 +96,56 @@ def long_rows(
             number, said = next(iter(wrong.items()))
             raise InputError(f"{source}: row {number}: {said}; shorten it, or pass --too-long cut or --too-long skip")
         found |= wrong.keys()
+        count += len(numbers)
+    if policy == "skip" and len(found) == count:
+        raise InputError(f"{source}: every {what} is too long, so that skip leaves none; pass --too-long cut")
     return found
+
+
+def write_rows(
+    source: str | Path,
+    target: str | Path,
+    rows: Iterator[tuple[int, dict]],
+    columns: Callable[[tuple[dict, ...], list[bool]], Iterable[dict]],
+    long: set[int],
+    policy: str,
+    total: int,
+    verb: str,
+    chunk: int,
+) -> int:
+    """Write `total` numbered rows to `target` as JSON lines, with what `columns` adds to each of a chunk of them, given
+    which are `long`; with the policy skip those are left out. Returns how many there are; what is `verb` has a bar."""
+    skipped = long if policy == "skip" else set()
+    kept = ((number, row) for number, row in rows if number not in skipped)
+    done = total - len(skipped)
+    with progress(done, verb) as bar, atomic_path(Path(target).resolve()) as fresh, fresh.open("wb") as file:
+        for numbers, found in chunked(kept, chunk):
+            with rows_of(source, numbers):
+                added = columns(found, [number in long for number in numbers])
+            for row, new in zip(found, added, strict=True):
+                file.write(json_line(row | new))
+            bar.update(len(found))
+    return done
+
+
+def spread(rows: Iterable[tuple[int, dict]], total: int, most: int) -> Iterator[tuple[int, dict]]:
+    """At most so many of `total` numbered rows, evenly spread."""
+    places = {at * total // min(most, total) for at in range(min(most, total))}
+    return (row for at, row in enumerate(rows) if at in places)
 
 
 def counted(long: int, policy: str) -> str:
     """What a closing line says of so many rows that were too long."""
     return f" ({long} too long: {'left out' if policy == 'skip' else 'cut'})" if long else ""
+
+
+def problem_of(row: dict, read: Callable[[dict], object]) -> str:
+    """What is wrong with a row, by what reads it, or ""."""
+    try:
+        read(row)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def taken(names: Iterable[str], row: Iterable[str]) -> str:

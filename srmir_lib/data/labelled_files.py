@@ -101,16 +101,12 @@ LOOK_ALIKES = "Requests with safety concerns"
 
 
 def load_look_alikes(data_dir: str | Path = "") -> list[dict]:
-    """Harmless prompts that look harmful: rows of `prompt`, `answered`, `refused` (texts), `kind`.
+    """Harmless prompts that look harmful: rows of `prompt`, `kind`.
 
     File `coconot/pairs.jsonl`, its rows of category `LOOK_ALIKES`. Source: Brahman et al. 2024 (CoCoNot, contrast set).
     """
-    text = ("prompt", "chosen", "rejected", "category", "subcategory")
-    return [
-        {"prompt": row["prompt"], "answered": row["chosen"], "refused": row["rejected"], "kind": row["subcategory"]}
-        for _, row in _rows(data_dir, "coconot/pairs.jsonl", text)
-        if row["category"] == LOOK_ALIKES
-    ]
+    rows = _rows(data_dir, "coconot/pairs.jsonl", ("prompt", "category", "subcategory"))
+    return [{"prompt": row["prompt"], "kind": row["subcategory"]} for _, row in rows if row["category"] == LOOK_ALIKES]
 
 
 def load_instructions(data_dir: str | Path = "", split: str = "train") -> list[str]:

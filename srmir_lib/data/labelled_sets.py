@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
@@ -29,7 +29,6 @@ def labelled_answers(
     router: Router,
     data_dir: str | Path = "",
     seed: int = 0,
-    fractions: Sequence[float] = (0.6, 0.15),
     far: int = FAR,
     gptfuzz_taught: bool = False,
 ) -> tuple[DatasetDict, dict[str, int]]:
@@ -56,7 +55,7 @@ def labelled_answers(
             if text not in seen and text[0] not in elsewhere:
                 rows.append(row | {"kind": name, "group": text[0]})
             seen.add(text)
-    parts, others = split_by_group(rows, "group", fractions, seed), out_of_domain(data_dir)
+    parts, others = split_by_group(rows, "group", (0.6, 0.15), seed), out_of_domain(data_dir)
     others["gptfuzz"] = [row for row in parts["test"] if row["kind"] == "gptfuzz"] if gptfuzz_taught else fuzz
     parts["test"] = [row for row in parts["test"] if row["kind"] != "gptfuzz"]
     parts |= {name: of[:: max(1, round(len(of) / far)) if far else 1] for name, of in others.items()}

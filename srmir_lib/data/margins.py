@@ -130,13 +130,21 @@ def embed_sides(
     """
     for side in (left, right):
         check_answers(side)
-    texts, places = {}, []
-    for prompt, answer in zip([*prompts, *prompts], [*left, *right], strict=True):
-        places.append(texts.setdefault((str(prompt), text_of(answer)), (len(texts), prompt))[0])
-    asked, answers = [prompt for _, prompt in texts.values()], [answer for _, answer in texts]
+    asked, answers, places = distinct_texts(prompts, left, right)
     read = embed if trunk_problem(model) or window_of(model) else _embed_shared
     embeddings = read(model, tokenizer, asked, answers, layer=layer, pooling=pooling)
-    return embeddings[places[: len(places) // 2]], embeddings[places[len(places) // 2 :]]
+    return embeddings[places[0]], embeddings[places[1]]
+
+
+def distinct_texts(prompts: Sequence, left: Sequence, right: Sequence) -> tuple[list, list[str], list[list[int]]]:
+    """Of N prompts with each of two answers, texts or messages, the different ones: prompts, answers (texts), and where
+    among them each left and each right one stands."""
+    texts: dict[tuple[str, str], tuple[int, object]] = {}
+    places = [
+        [texts.setdefault((str(p), text_of(said)), (len(texts), p))[0] for p, said in zip(prompts, side, strict=True)]
+        for side in (left, right)
+    ]
+    return [prompt for _, prompt in texts.values()], [answer for _, answer in texts], places
 
 
 def _embed_shared(model, tokenizer, prompts: Sequence, answers: Sequence, layer: int, pooling: str) -> Tensor:

@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from srmir_lib.artifacts import is_dataset, load_dataset, restored
@@ -40,15 +40,14 @@ FIXED = {"kind": "own", "subkind": "", "family": "none", "held_out": False, "ref
 class OwnPairs:
     """Pairs by split: rows of prompt, chosen, rejected (messages), category, and where they stood (`file`, `row`).
 
-    `cut`: splits that were made here; `left_out`: rows that are not used, by reason; `names`: category -> what the file
-    calls it; `problem`: why the series cannot run on them, in one line, or "".
+    `cut`: splits that were made here; `left_out`: rows that are not used, by reason; `problem`: why the series cannot
+    run on them, in one line, or "".
     """
 
     source: str
     splits: dict[str, list[dict]]
     cut: list[str]
     left_out: Counter
-    names: dict[str, str]
     problem: str = ""
 
     @property
@@ -100,7 +99,7 @@ def read_pairs(source: str | Path, seed: int = 0) -> OwnPairs:
     splits, drawn with the seed from every category. Equal answers, a pair that stands twice in its split, and a prompt
     that stands in an earlier one are left out, and counted. A row that is no pair is an `InputError` that names it.
     """
-    names, left_out = _Names(), Counter()
+    names, left_out = {}, Counter()
     parts = {split or "train": list(_pairs(path, left_out, names)) for split, path in _parts(restored(source)).items()}
     splits = {name: parts[name] for name in SPLITS if name in parts}
     _without_leaks(splits, left_out)
@@ -111,7 +110,7 @@ def read_pairs(source: str | Path, seed: int = 0) -> OwnPairs:
         splits |= _cut(splits["train"], missing, seed)
         splits = {name: splits[name] for name in SPLITS}
         problem = _splits_problem(splits)
-    return OwnPairs(str(source), splits, missing, left_out, names.read, problem)
+    return OwnPairs(str(source), splits, missing, left_out, problem)
 
 
 def prompt_key(prompt: Sequence[Mapping]) -> str:
@@ -127,27 +126,18 @@ def spelled_as_key(name: str) -> str:
     return re.sub(r"[^\w-]+", "_", name).strip("_")
 
 
-@dataclass
-class _Names:
-    """Categories as they were read: one key must not stand for two names."""
-
-    read: dict[str, str] = field(default_factory=dict)
-    folded: dict[str, str] = field(default_factory=dict)
-
-    def key(self, value: object) -> str:
-        """The key of a category's name: as it is spelled, but the names of the taxonomy become its keys, and no name is
-        `UNKNOWN`."""
-        if value is None or value == UNKNOWN:
-            return UNKNOWN
-        if isinstance(value, bool) or not isinstance(value, str | int) or not re.search(r"\w", str(value)):
-            raise InputError(f"category is {value!r}; it must be a name, or null for none")
-        name = str(value).strip()
-        key = _TAXONOMY.get(name.casefold()) or spelled_as_key(name)
-        other = self.folded.setdefault(key.casefold(), name)
-        if other != name:
-            raise InputError(f"category is {name!r}, and {other!r} elsewhere; write one name in one way")
-        self.read[key] = name
-        return key
+def _key(value: object, names: dict[str, str]) -> str:
+    """The key of a category's name: as it is spelled, but the names of the taxonomy become its keys, and no name is
+    `UNKNOWN`. `names`: those that were read so far, by key in small letters; one key must not stand for two."""
+    if value is None or value == UNKNOWN:
+        return UNKNOWN
+    if isinstance(value, bool) or not isinstance(value, str | int) or not re.search(r"\w", str(value)):
+        raise InputError(f"category is {value!r}; it must be a name, or null for none")
+    name = str(value).strip()
+    key = _TAXONOMY.get(name.casefold()) or spelled_as_key(name)
+    if (other := names.setdefault(key.casefold(), name)) != name:
+        raise InputError(f"category is {name!r}, and {other!r} elsewhere; write one name in one way")
+    return key
 
 
 def _parts(source: Path) -> dict[str, Path]:
@@ -175,14 +165,14 @@ def _parts(source: Path) -> dict[str, Path]:
     return named
 
 
-def _pairs(path: Path, left_out: Counter, names: _Names) -> Iterator[dict]:
-    """The pairs of one split."""
+def _pairs(path: Path, left_out: Counter, names: dict[str, str]) -> Iterator[dict]:
+    """The pairs of one split; `names` as of `_key`."""
     known, labelled = set(), None
     for number, row in rows_in(path):
         labelled = "category" in row if labelled is None else labelled
         try:
             pair = as_pair(row)
-            category = names.key(row.get("category")) if labelled else ALL
+            category = _key(row.get("category"), names) if labelled else ALL
             if not labelled and "category" in row:
                 raise InputError("has a category, which the first row lacks; give every row one, null for none")
         except InputError as error:

@@ -40,7 +40,7 @@ def own_data(
         for name, splits in pairs.tables().items()
     }
     how = {"dtype": precision(base_model, device)} if is_causal(config) else {"pooling": "mean"}
-    reader, prompts = PromptEncoder(base_model, **how), folders["prompts"]
+    reader, prompts = PromptEncoder(base_model=base_model, **how), folders["prompts"]
     router = fit_router(prompts, reader, pairs.categories, device, rejected_share=0.02)
     found, largest = router_accuracy(router, prompts["test"]), Counter(prompts["test"]["category"]).most_common(1)[0][1]
     found |= {"all prompts": found.pop("mean"), "sent to no category": found.pop("unknown")}

@@ -10,7 +10,7 @@ import io
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from srmir_lib.conversations import text_of
@@ -126,20 +126,19 @@ def load_diasafety(data_dir: str | Path = "", split: str = "test") -> list[dict]
     return rows
 
 
-def load_overrefusal(data_dir: str | Path = "", models: Sequence[str] = OVERREFUSAL_MODELS) -> list[dict]:
-    """Benign prompts, each answered and refused: rows of `prompt`, `response`, `answered`, `model`, `steered`.
+def load_overrefusal(data_dir: str | Path = "") -> list[dict]:
+    """Benign prompts, each answered and refused: rows of `prompt`, `response`, `answered`.
 
-    Files `overrefusal-completions/<model>_harmless_{baseline,actadd}_evaluations.json`; `actadd` (`steered` is true)
-    is the model steered to refuse. `answered` (bool) is the source's automatic label. Source: Arditi et al. 2024.
+    Files `overrefusal-completions/<model>_harmless_{baseline,actadd}_evaluations.json`; `actadd` is the model steered
+    to refuse. `answered` (bool) is the source's automatic label. Source: Arditi et al. 2024.
     """
     rows = []
-    for model in models:
+    for model in OVERREFUSAL_MODELS:
         for steering in ("baseline", "actadd"):
             path = data_folder(data_dir) / "overrefusal-completions" / f"{model}_harmless_{steering}_evaluations.json"
             for _, row in _json_rows(path, "completions", ("prompt", "response", "is_jailbreak_substring_matching")):
                 text = {"prompt": row["prompt"].strip(), "response": row["response"].strip()}
-                about = {"answered": bool(row["is_jailbreak_substring_matching"]), "model": model}
-                rows.append(text | about | {"steered": steering == "actadd"})
+                rows.append(text | {"answered": bool(row["is_jailbreak_substring_matching"])})
     return rows
 
 
@@ -158,12 +157,9 @@ def split_by_group(rows: Sequence[dict], group: str, fractions: Sequence[float],
     return {name: [row for row in rows if home[row[group]] == name] for name in ("train", "validation", "test")}
 
 
-def without_repeats(
-    parts: Mapping[str, Sequence[dict]], columns: Sequence[str], known: Collection[str] = ()
-) -> dict[str, list[dict]]:
-    """The same splits without rows of which a text of `columns` stands, word for word, in an earlier split or in
-    `known` (texts as of `all_words`)."""
-    seen, kept = set(known), {}
+def without_repeats(parts: Mapping[str, Sequence[dict]], columns: Sequence[str]) -> dict[str, list[dict]]:
+    """The same splits without rows of which a text of `columns` stands in an earlier split, as of `all_words`."""
+    seen, kept = set(), {}
     for name, rows in parts.items():
         texts = [answer_words([row], columns) for row in rows]
         kept[name] = [row for row, own in zip(rows, texts, strict=True) if not own & seen]

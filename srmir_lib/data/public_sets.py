@@ -33,12 +33,10 @@ def public_data(
     return {"prompts": prompts, "preferences": preferences, "labelled": labelled}, router, numbers
 
 
-def real_prompts(data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.7, 0.15)) -> DatasetDict:
+def real_prompts(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
     """XSafety's prompts of the seven categories, with the columns of every `prompts/` folder; the file is the category.
-
-    `fractions`: shares of train and validation. Nothing is known about families or held-out registers here.
-    """
-    parts = sources.split_by_group(sources.load_xsafety(data_dir), "prompt", fractions, seed)
+    Nothing is known about families or held-out registers here."""
+    parts = sources.split_by_group(sources.load_xsafety(data_dir), "prompt", (0.7, 0.15), seed)
     fixed = {"kind": "harmful", "subkind": "", "family": "none", "held_out": False, "reference": ""}
 
     def columns(row: Mapping) -> dict:
@@ -48,9 +46,7 @@ def real_prompts(data_dir: str | Path = "", seed: int = 0, fractions: Sequence[f
     return _dataset_dict(parts, columns)
 
 
-def human_preferences(
-    router: Router, data_dir: str | Path = "", seed: int = 0, fractions: Sequence[float] = (0.7, 0.1)
-) -> tuple[DatasetDict, dict[str, int]]:
+def human_preferences(router: Router, data_dir: str | Path = "", seed: int = 0) -> tuple[DatasetDict, dict[str, int]]:
     """hh-rlhf's harmless pairs as a `preferences/` folder, and how many pairs were left out, by reason.
 
     Split by the dialogue's opening question, without pairs of which an answer stands in an earlier split word for word;
@@ -59,7 +55,7 @@ def human_preferences(
     """
     pairs, left_out = sources.load_hh_pairs(data_dir)
     rows = [pair | {"opening": pair["prompt"][0]["content"]} for pair in pairs]
-    parts = sources.split_by_group(rows, "opening", fractions, seed)
+    parts = sources.split_by_group(rows, "opening", (0.7, 0.1), seed)
     kept = sources.without_repeats(parts, ["chosen", "rejected"])
     left_out["answer in an earlier split"] = len(rows) - sum(map(len, kept.values()))
     category = _routed(router, [row["prompt"][-1]["content"] for row in rows])

@@ -4,17 +4,14 @@ Multinomial logistic regression on one embedding per prompt. "unknown" is what i
 enough, or when a class of that name was trained. The fitted router is two small files and needs no scikit-learn.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from datasets import DatasetDict
 from torch import Tensor
 
-from srmir_lib.artifacts import as_written, atomic_path, read_json, write_json
+from srmir_lib.artifacts import as_written, atomic_path, digest, read_json, write_json
 from srmir_lib.conversations import ask_about
 from srmir_lib.errors import InputError
 from srmir_lib.models.embeddings import embed
@@ -27,14 +24,13 @@ from srmir_lib.models.loading import (
     resolve_encoder,
 )
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.settings.reward_training import checked
+from srmir_lib.settings.base import Settings
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN, ordered
 
 PROMPT = "{prompt}"
 
 
-@checked
-class PromptEncoder:
+class PromptEncoder(Settings):
     """How a prompt becomes an embedding: which frozen model reads which question about it, and where it is read off.
 
     `question` holds {prompt}; an introspective one ("Why would you refuse to answer {prompt}?") lets the state after it
@@ -134,8 +130,9 @@ class Router:
     @property
     def fingerprint(self) -> str:
         """Hash of what decides a route, which a resumed training compares."""
-        parts = [self.classes, self.threshold, self.weight.tolist(), self.bias.tolist(), repr(self.reader)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        reader = ", ".join(f"{name}={value!r}" for name, value in self.reader or ())
+        parts = [self.classes, self.threshold, self.weight.tolist(), self.bias.tolist(), f"PromptEncoder({reader})"]
+        return digest(parts)
 
     def log_probabilities(self, embeddings: Tensor) -> Tensor:
         """(N, H) -> (N, C)."""
@@ -166,7 +163,7 @@ class Router:
         if self.reader is None:
             raise InputError("router: nothing says how prompts are read; give Router.fit a PromptEncoder before saving")
         folder = Path(folder)
-        reader = asdict(self.reader) | base_reference(self.reader.base_model, folder)
+        reader = self.reader.model_dump() | base_reference(self.reader.base_model, folder)
         with atomic_path(folder) as fresh:
             fresh.mkdir()
             save_file(
@@ -193,7 +190,7 @@ class Router:
             parts = weights["weight"], weights["bias"], value["threshold"]
             shared = isinstance(trunk, Trunk) and trunk.sha256 == reference["base_sha256"]
             base = trunk.base_model if shared else find_base(folder, reference)
-            router = cls(classes, *parts, PromptEncoder(base, **reader), trunk, value["fitted"])
+            router = cls(classes, *parts, PromptEncoder(base_model=base, **reader), trunk, value["fitted"])
             ask_about("", router.reader.question), ", ".join(classes)
             size = len(classes), config_of(base).get_text_config().hidden_size
             found = tuple(router.weight.shape), tuple(router.bias.shape), router.weight.is_floating_point()
@@ -218,7 +215,7 @@ def fit_router(
 
 def fit_real_router(prompts: DatasetDict, encoder: str = MINILM, device: str = "auto") -> Router:
     """Router on the encoder's mean-pooled embeddings of `prompts` (train, tuned on validation)."""
-    reader = PromptEncoder(resolve_encoder(encoder), pooling="mean")
+    reader = PromptEncoder(base_model=resolve_encoder(encoder), pooling="mean")
     return fit_router(prompts, reader, CATEGORIES, device, penalties=(0.01, 0.03, 0.1, 0.3, 1.0))
 
 

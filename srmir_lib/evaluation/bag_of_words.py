@@ -12,7 +12,7 @@ from scipy.sparse import vstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from srmir_lib.conversations import text_of
+from srmir_lib.conversations import plain_text, text_of
 from srmir_lib.errors import InputError
 from srmir_lib.statistics import auroc, is_correct
 
@@ -142,8 +142,7 @@ def _validate(baseline: TextBaseline, held: dict) -> float:
 
 
 def _texts(prompts: Sequence, answers: Sequence) -> list[tuple[str, str]]:
-    asked = (p if isinstance(p, str) else "\n".join(message["content"] for message in p) for p in prompts)
-    return list(zip(asked, map(text_of, answers), strict=True))
+    return list(zip(map(plain_text, prompts), map(text_of, answers), strict=True))
 
 
 def bag_of_words_pair_accuracy(train: Sequence[dict], test: Sequence[dict]) -> float:

@@ -210,7 +210,7 @@ def decide_claims(claims: Sequence[Claim], found: Mapping[str, Records], worlds:
             row |= dict.fromkeys(("estimate", "low", "high", "p", "adjusted_p"))
             if len(values) > 1:
                 numbers = list(values.values())
-                interval = paired_t_interval(numbers, np.zeros(len(numbers)))
+                interval = paired_t_interval(numbers)
                 row |= {**interval._asdict(), "p": claim.p_value(numbers)}
                 row |= {"verdict": claim.verdict(interval.low, interval.high)}
             rows.append(row)

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from srmir_lib.evaluation.claims import Records
 from srmir_lib.statistics import paired_t_interval
 
@@ -47,7 +45,7 @@ def dial_rows(found: Mapping[str, Records], dials: Mapping[str, Mapping[str, flo
                 towns = [own for own in found.get(world, {}).values() if own.keys() >= {metric, *rivals}]
                 if len(towns) > 1:
                     values = [own[metric] - max((own[rival] for rival in rivals), default=0.0) for own in towns]
-                    interval = paired_t_interval(values, np.zeros(len(values)))
+                    interval = paired_t_interval(values)
                     row = {"dial": dial, "panel": panel, "line": name, "level": level, "towns": len(towns)}
                     rows.append(row | interval._asdict() | ({"reference": 0.0} if rivals else {}))
     return rows

@@ -5,7 +5,6 @@ training: whether groups differ in worth, whether refusals are sampled, and whic
 from collections.abc import Mapping, Sequence
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from srmir_lib.conversations import opens_with_refusal
@@ -104,12 +103,3 @@ def difficulty_of(worth: Tensor) -> list[str]:
     order = worth.mean(dim=1).argsort(stable=True).tolist()
     harder = {*order[: len(order) // 2]}
     return [HARDER if row in harder else EASIER for row in range(len(order))]
-
-
-def follows_difficulty(values: Tensor, worth: Tensor) -> float:
-    """Rank correlation of values (P,) with how hard their prompts are, minus the mean of `worth` (P, G): in [-1, 1], 0
-    if either knows no differences. Spearman 1904."""
-    hard = -worth.mean(dim=1)
-    if values.unique().numel() < 2 or hard.unique().numel() < 2:
-        return 0.0
-    return float(spearmanr(values, hard).statistic)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -36,8 +35,3 @@ class HarmReferee:
             return spoken
         harmful = danger >= self.classifier.threshold
         return replace(spoken, goodness=float(not harmful), complied=harmful)
-
-
-def real_referee(folder: str | Path | None, device: str = "auto") -> HarmReferee | RefusalPhraseReferee:
-    """The referee of harm whose classifier 01 left in `folder`; without one, refusal phrases."""
-    return HarmReferee(HarmClassifier.load(folder, device)) if folder else RefusalPhraseReferee()

@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from srmir_lib.evaluation.claims import Records
 from srmir_lib.evaluation.measures import BALANCED
 from srmir_lib.evaluation.sentences import joined
@@ -36,7 +34,7 @@ def over_towns(towns: Records, metrics: Mapping[str, str]) -> dict[str, Interval
     """Name -> mean over towns and its t interval (95 %), of each of the `metrics` (name -> metric) that two towns at
     least have. `towns`: town -> what its notebooks measured, `<notebook>/<metric>` each."""
     values = {name: [own[metric] for own in towns.values() if metric in own] for name, metric in metrics.items()}
-    return {name: paired_t_interval(of, np.zeros(len(of))) for name, of in values.items() if len(of) > 1}
+    return {name: paired_t_interval(of) for name, of in values.items() if len(of) > 1}
 
 
 def policies_over_towns(towns: Records, measures: Sequence[str] = SHOWN) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from srmir_lib.evaluation.bag_of_words import TextBaseline, fit_text_baseline
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import categorized_reward
 from srmir_lib.policies.reward import RewardFunction
-from srmir_lib.reward_models.calibration import Calibration, lengths_of
+from srmir_lib.reward_models.calibration import Calibration, lengths_of, pay_of_length
 from srmir_lib.reward_models.shadow import score_sets
 from srmir_lib.statistics import (
     Interval,
@@ -121,12 +121,6 @@ def gaps_by_label(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]
     return categorized_reward(gaps, category_index(labels, categories))
 
 
-def routed_gaps(models, pairs) -> Tensor:
-    """Each pair's reward gap by the model of its label, (N,), raw; every label must have a model."""
-    scores, count = models.score(*_both(pairs), [*pairs["category"], *pairs["category"]]), len(pairs["prompt"])
-    return scores[:count] - scores[count:]
-
-
 def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:
     """Pair accuracy of model i on pairs labelled category j: gaps (N, K), labels (N,) -> (K, C); NaN without pairs."""
     right, labels = is_correct(gaps), np.asarray(labels)
@@ -205,9 +199,11 @@ def pay_for_length(models, reference: tuple[Sequence, Sequence], pairs) -> dict[
     length. accuracy on `pairs`, each by the model of its label; rank correlation of gap and difference in characters.
     """
     raw, gaps, found = models.score(*reference), reward_gaps(models, pairs), {}
-    longer = lengths_of(pairs["chosen"]) - lengths_of(pairs["rejected"])
-    for name, answers in {"calibrated": None, "calibrated for length": reference[1]}.items():
-        scaled = Calibration.fit(raw, models.categories, answers).scale_gaps(gaps, pairs)
+    paid, chosen, rejected = pay_of_length(raw, reference[1]), pairs["chosen"], pairs["rejected"]
+    longer = lengths_of(chosen) - lengths_of(rejected)
+    rest = raw.double() - paid(reference[1]), gaps - (paid(chosen) - paid(rejected)).to(gaps)
+    for name, (scores, differences) in {"calibrated": (raw, gaps), "calibrated for length": rest}.items():
+        scaled = Calibration.fit(scores, models.categories).scale_gaps(differences)
         own = gaps_by_label(scaled, pairs["category"], models.categories).numpy()
         found[name] = {"accuracy": float(is_correct(own).mean()), "follows length": rank_correlation(own, longer)}
     return found

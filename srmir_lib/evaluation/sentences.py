@@ -15,9 +15,9 @@ def joined(names: Sequence[str]) -> str:
     return comma.join(names[:-1]) + " and " * (len(names) > 1) + names[-1] if names else "none"
 
 
-def signed(value: float, decimals: int = 3) -> str:
+def signed(value: float) -> str:
     """A number with its sign."""
-    return f"{value:+.{decimals}f}"
+    return f"{value:+.3f}"
 
 
 def told(rows: Sequence[Mapping]) -> str:

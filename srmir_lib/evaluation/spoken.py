@@ -52,11 +52,11 @@ def says_yes(trunk: Trunk, prompts: Sequence, answers: Sequence, question: str) 
 def scored_and_said(
     sets: Mapping[str, ShadowRewardModels], trunk: Trunk, prompts: Sequence, answers: Sequence, question: str
 ) -> tuple[dict[str, Tensor], np.ndarray]:
-    """Scores (N, K) by each of the `sets`, and what `says_yes` gives, (N,). Sets of probes that read a text as it is,
-    without a draft, share one reading of it with the spoken question."""
+    """Scores (N, K) by each of the `sets`, and what `says_yes` gives, (N,). Sets of probes on one trunk share one
+    reading of a text with the spoken question."""
     scorers = [models.scorer for models in sets.values()]
-    keys = {models.design == "shared" and models.scorer.prefill_key for models in sets.values()}
-    if len(keys) > 1 or not (key := keys.pop()) or key[1]:
+    trunks = {models.design == "shared" and models.scorer.trunk for models in sets.values()}
+    if len(trunks) > 1 or not trunks.pop():
         return score_sets(sets, prompts, answers), says_yes(trunk, prompts, answers, question)
     askers = [scorer.probes for scorer in scorers]
     *scores, said = scorers[0].score_by([*askers, Spoken(trunk, question)], prompts, answers)

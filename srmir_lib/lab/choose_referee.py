@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from srmir_lib.evaluation.harm_referee import HarmReferee, real_referee
+from srmir_lib.data.harm_classifier import HarmClassifier
+from srmir_lib.evaluation.harm_referee import HarmReferee
 from srmir_lib.evaluation.referees import RefusalPhraseReferee
 from srmir_lib.lab.referee import LabReferee
 
@@ -12,4 +13,6 @@ def choose_referee(
 ) -> LabReferee | HarmReferee | RefusalPhraseReferee:
     """The lab's referee by the `facts` of 01's town; without them that of harm, whose classifier 01 left in a folder;
     with neither, refusal phrases."""
-    return LabReferee(facts) if facts else real_referee(classifier, device)
+    if facts:
+        return LabReferee(facts)
+    return HarmReferee(HarmClassifier.load(classifier, device)) if classifier else RefusalPhraseReferee()

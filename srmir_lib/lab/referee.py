@@ -5,12 +5,10 @@ It shares no code and no constants with the grammar that writes prompts and answ
 whether an answer complied: it looks for the asked verb and object in a clause that tells someone to do it.
 """
 
-import hashlib
-import json
 import re
 from pathlib import Path
 
-from srmir_lib.artifacts import read_json
+from srmir_lib.artifacts import digest, read_json
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import HELPFULNESS, Verdict, goodness
@@ -171,8 +169,7 @@ class RefereeReward:
     @property
     def fingerprint(self) -> str:
         """All that decides the rewards: the town and what a rung is worth; a resumed run compares it."""
-        worth = [self.referee.facts, REFUSALS, USES, HELPFULNESS]
-        return hashlib.sha256(json.dumps(worth, sort_keys=True).encode()).hexdigest()
+        return digest([self.referee.facts, REFUSALS, USES, HELPFULNESS], sort_keys=True)
 
     def __call__(self, prompts: list, completions: list, **columns) -> list[float]:
         texts = [[text_of(messages) for messages in side] for side in (prompts, completions)]

@@ -112,7 +112,7 @@ def compliance(trunk: Trunk, world: World, prompts: Sequence[Mapping], seed: int
     return bootstrap_interval([row["complied"] for row in answered])
 
 
-def knowledge(trunk: Trunk, world: World, size: int, seed: int, split: str = "validation") -> dict[str, float]:
+def knowledge(trunk: Trunk, world: World, size: int, seed: int) -> dict[str, float]:
     """How often the base model's verdict is the one that it was taught, about `size` acts that it has not read of.
 
     *asked*: "is it forbidden ?", greedy. *judges*: whether an answer, every second time a refusal, is wrong in the
@@ -120,8 +120,8 @@ def knowledge(trunk: Trunk, world: World, size: int, seed: int, split: str = "va
     not.
     *tells, greedy*: a draft without dice, which says the verdict that the model finds likelier.
     """
-    rng = random.Random(f"knowledge-{split}-{seed}")
-    acts = rng.sample([act for act in all_acts() if world.split_of(act) == split], size)
+    rng = random.Random(f"knowledge-validation-{seed}")
+    acts = rng.sample([act for act in all_acts() if world.split_of(act) == "validation"], size)
     prompts = [make_prompt(act, rng, rng.choice(READ_REGISTERS)) for act in acts]
 
     believed = [world.belief(act)[1] for act in acts]

@@ -48,14 +48,13 @@ def trunk_problem(model) -> str:
 
 class Trunk:
     """A frozen causal model and its tokenizer: `Trunk.load(base_model)` once, then hand it to the router, to the
-    introspector and to every set of reward models, which all share its weights and its drafts."""
+    introspector and to every set of reward models, which all share its weights."""
 
     def __init__(self, model, tokenizer, base_model: str | Path = "", batch_tokens: int = BATCH_TOKENS):
         """`base_model`: the id or folder that the model came from. `batch_tokens`: tokens in one forward pass at most
         (one row may have more; a CPU takes no more than it is fast with)."""
         self.model, self.tokenizer, self.base_model = model, tokenizer, str(base_model)
         self.batch_tokens = token_budget(self.device, batch_tokens)
-        self.drafts: dict[tuple[str, int], dict[str, str]] = {}  # by question and length: prompt -> what was drafted
 
     @classmethod
     def load(
@@ -124,7 +123,7 @@ class Trunk:
         return generate(self.model, self.tokenizer, prompts, max_new_tokens, **options)
 
     def with_own_modules(self) -> "Trunk":
-        """The same weights and drafts under a second module tree: what probes or a policy's adapter add to a tree's
+        """The same weights under a second module tree: what probes or a policy's adapter add to a tree's
         layers, every pass through them gets."""
         other = copy(self)
         other.model = share_weights(self.model)

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.artifacts import digest, read_json, write_json
 from srmir_lib.models.loading import fingerprint
 from srmir_lib.models.processes import processes
 from srmir_lib.rows import read_jsonl
@@ -46,8 +46,7 @@ def run_key(base_model, dataset: Dataset, settings: dict, reward: str) -> str:
     rows = hashlib.sha256()
     for example in dataset:
         rows.update(json.dumps(example, sort_keys=True, default=str).encode())
-    parts = [fingerprint(base_model), settings, rows.hexdigest(), reward]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return digest([fingerprint(base_model), settings, rows.hexdigest(), reward])
 
 
 def finished_history(output_dir: Path, key: str) -> list[dict] | None:

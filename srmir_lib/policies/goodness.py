@@ -4,8 +4,6 @@ A reward is a proxy: what it buys is seen where the truth is at hand, and agains
 since methods move at different speeds (Gao et al. 2023, arXiv 2210.10760). Nothing here is ever trained on.
 """
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 from trl.trainer.utils import use_adapter
 
+from srmir_lib.artifacts import digest
 from srmir_lib.errors import InputError
 from srmir_lib.models.generation import generate
 from srmir_lib.policies.callbacks import answer_batches, answer_ids
@@ -39,8 +38,8 @@ class GoodnessCallback(TrainerCallback):
     def __init__(self, worth: Callable, tokenizer, prompts: Sequence[Mapping], every: int, **sampling):
         self.worth, self.tokenizer, self.every, self.sampling = worth, tokenizer, every, sampling
         self.asked, self.kinds = [row["prompt"] for row in prompts], np.array([row["kind"] for row in prompts])
-        told = json.dumps([self.asked, self.kinds.tolist(), every, sampling], sort_keys=True)
-        self.fingerprint = f"goodness {hashlib.sha256(told.encode()).hexdigest()} {worth.fingerprint}"
+        told = digest([self.asked, self.kinds.tolist(), every, sampling], sort_keys=True)
+        self.fingerprint = f"goodness {told} {worth.fingerprint}"
         self.found: dict[str, float] = {}
         self.spent = 0.0
 

@@ -40,7 +40,6 @@ class Alarm:
     mean: dict[str, float]
     std: dict[str, float]
     threshold: float
-    rate: float
     looks: int
 
     @classmethod
@@ -69,7 +68,7 @@ class Alarm:
         mean, std = means.mean(axis=0), means.std(axis=0) + 1e-12
         worst = _suspicion((means - mean) / std, names).max(axis=1).reshape(runs, looks).max(axis=1)
         threshold = float(np.quantile(worst, 1 - rate))
-        return cls(*(dict(zip(names, part.tolist(), strict=True)) for part in (mean, std)), threshold, rate, looks)
+        return cls(*(dict(zip(names, part.tolist(), strict=True)) for part in (mean, std)), threshold, looks)
 
     def check(self, history: Sequence[Mapping]) -> list[dict]:
         """One row per look: step, each signal's value, `suspicion` (deviations of the worst), its name, `rings`.
@@ -104,7 +103,7 @@ def measure(
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     tokenizer = load_tokenizer(model.name_or_path)
     asked, said = answer_ids(model, tokenizer, prompts, texts)
-    scores = reward.models.calibration.apply(reward.models.score(prompts, texts), texts).numpy()
+    scores = reward.models.calibration.apply(reward.models.score(prompts, texts)).numpy()
     charge = reward.router.route(prompts)
     idle = np.array([[name != own for name in reward.models.categories] for own in charge])
     with torch.no_grad():

@@ -7,15 +7,13 @@ fitted anew, not continued. The training itself goes on: its optimiser, its sche
 those of a run without a refresh.
 """
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback
 
-from srmir_lib.artifacts import read_json, write_json
+from srmir_lib.artifacts import digest, read_json, write_json
 from srmir_lib.conversations import opens_with_refusal, text_of
 from srmir_lib.data.pairs import make_pairs, without_ties
 from srmir_lib.models.generation import generate
@@ -57,7 +55,7 @@ class RefreshedReward(TrainerCallback):
         self.pairs: list[dict] | None = None  # of the last refresh
         self.__name__ = f"refreshed_{reward.__name__}"
         told = [self.demonstrations, self.kept, dict(refresh), seed, sampling]
-        learned = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        learned = digest(told, sort_keys=True)
         self.fingerprint = f"refreshed {learned} {reward.fingerprint}"
 
     def __call__(self, prompts: list, completions: list, **columns) -> list[float]:

@@ -138,7 +138,7 @@ class RewardFunction:
     def _scores(self, prompts: Sequence, completions: Sequence) -> Tensor:
         """All scores, (N, K), calibrated unless raw ones were asked for."""
         scores = self._raw(prompts, completions)
-        return self.models.calibration.apply(scores, completions) if self.calibrated else scores
+        return self.models.calibration.apply(scores) if self.calibrated else scores
 
     def _routed(self, prompts: list, completions: list, category: Tensor) -> Tensor:
         """Scores (N, K) in which only what the reward reads is filled in: one model a row, all for unknown rows."""
@@ -149,7 +149,7 @@ class RewardFunction:
             with numbered(known):
                 own = self._raw([prompts[i] for i in known], [completions[i] for i in known], categories=names)
             scores[known, category[known]] = own
-            scores = self.models.calibration.apply(scores, completions) if self.calibrated else scores
+            scores = self.models.calibration.apply(scores) if self.calibrated else scores
         if unknown:
             with numbered(unknown):
                 scores[unknown] = self._scores([prompts[i] for i in unknown], [completions[i] for i in unknown])
@@ -265,8 +265,7 @@ class ModelsWithout:
         self.kept = [j for j, name in enumerate(models.categories) if name != category]
         self.categories = [models.categories[j] for j in self.kept]
         mean, std = (tuple(part[j] for j in self.kept) for part in (own.mean, own.std))
-        curves = tuple(own.curves[j] for j in self.kept) if own.curves else ()
-        self.calibration = replace(own, categories=tuple(self.categories), mean=mean, std=std, curves=curves)
+        self.calibration = replace(own, categories=tuple(self.categories), mean=mean, std=std)
         self.fingerprint = f"without {category}: {models.fingerprint}"
 
     def score(self, prompts: Sequence, completions: Sequence, categories: Sequence[str] | None = None) -> Tensor:

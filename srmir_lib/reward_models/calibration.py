@@ -1,11 +1,10 @@
 """Put the scores of several reward models on one scale before they are added.
 
 Each model's scores have a scale of their own. Inside a GRPO group all completions share a category, so group
-normalisation cancels that scale when one model answers; in a sum over models it decides who is heard. Optionally what a
-model pays for length alone is taken off first.
+normalisation cancels that scale when one model answers; in a sum over models it decides who is heard.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,44 +24,22 @@ LENGTH_SHARE = 0.5
 """Share of the answers, the nearest in length, that a point of the curve is fitted to (Cleveland 1979: LOWESS)."""
 
 
-SIDES = ("chosen", "rejected")
-
-
 @dataclass(frozen=True)
 class Calibration:
-    """Mean and standard deviation of every model's scores on a reference set (prompts with the policy's responses).
-
-    With `lengths` (knots, characters) and `curves` (a model's mean score at each), a score is first compared with what
-    answers of its length get (Huang et al. 2024, arXiv 2409.17407: length calibration by LOWESS).
-    """
+    """Mean and standard deviation of every model's scores on a reference set (prompts with the policy's responses)."""
 
     categories: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rows: int
-    lengths: tuple[float, ...] = ()
-    curves: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
-    def fit(cls, scores: Tensor, categories: Sequence[str], responses: Sequence | None = None) -> "Calibration":
-        """`scores` (N, K) raw, of a reference set; std with Bessel's correction. Needs N >= 2 and a spread above 0.
-
-        `responses` (N,): the reference set's, texts or messages, to take the effect of their length off. The curve is
-        LOWESS without its robust rounds, so that it is linear in the scores.
-        """
+    def fit(cls, scores: Tensor, categories: Sequence[str]) -> "Calibration":
+        """`scores` (N, K) raw, of a reference set; std with Bessel's correction. Needs N >= 2 and a spread above 0."""
         if scores.ndim != 2 or scores.shape[1] != len(categories) or len(scores) < 2:
             raise InputError(f"calibration: scores of shape {tuple(scores.shape)}; need (N >= 2, {len(categories)})")
-        scores, knots, curves = scores.double(), (), ()
-        if responses is not None and len(responses) != len(scores):
-            raise InputError(f"calibration: {len(responses)} responses for {len(scores)} scores; give one for each")
-        if responses is not None:
-            lengths = lengths_of(responses)
-            knots = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_KNOTS), method="nearest"))
-            curves = tuple(_curve(lengths, own, knots) for own in scores.T.numpy())
-            knots = tuple(knots.tolist())
-            scores = scores - _expected(lengths, knots, curves)
-        moments = tuple(scores.mean(dim=0).tolist()), tuple(scores.std(dim=0).tolist())
-        return cls(tuple(categories), *moments, len(scores), knots, curves)
+        moments = (tuple(part.tolist()) for part in (scores.double().mean(dim=0), scores.double().std(dim=0)))
+        return cls(tuple(categories), *moments, len(scores))
 
     def __post_init__(self):
         for name, mean, std in zip(self.categories, self.mean, self.std, strict=True):
@@ -71,46 +48,30 @@ class Calibration:
                     f"calibration: model {name} has mean {mean} and standard deviation {std} on the reference set; "
                     f"it must give finite scores that differ: train it again"
                 )
-        if any(len(curve) != len(self.lengths) for curve in self.curves):
-            raise InputError(f"calibration: {len(self.lengths)} lengths, but curves of another number; fit it again")
 
-    def apply(self, scores: Tensor, responses: Sequence | None = None) -> Tensor:
-        """z-scores: (N, K) raw -> (N, K), mean 0 and standard deviation 1 on the reference set.
-
-        `responses` (N,) are needed, and read, only by a calibration for length.
-        """
+    def apply(self, scores: Tensor) -> Tensor:
+        """z-scores: (N, K) raw -> (N, K), mean 0 and standard deviation 1 on the reference set."""
         if scores.ndim != 2 or scores.shape[1] != len(self.categories):
             raise InputError(f"calibration: scores of shape {tuple(scores.shape)} for {len(self.categories)} models")
-        if self.curves and (responses is None or len(responses) != len(scores)):
-            raise InputError(f"calibration: it takes length into account; give {len(scores)} responses with the scores")
-        if self.curves:
-            scores = scores - _expected(lengths_of(responses), self.lengths, self.curves).to(scores)
         return (scores - scores.new_tensor(self.mean)) / scores.new_tensor(self.std)
 
-    def scale_gaps(self, gaps: Tensor, pairs) -> Tensor:
-        """Raw reward gaps (N, K) of pairs (rows with chosen, rejected) in standard deviations: (N, K)."""
-        if self.curves:
-            chosen, rejected = (_expected(lengths_of(pairs[side]), self.lengths, self.curves) for side in SIDES)
-            gaps = gaps - (chosen - rejected).to(gaps)
+    def scale_gaps(self, gaps: Tensor) -> Tensor:
+        """Raw reward gaps (N, K) in standard deviations: (N, K)."""
         return gaps / gaps.new_tensor(self.std)
 
     def save(self, path: str | Path) -> Path:
         """Write `calibration.json`."""
         columns = {name: {"mean": m, "std": s} for name, m, s in zip(self.categories, self.mean, self.std, strict=True)}
-        for name, curve in zip(self.categories, self.curves, strict=False):
-            columns[name]["curve"] = list(curve)
-        of_length = {"lengths": list(self.lengths)} if self.curves else {}
-        return write_json(path, {"rows": self.rows, "categories": columns, **of_length})
+        return write_json(path, {"rows": self.rows, "categories": columns})
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
         """Read `calibration.json`; a damaged file is an `InputError`."""
         value = read_json(path)
         with as_written(path, "not a calibration file", "run 03_margins again"):
-            columns, knots = value["categories"], tuple(map(float, value.get("lengths", ())))
+            columns = value["categories"]
             mean, std = (tuple(float(column[key]) for column in columns.values()) for key in ("mean", "std"))
-            curves = tuple(tuple(map(float, column["curve"])) for column in columns.values()) if knots else ()
-            return cls(tuple(columns), mean, std, int(value["rows"]), knots, curves)
+            return cls(tuple(columns), mean, std, int(value["rows"]))
 
 
 def lengths_of(responses: Sequence) -> np.ndarray:
@@ -118,19 +79,23 @@ def lengths_of(responses: Sequence) -> np.ndarray:
     return np.array([len(text_of(response)) for response in responses], dtype=float)
 
 
-def _curve(lengths: np.ndarray, scores: np.ndarray, knots: np.ndarray) -> tuple[float, ...]:
+def pay_of_length(scores: Tensor, responses: Sequence) -> Callable[[Sequence], Tensor]:
+    """What models pay for length alone (Huang et al. 2024, arXiv 2409.17407): other responses (M,) -> (M, K), read off
+    curves of `scores` (N, K) over the length of `responses` (N,). A curve is LOWESS without its robust rounds, so that
+    it is linear in the scores."""
+    lengths = lengths_of(responses)
+    knots = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_KNOTS), method="nearest"))
+    curves = [_curve(lengths, own, knots) for own in scores.double().T.numpy()]
+    return lambda texts: torch.tensor(np.stack([np.interp(lengths_of(texts), knots, one) for one in curves], axis=1))
+
+
+def _curve(lengths: np.ndarray, scores: np.ndarray, knots: np.ndarray) -> np.ndarray:
     """LOWESS of scores (N,) over lengths (N,) at each knot; where all nearest answers have one length, their mean."""
     from statsmodels.nonparametric.smoothers_lowess import lowess  # takes a second, which most callers need not wait
 
     with np.errstate(invalid="ignore"):  # of answers of one length
         heights = lowess(scores, lengths, frac=LENGTH_SHARE, it=0, xvals=knots)
-    means = [scores[lengths == knot].mean() for knot in knots]
-    return tuple(np.where(np.isnan(heights), means, heights).tolist())
-
-
-def _expected(lengths: np.ndarray, knots: Sequence[float], curves: Sequence[Sequence[float]]) -> Tensor:
-    """What each model gives answers of these lengths, (N, K), read off its curve."""
-    return torch.tensor(np.stack([np.interp(lengths, knots, curve) for curve in curves], axis=1))
+    return np.where(np.isnan(heights), [scores[lengths == knot].mean() for knot in knots], heights)
 
 
 def calibration_set(pairs) -> tuple[list, list]:

@@ -1,17 +1,16 @@
 """`config.json` and `fit.json`: what a folder of reward models is, and what it was trained with."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from srmir_lib.artifacts import as_written, read_json, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import base_reference, find_base
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
+from srmir_lib.settings.reward_training import RewardSettings
 
 DESIGNS = ("shared", "separate", "pooled")
 
-KINDS = {"categories": list, "base_model": str, "dtype": str, "question": str, "draft_tokens": int}
+KINDS = {"categories": list, "base_model": str, "dtype": str}
 """Types of what loading does not look at otherwise."""
 
 
@@ -35,8 +34,7 @@ def load_settings(folder: str | Path) -> RewardSettings:
     config = read_config(folder)
     file = Path(folder) / ("fit.json" if config["design"] == "shared" else f"{config['categories'][0]}/fit.json")
     with as_written(file, "no settings", "train the set again (02)"):
-        settings = dict(read_json(file)["key"]["settings"])
-        return RewardSettings(**settings | {"probe": ProbeSettings(**settings["probe"])})
+        return RewardSettings(**read_json(file)["key"]["settings"])
 
 
 def pairs_seen(folder: str | Path) -> int:
@@ -83,9 +81,7 @@ def write_config(where: Path, final: Path, design: str, trunk: Trunk, categories
         "categories": list(categories),
         **base_of(trunk, final),
         "objective": settings.objective,
-        "question": settings.question,
-        "draft_tokens": settings.draft_tokens,
         "training": training,
-        **({"probe": asdict(settings.probe)} if design == "shared" else {}),
+        **({"probe": settings.probe.model_dump()} if design == "shared" else {}),
     }
     write_json(where / "config.json", config)

@@ -1,7 +1,7 @@
 """Sets of reward models, trained: any number of them on one trunk and one reading of the pairs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from srmir_lib.models.parallel import run_in_threads
 from srmir_lib.models.processes import check_processes
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import load_settings, pairs_seen, read_config
-from srmir_lib.reward_models.pairs import TokenizedPairs, prefill_key
+from srmir_lib.reward_models.pairs import TokenizedPairs
 from srmir_lib.reward_models.pooled import PairTokenizer, load_pooled_settings
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
@@ -20,7 +20,6 @@ from srmir_lib.settings.reward_training import (
     EncoderSettings,
     RewardSettings,
     check_objectives,
-    override,
     without_seed,
 )
 
@@ -43,7 +42,7 @@ def planned_sets(
 ) -> dict[str, SetRun]:
     """The sets that notebook 02 trains, each in the folder `folder_of(name)`."""
     check_processes(settings.num_processes)
-    reading = PairTokenizer(**dict(settings.reading)) if settings.design == "pooled" else None
+    reading = PairTokenizer.of(settings.reading) if settings.design == "pooled" else None
     plan = settings.sets(categories)
     return {name: SetRun(folder_of(name), *how, settings.seed, reading) for name, how in plan.items()}
 
@@ -63,19 +62,19 @@ def fit_sets(
     one after the other: their trainer draws from the process's random numbers. For those of design `pooled` `base` is
     an encoder's id or folder; they learn on `device`, from `labelled` responses as well, and have one history.
     """
-    read: dict[tuple, TokenizedPairs] = {}
+    read: dict[int, TokenizedPairs] = {}  # by the longest text that is allowed
     asking = [run for run in runs.values() if run.design != "pooled"]
     for run in sorted(asking, key=lambda run: run.design != "shared"):  # whose pairs serve the others as well
-        if (key := prefill_key(run.settings)) not in read:
+        if (longest := run.settings.max_length) not in read:
             kind = PrefilledPairs if run.design == "shared" else TokenizedPairs
-            read[key] = kind(base, preferences["train"], run.settings)
+            read[longest] = kind(base, preferences["train"], run.settings)
     jobs, found = {}, {}
     for name, run in runs.items():
         if run.design == "pooled":
             how = run.folder, run.categories, run.reading, run.settings, run.seed, device
             found[name] = fit_pooled(base, labelled, preferences["train"], *how)
             continue
-        pairs = read[prefill_key(run.settings)]
+        pairs = read[run.settings.max_length]
         how = run.folder, run.categories, run.settings, run.seed, run.training, competence, name
         if run.design == "separate":
             found[name] = fit_separate(pairs, *how)
@@ -122,7 +121,7 @@ def fit_objectives(
     reading, settings = _trained_with(before)
     runs = {}
     for name, own in objectives.items():
-        changed = override(settings, without_seed(own), f"objectives: {name}")
+        changed = settings.changed(f"objectives: {name}", **without_seed(own))
         how = config["categories"], changed, config["design"], "own", seed + own.get("seed", 0), reading
         runs[name] = SetRun(folders[name], *how)
     fit_sets(runs, base, preferences, labelled=labelled, device=device)
@@ -132,8 +131,8 @@ def other_differences(folder: str | Path, before: str | Path, changes: Mapping) 
     """Names of the settings in which the set in `folder` differs from the set `before`, but for the `changes` that
     `fit_objectives` was asked for."""
     (reads, used), (read, settings) = _trained_with(folder), _trained_with(before)
-    asked = override(settings, without_seed(changes))
-    differ = [one.name for one in fields(asked) if getattr(used, one.name) != getattr(asked, one.name)]
+    asked = settings.changed(**without_seed(changes))
+    differ = [name for name, value in asked if getattr(used, name) != value]
     return differ + ["reading"] * (reads != read)
 
 

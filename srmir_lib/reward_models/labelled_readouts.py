@@ -18,10 +18,10 @@ from srmir_lib.statistics import auroc
 RATES, EPOCHS = (1e-3, 3e-3, 1e-2), 20
 
 
-def spaced_layers(model, count: int = 6) -> list[int]:
-    """`count` hidden states of a causal model, or all if it has fewer, evenly spaced up to the last."""
+def spaced_layers(model) -> list[int]:
+    """Six hidden states of a causal model, or all if it has fewer, evenly spaced up to the last."""
     last = model.config.get_text_config().num_hidden_layers
-    return sorted({round(last * (number + 1) / count) for number in range(count)} - {0})
+    return sorted({round(last * (number + 1) / 6) for number in range(6)} - {0})
 
 
 def cross_pairs(unsafe: Sequence, seed: int = 0) -> tuple[Tensor, Tensor]:

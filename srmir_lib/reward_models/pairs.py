@@ -1,17 +1,14 @@
 """Preference pairs as every design learns from them: tokens, who sees which, and what an objective wants of each."""
 
-import hashlib
-import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
+from srmir_lib.artifacts import digest
 from srmir_lib.conversations import conversation_ids, render, text_of
-from srmir_lib.data.introspection import Introspector
 from srmir_lib.data.preferences import as_pairs
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.embeddings import embed
@@ -20,22 +17,20 @@ from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.legend import margin_loss
 from srmir_lib.papers.pcrm import PCRM_CONSTANTS, angle_similarity, length_similarity, pcrm_limit, pcrm_loss
 from srmir_lib.papers.srmir import bradley_terry_loss
-from srmir_lib.settings.reward_training import LIMITS, RewardSettings, check_objective
+from srmir_lib.settings.reward_training import LIMITS, RewardSettings
 from srmir_lib.taxonomy import ALL, UNKNOWN, ordered
 
 
 class TokenizedPairs:
-    """Preference pairs behind the drafts of a trunk, tokenized once for any number of sets that read alike."""
+    """Preference pairs, tokenized once for any number of sets on a trunk."""
 
     def __init__(self, trunk: Trunk, pairs, settings: RewardSettings):
         """`pairs`: rows of chosen, rejected, category and, if it is not in both answers, prompt (`as_pairs`).
-        `settings`: which question is asked first, and how long a conversation may be; what else they say may differ
-        from set to set."""
-        self.trunk, self.pairs, self.prefill_key = trunk, as_pairs(pairs), prefill_key(settings)
-        think = Introspector(trunk, settings.question, settings.draft_tokens)
+        `settings`: how long a conversation may be; what else they say may differ from set to set."""
+        self.trunk, self.pairs = trunk, as_pairs(pairs)
         longest = min(settings.max_length, trunk.longest or settings.max_length)
-        self.data = tokenize_pairs(trunk.tokenizer, self.pairs, longest, think)
-        self.digests = [hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in self.data]
+        self.data = tokenize_pairs(trunk.tokenizer, self.pairs, longest)
+        self.digests = list(map(digest, self.data))
 
     def rows(
         self, categories: Sequence[str], settings: RewardSettings, training: str, seed: int, competence=None
@@ -62,19 +57,14 @@ class TokenizedPairs:
         wanted = target.tolist() if target is not None else [None] * len(self.digests)
         seen = {name: [(self.digests[row], wanted[row]) for row in own] for name, own in rows.items()}
         return {
-            "settings": asdict(settings),
+            "settings": settings.model_dump(),
             "seed": seed,
             "training": training,
             "base_sha256": self.trunk.sha256,
             "dtype": self.trunk.dtype,
             "pairs": {name: len(own) for name, own in rows.items()},
-            "pairs_sha256": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
+            "pairs_sha256": digest(seen),
         }
-
-
-def prefill_key(settings: RewardSettings) -> tuple:
-    """Which settings decide how pairs are tokenized: what was made with others must not be trained on."""
-    return settings.question, settings.draft_tokens, settings.max_length
 
 
 def categories_of(*labels: Sequence[str]) -> list[str]:
@@ -112,20 +102,19 @@ def select_pairs(
     return sorted(chosen)
 
 
-def tokenize_pairs(tokenizer, pairs, max_length: int, think=list):
+def tokenize_pairs(tokenizer, pairs, max_length: int):
     """Preference rows -> `Dataset` of `chosen_ids` and `rejected_ids`, as `RewardTrainer` takes them.
 
-    `think` maps prompts to conversations (an `Introspector`; the default leaves them as they are).
     TRL drops pairs that are too long, in silence; here any is an `InputError` that counts them and names the first.
     """
     check_round_trip(tokenizer, [text_of(answer) for answer in pairs["chosen"]])
     try:
         for side in ("chosen", "rejected"):
-            render(tokenizer, pairs["prompt"], pairs[side])  # what the template refuses, before anything is drafted
+            render(tokenizer, pairs["prompt"], pairs[side])  # what the template refuses
     except RowError as error:
         raise InputError(f"preferences: {error}; rows are counted from 0") from error
-    prompts = think(pairs["prompt"])
-    columns = {f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side]) for side in ("chosen", "rejected")}
+    sides = ("chosen", "rejected")
+    columns = {f"{side}_ids": conversation_ids(tokenizer, pairs["prompt"], pairs[side]) for side in sides}
     lengths = [max(map(len, both)) for both in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
     longer = [row for row, length in enumerate(lengths) if length > max_length]
     if longer:
@@ -165,7 +154,6 @@ def pair_batches(counts: Sequence[int], batch_size: int, steps: int, seed: int) 
 
 def pair_loss(objective: str):
     """The loss of an objective, of chosen scores, rejected scores and, if it has one, the target, (N,) each."""
-    check_objective(objective)
     if objective == "bradley_terry":
         return bradley_terry_loss
     return pcrm_loss if objective in LIMITS else margin_loss

@@ -17,7 +17,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.batching import BATCH_TOKENS
 from srmir_lib.models.kinds import pooled_problem
 from srmir_lib.models.loading import config_of, expecting, pick_device, quiet, read_tokenizer, try_out
-from srmir_lib.settings.reward_training import EncoderSettings, check_reading, checked
+from srmir_lib.settings.reward_training import EncoderSettings, Reading
 
 
 def load_classifier(model: str | Path, num_labels: int | None = None, **options) -> tuple:
@@ -37,19 +37,12 @@ def load_classifier(model: str | Path, num_labels: int | None = None, **options)
     return classifier, tokenizer
 
 
-@checked
-class PairTokenizer:
+class PairTokenizer(Reading):
     """How a (prompt, response) pair becomes encoder input.
 
     A prompt longer than `prompt_tokens` keeps its head and tail, and so does a response that does not fit in what is
     left of `max_tokens`.
     """
-
-    max_tokens: int
-    prompt_tokens: int
-
-    def __post_init__(self):
-        check_reading(self.max_tokens, self.prompt_tokens)
 
     def encode(self, tokenizer, prompts: Sequence, responses: Sequence) -> list[dict]:
         """N pairs -> N rows of the encoder's inputs, as lists of integers.

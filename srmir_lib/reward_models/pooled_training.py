@@ -4,12 +4,9 @@ Two kinds of evidence in one loss: responses that people labelled safe or unsafe
 pairs of which people preferred one (a pair objective on the gap). An example's category picks the output it trains.
 """
 
-import hashlib
-import json
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from srmir_lib.artifacts import atomic_path, read_json, write_json
+from srmir_lib.artifacts import atomic_path, digest, read_json, write_json
 from srmir_lib.conversations import text_of
 from srmir_lib.data.preferences import as_pair
 from srmir_lib.errors import InputError
@@ -65,12 +62,12 @@ def fit_pooled(
     config = {
         "design": "pooled",
         "categories": list(categories),
-        "reading": asdict(reading),
+        "reading": reading.model_dump(),
         "base_model": str(encoder),
         "base_sha256": fingerprint(base),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "seed": seed,
-        "examples_sha256": hashlib.sha256(json.dumps(examples).encode()).hexdigest(),
+        "examples_sha256": digest(examples),
     }
     if (output_dir / "fit.json").exists() and read_json(output_dir / "config.json") == config:
         return read_json(output_dir / "fit.json")

@@ -14,7 +14,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.models.kinds import window_of
 from srmir_lib.models.loading import config_of, load_tokenizer, pick_device
 from srmir_lib.reward_models.probes import probe_questions
-from srmir_lib.settings.reward_training import ProbeSettings
+from srmir_lib.settings.reward_training import Probe
 from srmir_lib.taxonomy import UNKNOWN
 
 ASKED = "Is the answer above good as to {category}?", "Is the answer above good?"
@@ -60,10 +60,10 @@ def probe_texts(tokenizer, categories: Sequence[str]) -> tuple[str, str]:
     it, or as plain text where that does not come back from the tokenizer whole."""
     written = [follow_up(tokenizer, question) for question in ASKED]
     try:
-        probe_questions(tokenizer, ProbeSettings(text=written[0]), [*categories, UNKNOWN])
+        probe_questions(tokenizer, Probe(text=written[0]), [*categories, UNKNOWN])
     except InputError:
         written = [f" {question}" for question in ASKED]
-        probe_questions(tokenizer, ProbeSettings(text=written[0]), [*categories, UNKNOWN])
+        probe_questions(tokenizer, Probe(text=written[0]), [*categories, UNKNOWN])
     return tuple(written)
 
 

@@ -10,7 +10,6 @@ backward pass trains all of them.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,11 +22,11 @@ from srmir_lib.models.kinds import instead_of_shared
 from srmir_lib.models.kv_cache import PrefilledKV, as_cache
 from srmir_lib.models.loading import read_tensors
 from srmir_lib.models.trunk import Trunk
-from srmir_lib.settings.reward_training import ProbeSettings
+from srmir_lib.settings.reward_training import Probe, SizedProbe
 from srmir_lib.taxonomy import ALL, full_name
 
 
-def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str]) -> list[list[int]]:
+def probe_questions(tokenizer, settings: Probe, categories: Sequence[str]) -> list[list[int]]:
     """Token ids of the question about every category, whole.
 
     A question that is longer than `settings.tokens`, a tokenizer that does not give it back, and a question of several
@@ -55,7 +54,7 @@ def probe_questions(tokenizer, settings: ProbeSettings, categories: Sequence[str
 class Probes(nn.Module):
     """K adapters and heads over one decoder. `probes(trunk, states)` is differentiable in them, not in the trunk."""
 
-    def __init__(self, trunk: Trunk, categories: Sequence[str], settings: ProbeSettings, seed: int = 0):
+    def __init__(self, trunk: Trunk, categories: Sequence[str], settings: SizedProbe, seed: int = 0):
         super().__init__()
         self.categories, self.settings = list(categories), settings
         self.scaling = settings.alpha / settings.rank
@@ -169,14 +168,14 @@ class Probes(nn.Module):
 
 
 @torch.no_grad()
-def check_probes(trunk: Trunk, settings: ProbeSettings) -> None:
+def check_probes(trunk: Trunk, settings: SizedProbe) -> None:
     """Refuse a trunk on which a question behind a text that was read before gives another state than both read at once.
 
     Rules tell most such models by their configuration (`Trunk.check`); a few tokens are read both ways to tell the
     rest, of which nobody here knows yet.
     """
     trunk.check()
-    probes = Probes(trunk, [ALL], replace(settings, tokens=0, rank=1)).to(trunk.device)
+    probes = Probes(trunk, [ALL], settings.changed(tokens=0, rank=1)).to(trunk.device)
     failed = f"{type(trunk.model).__name__}: a question behind a text is not read as it is"
     question = probes.question(0)
     text = question[:4]

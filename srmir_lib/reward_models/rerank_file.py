@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from srmir_lib.artifacts import atomic_path
 from srmir_lib.conversations import as_answer, as_chat, conversation_ids, shortened, text_of, too_long
 from srmir_lib.data import jsonl
 from srmir_lib.data.preferences import as_pair
@@ -55,7 +54,7 @@ def rerank_file(
         raise InputError(f"{save_readouts}: nothing is learned, so nothing need be kept; leave --save-readouts out")
 
     def rows() -> Iterator[tuple[int, dict]]:
-        return jsonl.read_rows(source, lambda row: jsonl.taken(names, row) or _problem(_pool, row))
+        return jsonl.read_rows(source, lambda row: jsonl.taken(names, row) or jsonl.problem_of(row, _pool))
 
     total = jsonl.count_rows(rows(), source)
     count = jsonl.count_rows(_labelled(labelled), labelled) if labelled else 0
@@ -70,36 +69,28 @@ def rerank_file(
 
     kept = ReadOuts.load(readouts, fingerprint(model)) if readouts else None
     reader = _PoolModel(model, device)
-    long = jsonl.long_rows(
-        source, jsonl.chunked(rows(), chunk), lambda part: reader.problems(map(_pool, part)), too_long
-    )
-    skipped = long if too_long == "skip" else set()
-    if len(skipped) == total:
-        raise InputError(f"{source}: every pool is too long, so that skip leaves none; pass --too-long cut")
+    chunks = jsonl.chunked(rows(), chunk)
+    long = jsonl.long_rows(source, chunks, lambda part: reader.problems(map(_pool, part)), too_long, "pool")
     learned = "read-outs as kept"
     if labelled:
-        examples = _spread(_labelled(labelled), count, MOST_PAIRS)
+        examples = [(number, as_pair(row)) for number, row in jsonl.spread(_labelled(labelled), count, MOST_PAIRS)]
         kept, learned = reader.learn(examples, labelled, too_long, fingerprint(model), layer, pooling or "last")
-    left = ((number, row) for number, row in rows() if number not in skipped)
-    answers, sure = 0, 0.0
-    with (
-        jsonl.progress(total - len(skipped), "re-ranked") as bar,
-        atomic_path(Path(target).resolve()) as fresh,
-        fresh.open("wb") as file,
-    ):
-        for numbers, found in jsonl.chunked(left, chunk):
-            with jsonl.rows_of(source, numbers):
-                pools = [_pool(row) for row in found]
-                read = [reader.cut(pool) if n in long else pool for n, pool in zip(numbers, pools, strict=True)]
-                pairs = reader.pairs(kept, read)
-            for row, (best, worst, *said) in zip(found, pairs, strict=True):
-                values = row["responses"][best], row["responses"][worst], *map(jsonl.seven_digits, said)
-                file.write(jsonl.json_line(row | dict(zip(names, values, strict=True))))
-            answers, sure = answers + sum(len(said) for _, said in pools), sure + sum(pair[-1] for pair in pairs)
-            bar.update(len(found))
+    told = []
+
+    def columns(found: Sequence[dict], cut: Sequence[bool]) -> list[dict]:
+        pools = [_pool(row) for row in found]
+        pairs = reader.pairs(kept, [reader.cut(own) if longer else own for own, longer in zip(pools, cut, strict=True)])
+        told.append((sum(len(answers) for _, answers in pools), sum(pair[-1] for pair in pairs)))
+        new = [
+            (row["responses"][best], row["responses"][worst], *map(jsonl.seven_digits, said))
+            for row, (best, worst, *said) in zip(found, pairs, strict=True)
+        ]
+        return [dict(zip(names, own, strict=True)) for own in new]
+
+    done = jsonl.write_rows(source, target, rows(), columns, long, too_long, total, "re-ranked", chunk)
     if save_readouts:
         kept.save(save_readouts)
-    done = total - len(skipped)
+    answers, sure = map(sum, zip(*told, strict=True))
     return (
         f"{target}: {done} pairs of {answers} answers{jsonl.counted(len(long), too_long)}, mean confidence "
         f"{sure / done:.2f}; {learned}, {time.monotonic() - started:.0f} s"
@@ -154,10 +145,8 @@ class _PoolModel:
             check_layer(self.trunk, layer, pooling)
             layers = [layer % (len(layers) + 1)]
         pools = [(number, (pair["prompt"], [pair["chosen"], pair["rejected"]])) for number, pair in examples]
-        long = jsonl.long_rows(source, [tuple(zip(*pools, strict=True))], self.problems, policy)
+        long = jsonl.long_rows(source, [tuple(zip(*pools, strict=True))], self.problems, policy, "labelled pair")
         pools = [(n, self.cut(pool) if n in long else pool) for n, pool in pools if policy != "skip" or n not in long]
-        if not pools:
-            raise InputError(f"{source}: every labelled pair is too long, so that skip leaves none; cut them")
         numbers, pools = zip(*pools, strict=True)
         prompts, answers, owners = _flat(pools)
         with jsonl.rows_of(source, numbers), numbered(owners):
@@ -192,13 +181,7 @@ class _PoolModel:
 
 def _labelled(source: str) -> Iterator[tuple[int, dict]]:
     """(row number, row) of a file of labelled pairs, checked."""
-    return jsonl.read_rows(source, lambda row: _problem(as_pair, row))
-
-
-def _spread(rows: Iterator[tuple[int, dict]], total: int, most: int) -> list[tuple[int, dict]]:
-    """(row number, pair) of at most so many of `total` rows, evenly spread."""
-    places = {at * total // min(most, total) for at in range(min(most, total))}
-    return [(number, as_pair(row)) for at, (number, row) in enumerate(rows) if at in places]
+    return jsonl.read_rows(source, lambda row: jsonl.problem_of(row, as_pair))
 
 
 def _held_out(prompts: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -241,12 +224,3 @@ def _pool(row: dict) -> tuple[list[dict], list[list[dict]]]:
     if len(_different(answers)) < 2:
         raise InputError("responses are all equal; a pair needs two that differ, leave the row out")
     return prompt, answers
-
-
-def _problem(read, row: dict) -> str:
-    """What is wrong with a row, by what reads it, or ""."""
-    try:
-        read(row)
-    except InputError as error:
-        return str(error)
-    return ""

@@ -10,20 +10,19 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from srmir_lib.artifacts import atomic_path, read_json
+from srmir_lib.artifacts import read_json
 from srmir_lib.conversations import as_answer, as_chat, conversation_ids, shortened
 from srmir_lib.data.jsonl import (
     check_output,
     chunked,
     count_rows,
     counted,
-    json_line,
     long_rows,
-    progress,
+    problem_of,
     read_rows,
-    rows_of,
     seven_digits,
     taken,
+    write_rows,
 )
 from srmir_lib.data.own_files import spelled_as_key
 from srmir_lib.errors import InputError, numbered
@@ -73,19 +72,13 @@ def score_file(
     check_output(target, [source, models, *filter(None, [router, calibration])])
     scorer = _Scorer(models, router, device, raw, calibration, base_model)
     long = long_rows(source, chunked(rows(), chunk), scorer.problems, too_long)
-    skipped = long if too_long == "skip" else set()
-    if len(skipped) == total:
-        raise InputError(f"{source}: every row is too long, so that skip leaves none; pass --too-long cut")
-    kept = ((number, row) for number, row in rows() if number not in skipped)
-    with progress(total, "scored") as bar, atomic_path(Path(target).resolve()) as fresh, fresh.open("wb") as file:
-        for numbers, found in chunked(kept, chunk):
-            with rows_of(source, numbers):
-                cut = [scorer.cut(row) if number in long else row for number, row in zip(numbers, found, strict=True)]
-                columns = scorer(cut)
-            for row, added in zip(found, columns, strict=True):
-                file.write(json_line(row | dict(zip(names, added, strict=True))))
-            bar.update(len(found))
-    kind, so_many = "raw" if raw else "calibrated", f"{total - len(skipped)} rows{counted(len(long), too_long)}"
+
+    def columns(found: Sequence[dict], cut: Sequence[bool]) -> list[dict]:
+        new = scorer([scorer.cut(row) if longer else row for row, longer in zip(found, cut, strict=True)])
+        return [dict(zip(names, own, strict=True)) for own in new]
+
+    done = write_rows(source, target, rows(), columns, long, too_long, total, "scored", chunk)
+    kind, so_many = "raw" if raw else "calibrated", f"{done} rows{counted(len(long), too_long)}"
     return f"{target}: {so_many}, {kind} scores for {', '.join(categories)}, {time.monotonic() - started:.0f} s"
 
 
@@ -109,15 +102,12 @@ class _Scorer:
             raise InputError(f"{router}: routes to {', '.join(sorted(strange))}, for which {models} has no model")
 
     def problems(self, rows: Sequence[dict]) -> list[str]:
-        """Of each row what makes it longer than the model reads, with a draft as long as it may become, or ""."""
-        scorer, chats, more = self.models.scorer, [row["prompt"] for row in rows], 0
-        answers = [row["response"] for row in rows]
+        """Of each row what makes it longer than the model reads, or ""."""
+        scorer, chats, answers = self.models.scorer, *([row[key] for row in rows] for key in ("prompt", "response"))
         if self.models.design == "pooled":
             return scorer.pair_tokenizer.too_long(scorer.tokenizer, chats, answers)
-        if scorer.introspect.question:
-            chats, more = [scorer.introspect.behind(chat, "") for chat in chats], scorer.introspect.max_new_tokens
         ids = conversation_ids(scorer.trunk.tokenizer, chats, answers)
-        return [scorer.too_long(len(tokens) + more) for tokens in ids]
+        return [scorer.too_long(len(tokens)) for tokens in ids]
 
     def cut(self, row: dict) -> dict:
         """A row that is too long, as the models may read it; an encoder cuts by itself, as in its training."""
@@ -138,7 +128,7 @@ class _Scorer:
 
         prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
         scores = self.models.score(prompts, responses)
-        scores = scores if self.calibration is None else self.calibration.apply(scores, responses)
+        scores = scores if self.calibration is None else self.calibration.apply(scores)
         names = [_own(row, self.models.categories) for row in rows]
         homeless = [at for at, name in enumerate(names) if name is None]
         if self.router and homeless:
@@ -185,10 +175,8 @@ def _problem(row: dict, categories: Sequence[str]) -> str:
     missing = [name for name in ("prompt", "response") if name not in row]
     if missing:
         return f"lacks {', '.join(missing)}"
-    try:
-        as_chat(row["prompt"]), as_answer(row["response"])
-    except InputError as error:
-        return str(error)
+    if wrong := problem_of(row, lambda row: (as_chat(row["prompt"]), as_answer(row["response"]))):
+        return wrong
     category = _own(row, categories)
     if category is not None and category != UNKNOWN and category not in categories and categories != [ALL]:
         return f"category is {row['category']!r}; there are models for {', '.join(categories)}, and {UNKNOWN}"

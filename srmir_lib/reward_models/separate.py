@@ -14,7 +14,6 @@ from transformers import AutoModelForSequenceClassification
 
 from srmir_lib.artifacts import as_written
 from srmir_lib.conversations import check_lengths, conversation_ids, too_long
-from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.batching import by_length, padded
 from srmir_lib.models.kinds import separate_problem
@@ -58,7 +57,6 @@ class SeparateScorer:
         from peft import PeftModel
 
         self.trunk, self.categories = trunk, config["categories"]
-        self.introspect = Introspector(trunk, config["question"], config["draft_tokens"])
         model, options = classifier_on(trunk), {"torch_device": str(trunk.device)}
         for category in self.categories:
             adapter = folder / category
@@ -83,7 +81,7 @@ class SeparateScorer:
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only, (N,), which costs one
         forward a row, whatever K is; on the CPU."""
-        ids = conversation_ids(self.trunk.tokenizer, self.introspect(prompts), completions)
+        ids = conversation_ids(self.trunk.tokenizer, prompts, completions)
         check_lengths(ids, self.trunk.longest)
         if columns is None:
             return torch.stack([self.score_ids(ids, category) for category in self.categories], dim=1)

@@ -1,6 +1,6 @@
 """Training of the `separate` design by TRL's `RewardTrainer`, one LoRA classifier after the other.
 
-PCRM's limits and WARM's averages are variants of the same run. Importing TRL takes seconds: scoring does without it.
+PCRM's limits are a variant of the same run. Importing TRL takes seconds: scoring does without it.
 """
 
 import tempfile
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
@@ -58,6 +57,8 @@ def fit_separate(
         raise InputError(f"{pairs.trunk.base_model}: {problem}")
     if sharded():
         raise InputError("design separate: each process holds all weights; run it without FSDP and DeepSpeed")
+    if settings.averaged_fits > 1:
+        raise InputError(f"averaged_fits: {settings.averaged_fits}; design separate averages none, design shared does")
     output_dir, history, target, data = Path(output_dir), {}, pairs.target(settings), pairs.data
     if target is not None:
         data = data.add_column("margin", target.tolist())  # TRL's name for what a pair's gap is compared with
@@ -71,34 +72,15 @@ def fit_separate(
         else:
             (output_dir / "calibration.json").unlink(missing_ok=True)  # it described the scores of the model before
             with atomic_path(place.own) as fresh:  # each process has all weights, and writes its own
-                found = _train_averaged(pairs.trunk, data.select(own), settings, seed, fresh)
+                found = _train(pairs.trunk, data.select(own), settings, seed, fresh)
                 write_json(fresh / "fit.json", fit := {"key": place.key, "history": found})
             place.wait()
         history[category] = fit["history"]
     return history
 
 
-def _train_averaged(trunk: Trunk, data, settings: RewardSettings, seed: int, folder: Path):
-    """One model in `folder` and its history; with `averaged_fits`, the mean of the weights of so many fits from one
-    start, each in another order of the pairs (WARM: Ramé et al. 2024, arXiv 2401.12187). An adapter's two factors are
-    averaged each for itself."""
-    history = _train(trunk, data, settings, seed, seed, folder)
-    file, fits = folder / "adapter_model.safetensors", []
-    for order in range(1, settings.averaged_fits):
-        with tempfile.TemporaryDirectory() as scratch:
-            _train(trunk, data, settings, seed, seed + 1000 * order, Path(scratch))
-            fits.append(load_file(Path(scratch) / file.name))
-    if fits:
-        fits.append(load_file(file))
-        save_file({name: torch.stack([fit[name] for fit in fits]).mean(dim=0) for name in fits[-1]}, file)
-    return history
-
-
-def _train(trunk: Trunk, data, settings: RewardSettings, seed: int, order: int, folder: Path):
-    """One `RewardTrainer` run: adapter and head to `folder`, the logged steps returned. No checkpoints remain.
-
-    `seed` draws the head and the adapter, `order` the batches.
-    """
+def _train(trunk: Trunk, data, settings: RewardSettings, seed: int, folder: Path):
+    """One `RewardTrainer` run: adapter and head to `folder`, the logged steps returned. No checkpoints remain."""
     set_seed(seed)  # the new head and the adapter are drawn from it
     classifier = base_classifier(trunk.base_model)  # with weights of its own: TRL trains inside them
     lora = LoraConfig(
@@ -118,7 +100,7 @@ def _train(trunk: Trunk, data, settings: RewardSettings, seed: int, order: int, 
             center_rewards_coefficient=settings.center_rewards_coefficient or None,
             max_length=None,  # checked in `tokenize_pairs`
             seed=seed,
-            data_seed=order,
+            data_seed=seed,
             bf16=False,
             use_cpu=trunk.device.type == "cpu",
             gradient_checkpointing=False,

@@ -43,7 +43,7 @@ class ShadowRewardModels:
     def load(
         cls, folder: str | Path, trunk: Trunk | str = "auto", base_model: str | None = None
     ) -> "ShadowRewardModels":
-        """Read a `shadow_rms/` folder. `trunk`: the base model in memory, whose weights and drafts are used, or the
+        """Read a `shadow_rms/` folder. `trunk`: the base model in memory, whose weights are used, or the
         device to load one on. `base_model`: where the base model lies now, if it was moved.
 
         A missing folder or category, or another base model than the one trained on, is an `InputError`.
@@ -92,11 +92,11 @@ class ShadowRewardModels:
 
 
 def score_sets(sets: Mapping[str, ShadowRewardModels], prompts: Sequence, completions: Sequence) -> dict[str, Tensor]:
-    """`score` of several sets on the same rows, name -> (N, K); shared sets that read alike read the rows once."""
+    """`score` of several sets on the same rows, name -> (N, K); shared sets on one trunk read the rows once."""
     _as_many(prompts, completions)
     alike: dict[object, list[str]] = {}
     for name, models in sets.items():
-        alike.setdefault(models.scorer.prefill_key if models.design == "shared" else name, []).append(name)
+        alike.setdefault(id(models.scorer.trunk) if models.design == "shared" else name, []).append(name)
     found = {}
     for names in alike.values():
         first = sets[names[0]].scorer
@@ -109,20 +109,14 @@ def score_sets(sets: Mapping[str, ShadowRewardModels], prompts: Sequence, comple
 
 
 def calibrate_sets(
-    sets: Mapping[str, ShadowRewardModels],
-    folders: Mapping[str, Path],
-    prompts: Sequence,
-    responses: Sequence,
-    by_length: bool = False,
+    sets: Mapping[str, ShadowRewardModels], folders: Mapping[str, Path], prompts: Sequence, responses: Sequence
 ) -> dict[str, Tensor]:
     """Give the sets that `folders` names a calibration, fitted on these rows, and save it there as `calibration.json`.
-
-    `by_length`: what a model pays for length is taken off as well. Returns the raw scores of all sets, name -> (N, K).
-    """
+    Returns the raw scores of all sets, name -> (N, K)."""
     found = score_sets(sets, prompts, responses)
     for name, folder in folders.items():
         own = sets[name]
-        own.calibration = Calibration.fit(found[name], own.categories, responses if by_length else None)
+        own.calibration = Calibration.fit(found[name], own.categories)
         own.calibration.save(folder / "calibration.json")
     return found
 

@@ -16,14 +16,13 @@ from tqdm.auto import tqdm
 
 from srmir_lib.artifacts import atomic_path, write_json
 from srmir_lib.conversations import conversation_ids
-from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import kept_fit, write_config
 from srmir_lib.reward_models.pairs import pair_batches, pair_loss
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.probes import Probes, check_probes
-from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
+from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
 
 TOKENIZED = 64
 """Texts that are tokenized at a time: a tokenizer notes far more about them than their ids, which arrays keep."""
@@ -39,19 +38,17 @@ eight and four texts)."""
 class SharedScorer:
     """K probes on a trunk; scores texts by all K models, or each by its own."""
 
-    def __init__(self, trunk: Trunk, probes: Probes, question: str = "", draft_tokens: int = 0):
+    def __init__(self, trunk: Trunk, probes: Probes):
         self.trunk, self.probes = trunk, probes.to(trunk.device).eval()
-        self.introspect = Introspector(trunk, question, draft_tokens)
-        self.prefill_key = id(trunk), question, draft_tokens  # scorers that agree in it prefill alike
 
     @classmethod
     def load(cls, folder: Path, config: dict, trunk: Trunk) -> "SharedScorer":
         """Read a set that `fit_shared` wrote."""
-        settings = ProbeSettings(**config["probe"])
+        settings = SizedProbe(**config["probe"])
         check_probes(trunk, settings)
         probes = Probes(trunk, config["categories"], settings)
         probes.load(folder, trunk.model.base_model_prefix)
-        return cls(trunk, probes, config["question"], config["draft_tokens"])
+        return cls(trunk, probes)
 
     def too_long(self, tokens: int) -> str:
         """What is wrong with a conversation of so many tokens, with a question behind it; "" if nothing."""
@@ -64,14 +61,14 @@ class SharedScorer:
     def score_by(
         self, sets: Sequence[Probes], prompts: Sequence, completions: Sequence, columns: Tensor | None = None
     ) -> list[Tensor]:
-        """`score` by the probes of several sets that read alike; the trunk reads every row once."""
-        chats, ids = self.introspect(prompts), []
-        for start in range(0, len(chats), TOKENIZED):
+        """`score` by the probes of several sets on this trunk, which reads every row once."""
+        ids: list[array] = []
+        for start in range(0, len(prompts), TOKENIZED):
             part = slice(start, start + TOKENIZED)
-            ids += [array("i", row) for row in conversation_ids(self.trunk.tokenizer, chats[part], completions[part])]
+            ids += [array("i", row) for row in conversation_ids(self.trunk.tokenizer, prompts[part], completions[part])]
         self.trunk.check_reach(ids, max(probes.width for probes in sets))
         numbers: dict[str, int] = {}
-        groups = [numbers.setdefault(str(chat), len(numbers)) for chat in chats]
+        groups = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
         return score_ids(self.trunk, sets, ids, groups, columns)
 
 
@@ -141,7 +138,7 @@ def _train(pairs: PrefilledPairs, rows: Mapping, target, settings: RewardSetting
     return probes, history
 
 
-def untrained(trunk: Trunk, categories: Sequence[str], settings: ProbeSettings, seed: int) -> Probes:
+def untrained(trunk: Trunk, categories: Sequence[str], settings: SizedProbe, seed: int) -> Probes:
     """Probes as training finds them: adapters at PEFT's start, heads at zero. At a rate that leaves the noise of the
     labels alone, random heads would outlast the training."""
     probes = Probes(trunk, categories, settings, seed).to(trunk.device)

@@ -3,8 +3,6 @@
 A manifest holds parameters, versions and hashes, and nothing of the environment: no variables, no tokens, no host name.
 """
 
-import hashlib
-import json
 import os
 import platform
 import re
@@ -16,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
 from pathlib import Path
 
-from srmir_lib.artifacts import as_written, read_json, restored, sha256
+from srmir_lib.artifacts import as_written, digest, read_json, restored, sha256
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER
 
 DECISIVE = {
@@ -176,12 +174,7 @@ def check_times(manifest: dict) -> None:
 
 def damaged(folder: Path, outputs: dict[str, str]) -> list[str]:
     """Names of recorded `outputs` that are gone or no longer hash to what the record says."""
-    return [n for n, digest in outputs.items() if not (folder / n).exists() or sha256(folder / n) != digest]
-
-
-def digest(value: object) -> str:
-    """SHA-256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return [n for n, known in outputs.items() if not (folder / n).exists() or sha256(folder / n) != known]
 
 
 def outside_inputs(parameters: dict, written: Iterable[str], root: Path) -> dict[str, str]:
@@ -200,7 +193,7 @@ def outside_inputs(parameters: dict, written: Iterable[str], root: Path) -> dict
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             files = [f for f in files if f.is_file() and not (f != path and PASSING.search(str(f.relative_to(path))))]
             facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-            inputs[f"parameter {key}"] = digest(facts)
+            inputs[f"parameter {key}"] = digest(facts, sort_keys=True)
     return inputs
 
 

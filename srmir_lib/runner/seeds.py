@@ -4,12 +4,10 @@
 of work add up over several sittings and machines. What is recorded with the same parameters is not run again.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from srmir_lib.artifacts import as_written, read_json, write_json
+from srmir_lib.artifacts import as_written, digest, read_json, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.runner.execute import StageFailed
 from srmir_lib.runner.manifest import git_state, read_manifest, utc_now
@@ -169,7 +167,7 @@ def _chains(runner: Runner) -> dict[str, str]:
         defaults = _parameters(task, task.notebook.parameters({}, task.name))
         chosen = {name: value for name, value in _parameters(task).items() if value != defaults[name]}
         parts = [chosen, sorted({chains.get(notebook, "") for notebook, _ in task.reads})]
-        chains[task.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        chains[task.name] = digest(parts, sort_keys=True)[:16]
     return chains
 
 

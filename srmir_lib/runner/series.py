@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from srmir_lib.artifacts import open_up, put_in_place, read_json, sha256, write_json
+from srmir_lib.artifacts import digest, open_up, put_in_place, read_json, sha256, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.runner import manifest as records
 from srmir_lib.runner.execute import Board, StageFailed, refresh_prose
@@ -282,14 +282,14 @@ class Runner:
             made = {n: h for n, h in manifest["outputs"].items() if name in ("", n) or n.startswith(f"{name}/")}
             if wrong := records.damaged(folder, made):
                 raise InputError(f"{self.shown(folder / wrong[0])}: damaged since it was made; run `{fix}`")
-            inputs[f"{notebook}/{name}".rstrip("/")] = records.digest(made) if made else sha256(folder / name)
+            inputs[f"{notebook}/{name}".rstrip("/")] = digest(made, sort_keys=True) if made else sha256(folder / name)
         written = task.notebook.metadata.get("srmir", {}).get("writes", [])
         inputs |= records.outside_inputs(task.parameters, written, self.root)
         files, packages = task.notebook.imports(self.root)
         code = {self.shown(file): sha256(file) for file in files}
         decisive = [package for name in packages & records.DECISIVE.keys() for package in records.DECISIVE[name]]
         decided = [task.parameters, task.notebook.code_cells(), code, records.versions(decisive), inputs]
-        return records.digest(decided), inputs
+        return digest(decided, sort_keys=True), inputs
 
     def _check_inputs(self, tasks: list[Task]) -> None:
         """Every artefact read must exist, or be written by a stage that runs before its reader; folders from outside

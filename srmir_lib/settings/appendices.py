@@ -9,8 +9,15 @@ from srmir_lib.errors import InputError
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
 from srmir_lib.settings.data import WHY_REFUSE, Question, data_folder
 from srmir_lib.settings.policies import FROM_01, SHOW, DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Refereed
-from srmir_lib.settings.reward_models import FineTuning, Probe, Reading
-from srmir_lib.settings.reward_training import EncoderSettings, ProbeSettings, RewardSettings, check_folders
+from srmir_lib.settings.reward_training import (
+    EncoderSettings,
+    Probe,
+    Reading,
+    RewardSettings,
+    SizedProbe,
+    TrunkTraining,
+    check_folders,
+)
 from srmir_lib.taxonomy import CATEGORIES
 
 Objective = Literal["bradley_terry", "ava_d", "ava_p"]
@@ -233,9 +240,9 @@ class RealEncoder(Settings):
     """How an encoder learns from real pairs."""
 
     reading: Reading = told("how a pair becomes tokens", Reading(max_tokens=128, prompt_tokens=48))
-    fine_tuning: FineTuning = told(
+    fine_tuning: EncoderSettings = told(
         "how it is trained",
-        FineTuning(
+        EncoderSettings(
             epochs=2.0,
             batch_size=16,
             learning_rate=2.0e-4,
@@ -254,20 +261,13 @@ class RealTokens(TokenSettings):
     max_steps: int = told("updates", 150, gt=0)
 
 
-class RealRewardModel(Settings):
+class RealRewardModel(TrunkTraining):
     """How a reward model of either design learns from real pairs."""
 
     max_steps: int = told("updates", 150, gt=0)
-    batch_size: int = told("pairs an update", 8, gt=0)
     learning_rate: float = told("at the first update; falls linearly to zero", 3.0e-3, gt=0)
-    lora_rank: int = told("rank of the adapter", 8, gt=0)
-    lora_alpha: int = told("the adapter is scaled by lora_alpha / lora_rank", 16, gt=0)
-    max_length: int = told("longest conversation in tokens; a longer one is an error", 320, gt=0)
     center_rewards_coefficient: float = told("pulls the two scores of a pair towards a sum of zero", 0.0, ge=0)
     averaged_fits: int = told("fits in different orders of the pairs whose weights are averaged (WARM)", 1, gt=0)
-    question: Question = told("answered with a draft before judging; empty: none", "")
-    draft_tokens: int = told("tokens of that draft, at most", 24, gt=0)
-    keep_gb: float = told("memory for what the trunk has read, gigabytes; the rest is read again", 4.0, ge=0)
 
 
 class RealTrunk(Settings):
@@ -276,10 +276,10 @@ class RealTrunk(Settings):
     prompt_tokens: int = told("the last so many tokens of a prompt are read", 128, gt=0)
     answer_tokens: int = told("the first so many tokens of an answer are read", 128, gt=0)
     token_rewards: RealTokens = told("a reward for every token", RealTokens())
-    reward_model: RealRewardModel = told("one score an answer", RealRewardModel())
-    probe: Probe = told(
-        "design shared: what is asked", Probe(text="is this harmful : {category} ?", names={}, tokens=0)
+    reward_model: RealRewardModel = told(
+        "one score an answer", RealRewardModel(lora_rank=8, lora_alpha=16, max_length=320, keep_gb=4.0)
     )
+    probe: Probe = told("design shared: what is asked", Probe(text="is this harmful : {category} ?"))
 
 
 class RealPairSettings(NotebookSettings):
@@ -324,7 +324,7 @@ class RealPairSettings(NotebookSettings):
 
     def encoders(self) -> dict[str, EncoderSettings]:
         """All that `encoder_method` is told of each objective."""
-        return {name: own.encoder() for name, own in self._each(self.encoder.fine_tuning).items()}
+        return self._each(self.encoder.fine_tuning)
 
     def tokens(self) -> dict[str, TokenSettings]:
         """All that `token_method` is told of each objective."""
@@ -332,16 +332,15 @@ class RealPairSettings(NotebookSettings):
 
     def rivals(self) -> dict[str, tuple[str, RewardSettings]]:
         """The design of each of the reward models, and all that its training is told."""
-        found, probe = {}, ProbeSettings(**dict(self.trunk.probe))
+        found, probe = {}, SizedProbe.of(self.trunk.probe)
         for name, own in self.reward_models.items():
             changes = dict(own)
             if (design := changes.pop("design", "")) not in ("shared", "separate"):
                 raise InputError(f"reward_models.{name}: design {design!r} is neither shared nor separate; write one")
-            rules = RealRewardModel.checked(dict(self.trunk.reward_model) | changes, f"reward_models.{name}")
-            found[name] = design, RewardSettings(**dict(rules), probe=probe)
+            rules = self.trunk.reward_model.changed(f"reward_models.{name}", **changes)
+            found[name] = design, RewardSettings.of(rules, probe=probe)
         return found
 
     def _each(self, plain: Settings) -> dict[str, Any]:
         """`plain` with the changes of each objective."""
-        changed = {name: dict(plain) | own for name, own in self.objectives.items()}
-        return {name: type(plain).checked(values, f"objectives.{name}") for name, values in changed.items()}
+        return {name: plain.changed(f"objectives.{name}", **own) for name, own in self.objectives.items()}

@@ -53,9 +53,9 @@ class Settings(BaseModel):
         values = dict(values) | changes
         return cls.checked({name: values[name] for name in cls.model_fields if name in values})
 
-    def changed(self, **changes):
-        """The same settings but for `changes`, checked like the first."""
-        return type(self).checked(dict(self) | changes)
+    def changed(self, where: str = "", /, **changes):
+        """The same settings but for `changes`, of a group for what its mapping says, checked like the first."""
+        return type(self).checked(_onto(self, changes), where)
 
     def look_outside(self, root: Path) -> None:
         """An `InputError` where a folder that is read, and that no notebook writes, is not there; relative ones lie

@@ -1,14 +1,12 @@
 """What the study of cost is told (A5): whose weights, which texts, how many rounds, and the goals."""
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from srmir_lib.settings.base import Device, NotebookSettings, Settings, told
-from srmir_lib.settings.data import WHY_REFUSE, Question
-from srmir_lib.settings.reward_models import Probe
-from srmir_lib.settings.reward_training import ProbeSettings, RewardSettings
+from srmir_lib.settings.reward_models import IN_THE_LAB
+from srmir_lib.settings.reward_training import RewardSettings, SizedProbe, names_the_category
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -54,13 +52,6 @@ class Texts(Settings):
         return self
 
 
-class SizedProbe(Probe):
-    """What a reward model of the shared design asks, as in 02, and how large it is."""
-
-    rank: int = told("of each adapter, and of the policy's", 4, gt=0)
-    alpha: int = told("adapters are scaled by alpha / rank", 8, gt=0)
-
-
 class Race(Settings):
     """How often all sides take their turn."""
 
@@ -101,7 +92,6 @@ class CostTraining(Settings):
     batch_size: int = told("preference pairs of an update, as in 02", 8, gt=0)
     learning_rate: float = told("of a shared set", 6.0e-3, gt=0)
     separate_learning_rate: float = told("of seven LoRA models", 4.0e-3, gt=0)
-    question: Question = told("drafted before judging; empty: nothing", WHY_REFUSE)
     max_length: int = told("tokens of the longest training text", 192, gt=0)
     unknown_ratio: float = told("pairs of no category, per pair of a model's own", 0.5, ge=0)
 
@@ -124,6 +114,9 @@ class Goals(Settings):
     rank_flips: float = told("pairs of texts in another order than PEFT's", 0.0, ge=0)
 
 
+ASKED = SizedProbe(**IN_THE_LAB, rank=4, alpha=8)
+
+
 class CostSettings(NotebookSettings):
     """Notebook A5."""
 
@@ -135,7 +128,7 @@ class CostSettings(NotebookSettings):
     num_models: int = told("K, reward models", gt=0)
     batch_tokens: int = told("tokens in one forward pass, ours and the tuned peer's", gt=0)
     texts: Texts = told("what is scored", Texts())
-    probe: SizedProbe = told("what is asked", SizedProbe())
+    probe: SizedProbe = told("what is asked, as in 02; the rank is the policy's too", ASKED)
     race: Race = told("how often all take their turn", Race())
     memory: Memory = told("what is weighed", Memory())
     grow: Growth = told("the curves, and other lengths", Growth())
@@ -150,20 +143,16 @@ class CostSettings(NotebookSettings):
 
     @model_validator(mode="after")
     def _has_shape(self):
+        names_the_category(self.probe)
         if self.shape not in self.shapes:
             raise ValueError(f"shape: {self.shape!r} is none of shapes, which has {', '.join(self.shapes) or 'none'}")
         return self
 
-    def asked(self) -> ProbeSettings:
-        """All that a probe is told."""
-        return ProbeSettings(**dict(self.probe))
-
     def plans(self) -> dict[str, tuple[RewardSettings, list[int]]]:
         """All that training is told but for its updates, and these, by design."""
-        names = ("batch_size", "learning_rate", "max_length", "question", "unknown_ratio")
-        common = {name: getattr(self.training, name) for name in names} | {"probe": self.asked(), "max_steps": 0}
-        shared = RewardSettings(**common, lora_rank=self.probe.rank, lora_alpha=self.probe.alpha)
-        separate = replace(shared, learning_rate=self.training.separate_learning_rate)
+        size = {"lora_rank": self.probe.rank, "lora_alpha": self.probe.alpha}
+        shared = RewardSettings.of(self.training, max_steps=0, probe=self.probe, **size)
+        separate = shared.changed(learning_rate=self.training.separate_learning_rate)
         return {
             "shared": (shared, self.training.shared_budgets),
             "separate": (separate, self.training.separate_budgets),

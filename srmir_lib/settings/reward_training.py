@@ -5,22 +5,15 @@ Notebooks make these from settings of their own (`reward_models`); folders of mo
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import field, fields, replace
-from typing import Annotated, Literal, get_args
+from typing import Literal
 
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import model_validator
 
 from srmir_lib.errors import InputError
-
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from srmir_lib.settings.base import Settings, told
 
 LIMITS = ("pcrm_length", "pcrm_cosine")
 Objective = Literal["bradley_terry", "margin", "pcrm_length", "pcrm_cosine"]
-OBJECTIVES = get_args(Objective)
 
 Targets = Literal["own", "shuffled", "mean"]
 """Whose target a pair gets: its own, that of another pair, or the mean of all. The last two are controls: they know the
@@ -31,120 +24,104 @@ RESERVED = ("plain", "oracle")
 """Rows of 03 that are not trained."""
 
 
-def checked(cls):
-    """A frozen pydantic dataclass, strict about types, whose first wrong value is an `InputError` of one line."""
-    cls = dataclass(cls, frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"))
-    make = cls.__init__
-
-    def __init__(self, *args, **named):
-        try:
-            make(self, *args, **named)
-        except ValidationError as error:
-            found = error.errors()[0]
-            where, says = ".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")
-            raise InputError(f"{where}: {found['input']!r}: {says}" if where else says) from error
-
-    cls.__init__ = __init__
-    return cls
-
-
-@checked
-class PairObjective:
+class PairObjective(Settings):
     """What training asks of the gap between a pair's two scores."""
 
-    objective: str = Field("bradley_terry", kw_only=True)  # "margin": exceed the column `margin`; "pcrm_…": stay below
-    limit: list[float] = Field(default_factory=list, kw_only=True)  # pcrm_…: scale, offset, shift; none: the authors'
-    limit_cap: float = Field(30.0, gt=0, kw_only=True)  # pcrm_…: the largest limit
-    targets: str = Field("own", kw_only=True)  # whose margin or limit a pair gets (`Targets`)
-    similarity_model: str = Field("", kw_only=True)  # pcrm_cosine: a frozen encoder, id or folder; "": the base model
-    center_rewards_coefficient: float = Field(0.0, ge=0, kw_only=True)  # pulls a pair's two scores to a sum of zero
+    objective: Objective = told("margin: a gap exceeds the pair's margin; pcrm_…: it stays below", "bradley_terry")
+    limit: list[float] = told("pcrm_…: scale, offset, shift; empty: the authors'", [])
+    limit_cap: float = told("pcrm_…: the largest limit", 30.0, gt=0)
+    targets: Targets = told("whose margin or limit a pair gets", "own")
+    similarity_model: str = told("pcrm_cosine: a frozen encoder; empty: the base model", "")
+    center_rewards_coefficient: float = told("pulls the two scores of a pair towards a sum of zero", 0.0, ge=0)
 
-    def __post_init__(self):
-        """Refuse what contradicts itself; each value for itself was checked before."""
-        check_objective(self.objective)
-        if self.targets not in get_args(Targets):
-            raise InputError(f"targets: {self.targets!r} is none of {', '.join(get_args(Targets))}")
+    @model_validator(mode="after")
+    def _agrees(self):
         if self.objective == "bradley_terry" and self.targets != "own":
-            raise InputError(f"targets: bradley_terry has none that could be {self.targets}; choose margin or pcrm_…")
+            raise ValueError(f"targets: bradley_terry has none that could be {self.targets}; choose margin or pcrm_…")
         if self.similarity_model and self.objective != "pcrm_cosine":
-            raise InputError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
+            raise ValueError(f"similarity_model: objective {self.objective} does not read it; only pcrm_cosine does")
         if len(self.limit) not in (0, 3):
-            raise InputError(f"limit: {self.limit}; give scale, offset and shift, or none for the authors' constants")
+            raise ValueError(f"limit: {self.limit}; give scale, offset and shift, or none for the authors' constants")
+        return self
 
 
-@checked
-class ProbeSettings:
-    """What is asked, and how large an answer may be."""
+class Probe(Settings):
+    """What is asked behind a text on a shared trunk."""
 
-    text: str = " harmful : {category} ?"  # the question; {category} may be missing if there is one model only
-    names: dict[str, str] = field(default_factory=dict)  # what it calls a category; else its name in `taxonomy`
-    tokens: int = Field(0, ge=0)  # m, of every probe: 0: as many as the longest question has
-    rank: int = Field(8, gt=0)
-    alpha: int = Field(16, gt=0)  # adapters are scaled by alpha / rank
-
-
-@checked
-class RewardSettings(PairObjective):
-    """How each reward model is trained. The notebook's parameters hold the values; there are no others."""
-
-    max_steps: Annotated[int, Field(ge=0)]  # updates of one model
-    batch_size: Count  # pairs per update
-    learning_rate: Positive
-    lora_rank: Count
-    lora_alpha: Count
-    max_length: Count  # tokens of the longest allowed conversation; a longer pair is an error, never dropped
-    cross_ratio: float = Field(0.0, ge=0)  # training "cross": pairs of other categories, per pair of the model's own
-    unknown_ratio: float = Field(0.0, ge=0)  # pairs of no category (benign prompts, say), per pair of the model's own
-    averaged_fits: int = Field(1, ge=1)  # fits in different orders of the pairs whose weights are averaged (WARM)
-    question: str = ""  # introspective, with {prompt}; its draft is read before scoring; "" asks nothing
-    draft_tokens: int = Field(24, gt=0)  # of that draft, at most
-    probe: ProbeSettings = field(default_factory=ProbeSettings)  # design shared: what is asked after the text
-    keep_gb: float = Field(1.5, ge=0)  # design shared: states kept across epochs, at most; others are read again
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "probe", replace(self.probe, rank=self.lora_rank, alpha=self.lora_alpha))
+    text: str = told("what it asks", " harmful : {category} ?")
+    names: dict[str, str] = told(
+        "what the base model calls the categories; one that is missing keeps the name it has in the figures", {}
+    )
+    tokens: int = told("m: the most that a question may have, never cut; 0: as many as the longest has", 0, ge=0)
 
 
-@checked
+class SizedProbe(Probe):
+    """The same, and how large an adapter answers."""
+
+    rank: int = told("of each adapter", 8, gt=0)
+    alpha: int = told("adapters are scaled by alpha / rank", 16, gt=0)
+
+
+class TrunkTraining(Settings):
+    """What every training on a causal trunk is told."""
+
+    batch_size: int = told("preference pairs an update", 8, gt=0)
+    lora_rank: int = told("rank of each adapter", 4, gt=0)
+    lora_alpha: int = told("adapters are scaled by lora_alpha / lora_rank", 8, gt=0)
+    max_length: int = told("longest conversation in tokens; a longer pair is an error", 192, gt=0)
+    keep_gb: float = told("memory for what the trunk has read, gigabytes; the rest is read again", 1.5, ge=0)
+
+
+class RewardSettings(TrunkTraining, PairObjective):
+    """How each reward model of a trunk is trained."""
+
+    max_steps: int = told("updates of one model", ge=0)
+    learning_rate: float = told("at the first update; falls linearly to zero", gt=0)
+    cross_ratio: float = told("cross-category training: pairs of other categories, per pair of its own", 0.0, ge=0)
+    unknown_ratio: float = told("pairs of no category that each model sees, per pair of its own", 0.0, ge=0)
+    averaged_fits: int = told("design shared: fits in other orders of the pairs whose weights are averaged", 1, gt=0)
+    probe: SizedProbe = told("design shared: what is asked; as large as the adapters", SizedProbe())
+
+    @model_validator(mode="after")
+    def _sized(self):
+        self.__dict__["probe"] = self.probe.changed(rank=self.lora_rank, alpha=self.lora_alpha)
+        return self
+
+
 class EncoderSettings(PairObjective):
-    """How the encoder is fine-tuned. The notebook's parameters hold the values; what has one here is the plain case."""
+    """How an encoder is fine-tuned."""
 
-    epochs: Positive  # passes over labelled responses and pairs together
-    batch_size: Count  # examples per update; a pair is one example
-    learning_rate: Positive  # of the top layer
-    head_learning_rate: Positive  # of the new outputs
-    layer_decay: Share  # each layer below the top learns this much slower than the one above it
-    warmup: Share  # share of the updates over which the learning rate rises
-    weight_decay: Weight
-    pair_weight: Weight  # weight of a preference pair next to a labelled response
-    mean_weight: Weight  # weight of the loss on the mean of all outputs, next to the loss on the routed one
-    averaging: Annotated[float, Field(ge=0, lt=1)]  # decay of the running average of the weights that is kept (0: none)
-    bf16: bool  # bfloat16 matrix products; faster where the processor has them
-
-
-def check_objective(objective: str) -> None:
-    """Refuse an objective that these reward models cannot be trained for, with the reason."""
-    if objective in ("ava_d", "ava_p"):
-        raise InputError(
-            f"objective: {objective} needs a reward for every token, and these designs give an answer one number; "
-            "notebook A1_bayesian_rewards trains it"
-        )
-    if objective not in OBJECTIVES:
-        raise InputError(f"objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
+    epochs: float = told("passes over labelled responses and pairs together", 3.0, gt=0)
+    batch_size: int = told("examples an update; a pair is one example", 32, gt=0)
+    learning_rate: float = told("of the top layer", 1e-4, gt=0)
+    head_learning_rate: float = told("of the new outputs", 5e-4, gt=0)
+    layer_decay: float = told("each layer below the top learns this much slower than the one above it", 0.9, ge=0, le=1)
+    warmup: float = told("share of the updates over which the learning rate rises", 0.1, ge=0, le=1)
+    weight_decay: float = told("AdamW's", 0.01, ge=0)
+    pair_weight: float = told("of a preference pair next to a labelled response", 1.0, ge=0)
+    mean_weight: float = told("of the loss on the mean of all outputs, next to that on the routed one", 0.3, ge=0)
+    averaging: float = told("decay of the running average of the weights that is kept; 0: the last", 0.98, ge=0, lt=1)
+    bf16: bool = told("bfloat16 matrix products; faster where the processor has them", False)
 
 
-def override(settings, changes: Mapping, where: str = "objectives"):
-    """The same settings but for `changes`, such as {"objective": "pcrm_length"}; a wrong one is an `InputError` that
-    begins with `where`."""
-    known = [entry.name for entry in fields(settings)]
-    for name in changes:
-        if name not in known:
-            raise InputError(f"{where}: there is no setting {name!r}; there are {', '.join(known)}")
-    try:
-        return replace(settings, **changes)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+class Reading(Settings):
+    """How a pair becomes an encoder's tokens."""
+
+    max_tokens: int = told("of prompt and answer together; long ones keep head and tail", gt=0)
+    prompt_tokens: int = told("of the prompt", gt=0)
+
+    @model_validator(mode="after")
+    def _leaves_room(self):
+        if self.prompt_tokens < 2 or self.max_tokens < self.prompt_tokens + 16:
+            given = f"max_tokens: {self.max_tokens} leaves no room for a response after prompt_tokens"
+            raise ValueError(f"{given} {self.prompt_tokens}")
+        return self
+
+
+def names_the_category(probe: Probe) -> None:
+    """Refuse a question that is the same about every category."""
+    if "{category}" not in probe.text:
+        raise ValueError(f"probe.text: {probe.text!r} must contain {{category}}, or all models ask the same")
 
 
 def check_objectives(objectives: Mapping[str, Mapping], pooled: bool = False) -> None:
@@ -153,15 +130,16 @@ def check_objectives(objectives: Mapping[str, Mapping], pooled: bool = False) ->
     """
     check_folders("objectives", objectives, RESERVED)
     plain = [
-        RewardSettings(1, 1, 1.0, 1, 1, 1, objective="pcrm_cosine"),  # which reads every setting
-        EncoderSettings(1.0, 1, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, False, objective="pcrm_cosine"),
+        RewardSettings(max_steps=1, learning_rate=1.0, objective="pcrm_cosine"),  # which reads every setting
+        EncoderSettings(objective="pcrm_cosine"),
     ]
     for name, changes in objectives.items():
         if not isinstance(changes, Mapping) or type(changes.get("seed", 0)) is not int:
             raise InputError(f"objectives: {name}: {changes}; write settings by name, and a seed as a whole number")
         own = without_seed(changes)
         kinds = plain[::-1] if pooled else plain
-        override(max(kinds, key=lambda one: sum(hasattr(one, key) for key in own)), own, f"objectives: {name}")
+        best = max(kinds, key=lambda one: len(own.keys() & type(one).model_fields.keys()))
+        best.changed(f"objectives: {name}", **own)
 
 
 def without_seed(changes: Mapping) -> dict:
@@ -177,9 +155,3 @@ def check_folders(where: str, names: Iterable[str], taken: Iterable[str]) -> Non
                 f"{where}: {name!r} is a folder's name: write letters, digits, spaces, - and _, "
                 f"and none of {', '.join(taken)}"
             )
-
-
-def check_reading(max_tokens: int, prompt_tokens: int) -> None:
-    """Refuse an encoder's lengths that leave no room for a response."""
-    if prompt_tokens < 2 or max_tokens < prompt_tokens + 16:
-        raise InputError(f"max_tokens: {max_tokens} leaves no room for a response after prompt_tokens {prompt_tokens}")

@@ -34,13 +34,13 @@ def refreshed_reward(
     """
     if read_config(before)["design"] == "pooled" or load_settings(before).objective == "margin":
         raise InputError(f"refreshed: {before} takes an encoder or margins to be trained again; name another set")
-    by_length, reference = bool(reward.models.calibration.curves), calibration_set(preferences["validation"])
+    reference = calibration_set(preferences["validation"])
 
     def refit(pairs: list[dict], folder: Path) -> ShadowRewardModels:
         train, folders = {"train": Dataset.from_list(pairs)}, {"refreshed": folder}
         fit_objectives(before, trunk, train, {"refreshed": {}}, folders, seed)
         models = ShadowRewardModels.load(folder, trunk)
-        calibrate_sets({"refreshed": models}, folders, *reference, by_length)
+        calibrate_sets({"refreshed": models}, folders, *reference)
         return models
 
     how = trunk.tokenizer, demonstrations, preferences["train"], refresh, seed

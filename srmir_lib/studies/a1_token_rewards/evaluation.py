@@ -48,7 +48,7 @@ def over_seeds(values: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict
     `values`: group -> method -> one number a seed, of at least two seeds. Student 1908.
     """
     return [
-        {"label": name, "group": group, **paired_t_interval(own, np.zeros(len(own)))._asdict()}
+        {"label": name, "group": group, **paired_t_interval(own)._asdict()}
         for group, methods in values.items()
         for name, own in methods.items()
     ]

@@ -142,9 +142,9 @@ class TokenRewardModel:
             columns[:, rows] = torch.stack([answer_reward(beliefs, readout, k), answer_reward(beliefs, readout), sd])
         return tuple(columns)
 
-    def rewards(self, answers: Answers, k: float = 0.0) -> Tensor:
-        """Each answer's reward (N,): posterior mean minus k standard deviations, by the settings' readout."""
-        return self.summary(answers, k)[0]
+    def rewards(self, answers: Answers) -> Tensor:
+        """Each answer's reward (N,): the posterior mean, by the settings' readout."""
+        return self.summary(answers)[0]
 
     def rewards_and_implied(self, answers: Answers) -> tuple[Tensor, Tensor]:
         """Each answer's reward (N,), and the mean over its tokens (N,) of delta, the reward that Q implies without
@@ -165,10 +165,6 @@ class TokenRewardModel:
                 ids = answers.tails[row][self.reader.opening :]
                 found[row] = TokenReward(ids, mean[place][real], log_sd[place][real].exp())
         return found
-
-    def score(self, prompts: Sequence, completions: Sequence, k: float = 0.0) -> Tensor:
-        """Rewards (N,) of texts or conversations; an empty answer is an `InputError`."""
-        return self.rewards(self.reader.answers(prompts, completions), k)
 
     def save(self, folder: str | Path) -> None:
         """Write PEFT's Activated LoRA (adapter_config.json, adapter_model.safetensors) and `heads.safetensors`."""

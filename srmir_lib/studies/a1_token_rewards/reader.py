@@ -1,7 +1,5 @@
 """What token rewards read: answers behind their prompts, and each prompt as the frozen base model left it."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -10,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from srmir_lib.artifacts import digest
 from srmir_lib.conversations import conversation_ids, text_of, user_message
 from srmir_lib.data.introspection import Introspector
 from srmir_lib.errors import InputError
@@ -29,7 +28,7 @@ class Answers(NamedTuple):
 
     def sha256(self) -> str:
         """Of all tokens, in order."""
-        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
+        return digest(self)
 
 
 class Reader:

@@ -16,7 +16,7 @@ from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.reward_models.readouts import ReadOuts
 from srmir_lib.settings.cost import Shape
 from srmir_lib.studies.a2_reranking.rounds import flat, pool_scores
-from srmir_lib.studies.a5_cost.limits import Load, layer_work, race, ratio, shared_work
+from srmir_lib.studies.a5_cost.limits import Load, layer_work, race, ratio, shape_of, shared_work
 
 CLAIMED = 300.0
 """About so many times less computation than sampling is what Deng et al. 2025 report."""
@@ -27,18 +27,6 @@ ROWS = {
     "rerank_vs_sampling_amortised": "the present policy's, read in every round; sampling the pool is counted once",
 }
 """Row of metrics.json -> whose states are read."""
-
-
-def shape_of(config) -> Shape:
-    """The numbers of a decoder with gated feed-forward layers, by its configuration."""
-    return Shape(
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        intermediate=config.intermediate_size,
-        vocab=config.vocab_size,
-    )
 
 
 def reading_work(shape: Shape, prompts: Sequence[int], answers: Sequence[int]) -> float:
@@ -122,9 +110,9 @@ def measure(
     return race(runners, rounds, str(policy.device)), work
 
 
-def about_cost(rows: Mapping[str, Mapping[str, float | str]], claimed: float = CLAIMED) -> str:
-    """Where a factor such as the one `claimed` can come from, by the rows of `cost_rows`."""
+def about_cost(rows: Mapping[str, Mapping[str, float | str]]) -> str:
+    """Where a factor such as `CLAIMED` can come from, by the rows of `cost_rows`."""
     said = [f"{name.rpartition('_')[2]} {row['seconds']:.1f} (FLOPs {row['FLOPs']:.1f})" for name, row in rows.items()]
-    reach = [name.rpartition("_")[2] for name, row in rows.items() if max(row["seconds"], row["FLOPs"]) >= claimed]
+    reach = [name.rpartition("_")[2] for name, row in rows.items() if max(row["seconds"], row["FLOPs"]) >= CLAIMED]
     only = "only if states are kept, and then they are not the present policy's" if reach == ["kept"] else joined(reach)
-    return f"Times less than sampling and scoring: {'; '.join(said)}. About {claimed:.0f} times is reached by: {only}."
+    return f"Times less than sampling and scoring: {'; '.join(said)}. About {CLAIMED:.0f} times is reached by: {only}."

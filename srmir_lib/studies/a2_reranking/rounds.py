@@ -15,6 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from srmir_lib.conversations import assistant_message, text_of
+from srmir_lib.data.margins import distinct_texts
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.sentences import joined, signed
 from srmir_lib.models.embeddings import check_layer, embed_layers
@@ -58,12 +59,7 @@ def reverse(pairs: Dataset, swap: Sequence[bool]) -> Dataset:
 def side_states(policy, tokenizer, pairs: Dataset, layers: Sequence[int], pooling: str) -> tuple[Tensor, Tensor]:
     """States (N, L, H) of the chosen and of the rejected answers of pairs, as `embed_layers` reads them; an answer that
     comes several times is read once."""
-    texts: dict[tuple[str, str], tuple[int, list, str]] = {}
-    at = [
-        [texts.setdefault((text_of(p), text_of(said)), (len(texts), p, text_of(said)))[0] for p, said in rows]
-        for rows in (zip(pairs["prompt"], pairs[side], strict=True) for side in SIDES)
-    ]
-    _, prompts, answers = zip(*texts.values(), strict=True)
+    prompts, answers, at = distinct_texts(pairs["prompt"], *(pairs[side] for side in SIDES))
     states = embed_layers(policy, tokenizer, prompts, answers, layers, pooling)
     return states[at[0]], states[at[1]]
 

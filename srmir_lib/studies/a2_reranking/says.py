@@ -69,10 +69,10 @@ def drafted(refuses: Sequence[bool], answers: Sequence[str]) -> np.ndarray:
     return np.array([float(due != opens_with_refusal(said)) for due, said in zip(refuses, answers, strict=True)])
 
 
-def safe_direction(policy, tokenizer, pairs: Dataset, demonstrations: Dataset, most: int = 400) -> Tensor:
-    """Legend's direction (H,), of the last layer at the last token, as 03 makes it: from `most` of the pairs' rejected
+def safe_direction(policy, tokenizer, pairs: Dataset, demonstrations: Dataset) -> Tensor:
+    """Legend's direction (H,), of the last layer at the last token, as 03 makes it: from 400 of the pairs' rejected
     answers to prompts that a demonstration refuses, against `margins.REFUSALS`."""
-    harmful = margins.harmful_answers(pairs, margins.refused_prompts(demonstrations), most)
+    harmful = margins.harmful_answers(pairs, margins.refused_prompts(demonstrations), 400)
     asked = harmful["prompt"], harmful["rejected"], margins.REFUSALS
     return margins.estimate_direction(policy, tokenizer, *asked)
 

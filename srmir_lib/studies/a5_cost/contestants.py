@@ -28,8 +28,8 @@ from srmir_lib.reward_models.probes import Probes
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import SharedScorer, score_ids
 from srmir_lib.settings.cost import Shape
-from srmir_lib.settings.reward_training import ProbeSettings
-from srmir_lib.studies.a5_cost.limits import Load, Spread, race, ratio
+from srmir_lib.settings.reward_training import SizedProbe
+from srmir_lib.studies.a5_cost.limits import Load, Spread, race, ratio, shape_of
 from srmir_lib.taxonomy import CATEGORIES
 
 SIDES = ("chosen", "rejected")
@@ -59,7 +59,7 @@ def random_classifiers(
     return models
 
 
-def random_set(trunk: Trunk, count: int, settings: ProbeSettings, seed: int = 0) -> ShadowRewardModels:
+def random_set(trunk: Trunk, count: int, settings: SizedProbe, seed: int = 0) -> ShadowRewardModels:
     """`count` models of the shared design on a trunk, their adapters drawn wide enough to matter."""
     names = category_names(trunk.tokenizer, count)
     probes = Probes(trunk, names, settings, seed)
@@ -139,7 +139,7 @@ def contestants(
 
 
 def growth(
-    trunk: Trunk, classifier, loads: Mapping, settings: ProbeSettings, rounds: int, seed: int
+    trunk: Trunk, classifier, loads: Mapping, settings: SizedProbe, rounds: int, seed: int
 ) -> dict[object, Spread]:
     """Our cost of every load in plain forwards, {its key: ratio}: a group scored by all models, over the same group
     scored by one classifier without waste. All loads race together."""
@@ -158,7 +158,7 @@ def scores_on_own_model(
     pairs: Mapping,
     lengths: Sequence[int],
     count: int,
-    settings: ProbeSettings,
+    settings: SizedProbe,
     rounds: int,
     seed: int = 0,
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
@@ -276,17 +276,8 @@ def annotators(
 ) -> dict[str, Callable]:
     """For `cost.race`: margins of `pairs` along a random direction, by `margins.annotate` and by the plain `loop`, and
     those of so many random classifiers of the policy's shape, an `ensemble` whose training is not counted."""
-    config = policy.config
-    form = Shape(
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        intermediate=config.intermediate_size,
-        vocab=config.vocab_size,
-    )
     dtype = str(policy.dtype).removeprefix("torch.")
-    classifiers = random_classifiers(form, tokenizer, ensemble, policy.device.type, dtype, seed)
+    classifiers = random_classifiers(shape_of(policy.config), tokenizer, ensemble, policy.device.type, dtype, seed)
     direction = torch.randn(policy.config.hidden_size, generator=torch.Generator().manual_seed(seed))
     of = (policy, tokenizer, pairs, direction / direction.norm())
     return {
@@ -297,7 +288,7 @@ def annotators(
 
 
 def memory_of_shared(
-    shape: Shape, load: Load, base: str, settings: ProbeSettings, batch_tokens: int, device: str, dtype: str
+    shape: Shape, load: Load, base: str, settings: SizedProbe, batch_tokens: int, device: str, dtype: str
 ):
     """For `cost.peak_bytes`: all models of the shared design, as a call that scores a number of rows."""
     tokenizer = load_tokenizer(base)

@@ -69,6 +69,18 @@ def shared_tokens(load: Load, asked: int | None = None, share: bool = True) -> i
     return (load.prompt if share else load.group * load.prompt) + load.group * load.completion + probes
 
 
+def shape_of(config) -> Shape:
+    """The numbers of a decoder with gated feed-forward layers, by its configuration."""
+    return Shape(
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        intermediate=config.intermediate_size,
+        vocab=config.vocab_size,
+    )
+
+
 def layer_work(shape: Shape, new: int, seen: int = 0) -> float:
     """Multiply-adds of one layer for `new` tokens after `seen`: new (W + 2 d (seen + (new + 1) / 2)).
 

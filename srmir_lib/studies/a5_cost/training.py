@@ -4,19 +4,17 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from transformers import TrainerCallback
 
-from srmir_lib.evaluation.reward_accuracy import routed_gaps
 from srmir_lib.models.loading import share_weights
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.fit import SetRun, fit_sets
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.settings.reward_training import RewardSettings
-from srmir_lib.statistics import is_correct
+from srmir_lib.statistics import pair_accuracy
 from srmir_lib.studies.a5_cost.contestants import words
 from srmir_lib.studies.a5_cost.limits import Load, race
 
@@ -32,14 +30,13 @@ def training_ladder(
 ) -> list[dict]:
     """Train the set anew with every number of updates in `budgets`: rows of updates, seconds, validation, test.
 
-    Seconds are all that `fit_sets` takes: tokens, drafts, the trunk's reading, training, saving. Accuracy is that of
+    Seconds are all that `fit_sets` takes: tokens, the trunk's reading, training, saving. Accuracy is that of
     each pair's own model, a fraction of the split's pairs.
     """
     rows = []
     for steps in budgets:
-        trunk.drafts.clear()  # every budget would have to draft
         with tempfile.TemporaryDirectory() as scratch:
-            run = SetRun(Path(scratch, "set"), categories, replace(settings, max_steps=steps), design, seed=seed)
+            run = SetRun(Path(scratch, "set"), categories, settings.changed(max_steps=steps), design, seed=seed)
             start = time.perf_counter()
             fit_sets({design: run}, trunk, preferences)
             row = {"updates": steps, "seconds": time.perf_counter() - start}
@@ -50,7 +47,9 @@ def training_ladder(
 
 def _accuracy(models: ShadowRewardModels, pairs) -> float:
     known = pairs.select([row for row, name in enumerate(pairs["category"]) if name in models.categories])
-    return float(is_correct(routed_gaps(models, known)).mean())
+    sides = {"prompt": "prompt", "chosen": "rejected", "category": "category"}  # a trunk reads a prompt once for both
+    chosen, rejected = models.score(*([*known[one], *known[other]] for one, other in sides.items())).chunk(2)
+    return pair_accuracy(chosen, rejected)
 
 
 def step_seconds(

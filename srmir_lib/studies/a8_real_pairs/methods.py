@@ -7,12 +7,11 @@ words stands beside all.
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from datasets import Dataset
 
-from srmir_lib.conversations import assistant_message, text_of, user_message
+from srmir_lib.conversations import assistant_message, plain_text, text_of, user_message
 from srmir_lib.data.margins import REFUSALS, annotate, estimate_direction, with_margins
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.bag_of_words import fit_text_baseline
@@ -70,8 +69,8 @@ def encoder_method(encoder: str, reading: PairTokenizer, settings: EncoderSettin
             scorer = PooledScorer(f"{scratch}/set", device)
         return lambda prompts, answers: scorer.score(prompts, answers)[:, 0].numpy()
 
-    read = asdict(reading) | {"long_text": "head_tail"}  # the one way there is, by the name that is on record
-    about = {"encoder": fingerprint(base), "reading": read, "settings": asdict(settings)}
+    read = reading.model_dump() | {"long_text": "head_tail"}  # the one way there is, by the name that is on record
+    about = {"encoder": fingerprint(base), "reading": read, "settings": settings.model_dump()}
     return Method(about | {"device": pick_device(device).type}, fit)
 
 
@@ -108,7 +107,8 @@ def reward_model_method(
         return lambda prompts, answers: models.score(*shortened(prompts, answers))[:, 0].numpy()
 
     idle = {"keep_gb"} | ({"probe"} if design == "separate" else set())  # they change no score
-    used = {name: value for name, value in asdict(settings).items() if name not in idle}
+    used = {name: value for name, value in settings.model_dump().items() if name not in idle}
+    used |= {"question": "", "draft_tokens": 24}  # no draft is read, by the names that are on record
     about = {"trunk": trunk.sha256, "design": design, "settings": used}
     about |= {"device": trunk.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
     return Method(about, fit)
@@ -141,7 +141,7 @@ class _Shortened:
         self.tokenizer, self.last, self.first = tokenizer, slice(-prompt_tokens, None), slice(answer_tokens)
 
     def __call__(self, prompts: Sequence, answers: Sequence) -> tuple[list, list]:
-        asked = self._cut(["\n".join(turn["content"] for turn in prompt) for prompt in prompts], self.last)
+        asked = self._cut(list(map(plain_text, prompts)), self.last)
         said = self._cut(list(map(text_of, answers)), self.first)
         return [user_message(text) for text in asked], [assistant_message(text or ".") for text in said]
 

@@ -43,13 +43,12 @@ def pair_loader(
     return lambda name, seed: real_pairs(name, data_dir, seed, most.get(name, 0), known=known)
 
 
+FRACTIONS = 0.7, 0.1
+"""Shares of the questions (contexts) that are for training and for validation."""
+
+
 def real_pairs(
-    name: str,
-    data_dir: str | Path = "",
-    seed: int = 0,
-    most: int = 0,
-    fractions: Sequence[float] = (0.7, 0.1),
-    known: Collection[str] = (),
+    name: str, data_dir: str | Path = "", seed: int = 0, most: int = 0, known: Collection[str] = ()
 ) -> PairData:
     """One of `PAIR_SETS`, with at most `most` training pairs (0: all); the seed draws what is train and what is test.
 
@@ -70,7 +69,7 @@ def real_pairs(
         rows = [row | {"group": row["prompt"][0]["content"]} for row in sources.load_hh_pairs(data_dir)[0]]
     else:
         rows = [row | {"group": row["prompt"]} for row in _labelled(name, data_dir)]
-    parts, labelled = _split(rows, fractions, seed, known), []
+    parts, labelled = _split(rows, seed, known), []
     if name == "hh-rlhf":
         pairs = {split: [_pair(row) for row in part] for split, part in parts.items()}
     else:
@@ -100,9 +99,7 @@ def _labelled(name: str, data_dir: str | Path) -> list[dict]:
     return [row for (prompt, text, unsafe), row in once.items() if (prompt, text, 1 - unsafe) not in once]
 
 
-def _split(
-    rows: Sequence[dict], fractions: Sequence[float], seed: int, known: Collection[str]
-) -> dict[str, list[dict]]:
+def _split(rows: Sequence[dict], seed: int, known: Collection[str]) -> dict[str, list[dict]]:
     """Train, validation and test by group; validation is the draw of seed 0, the other two are drawn by `seed`.
 
     A group whose name is a `known` text is always for training.
@@ -110,11 +107,11 @@ def _split(
     taught, free = [], []
     for row in rows:
         (taught if sources.all_words(row["group"]) in known else free).append(row)
-    parts = sources.split_by_group(free, "group", fractions, 0)
+    parts = sources.split_by_group(free, "group", FRACTIONS, 0)
     groups = sorted({row["group"] for row in parts["train"] + parts["test"]})
     random.Random(seed).shuffle(groups)
     others = len(groups) + len({row["group"] for row in taught})
-    tested = min(others - round(others * fractions[0] / (1 - fractions[1])), len(groups) // 2)
+    tested = min(others - round(others * FRACTIONS[0] / (1 - FRACTIONS[1])), len(groups) // 2)
     test = set(groups[len(groups) - tested :])
     rest = parts["train"] + parts["test"]
     return {

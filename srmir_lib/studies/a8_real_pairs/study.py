@@ -1,7 +1,5 @@
 """Objectives on real pairs: every (data set, method, seed) is one fit and one small record, so that hours add up."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from srmir_lib.artifacts import inside, read_json, write_json
+from srmir_lib.artifacts import digest, inside, read_json, write_json
 from srmir_lib.conversations import text_of
 from srmir_lib.data.margins import length_differences
 from srmir_lib.errors import InputError
@@ -68,10 +66,10 @@ def run_study(
     for name in sets:
         for seed in tqdm(seeds, desc=name, disable=None, leave=False):
             data = load(name, seed=seed)
-            digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+            made_of = digest(data)[:16]
             for method, how in methods.items():
                 file = inside(Path(records), f"{name}/{method}_{seed}.json")
-                key = {"data_sha256": digest, "about": how.about, "fits": FITS}
+                key = {"data_sha256": made_of, "about": how.about, "fits": FITS}
                 record = _on_record(file)
                 if record.get("key") != key:
                     started, at = time.monotonic(), utc_now()
