@@ -68,10 +68,10 @@ def about_steadiness(found: Mapping[str, Records], noise: float = 0.05) -> tuple
             for name in own:
                 notebook, _, rest = name.partition("/")
                 policy, _, measure = rest.rpartition("/")
-                if (notebook, measure) == ("06_evaluation", BALANCED) and policy not in ("base", "start"):
-                    lost = own[f"06_evaluation/start/{BALANCED}"] - own[name]
-                    ends.append((own[f"06_evaluation/{policy}/incoherent"], lost, policy, world, town))
-    ends = [end for end in ends if not end[2].endswith(", again")]
+                share, begun = (own.get(f"06_evaluation/{at}") for at in (f"{policy}/incoherent", f"start/{BALANCED}"))
+                trained = policy not in ("base", "start") and not policy.endswith(", again")
+                if (notebook, measure) == ("06_evaluation", BALANCED) and trained and None not in (share, begun):
+                    ends.append((share, begun - own[name], policy, world, town))
     if not ends:
         return "No policy is on record.", {}
     share, _, policy, world, town = max(ends)
