@@ -20,7 +20,7 @@ from srmir_lib.artifacts import sha256
 from srmir_lib.cli import main
 from srmir_lib.errors import InputError
 from srmir_lib.runner import manifest
-from srmir_lib.runner.execute import Board, Watch, clear_bars
+from srmir_lib.runner.execute import KERNEL_ENVIRONMENT, Board, Watch, clear_bars
 from srmir_lib.runner.manifest import elapsed
 from srmir_lib.runner.notebook import Notebook, load_values
 from srmir_lib.runner.series import Runner
@@ -668,3 +668,28 @@ def test_configuration_that_nothing_follows_is_one_line(together, capsys, proces
     line = capsys.readouterr().err
     assert message in line and "own.yaml" in line and line.count("\n") == 1
     assert main(["run", "accelerate"]) == 2 and "accelerate: unknown preset; there are lab" in capsys.readouterr().err
+
+
+THREADS_FREE = """
+import threading, psutil, torch
+def work():
+    torch.zeros(30 * 2**18)  # freed, it would make glibc keep all pieces of up to its 30 MB
+    pieces = [torch.ones(13 * 2**18) for _ in range(12)]
+    small = torch.ones(2**10)  # behind them, so that nothing can be given back from the end
+    del pieces
+    kept.append(small)
+kept, before = [], psutil.Process().memory_info().rss
+for _ in range(3):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that keeps what threads free")
+def test_what_a_kernels_threads_free_is_given_back():
+    """Of 12 pieces of 13 MB nothing is left when they are freed."""
+    told = os.environ | KERNEL_ENVIRONMENT
+    done = subprocess.run([sys.executable, "-c", THREADS_FREE], env=told, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 40

@@ -1,6 +1,7 @@
 """Execute one notebook with papermill: in this interpreter, in sight, and with its memory watched."""
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -17,6 +18,8 @@ from srmir_lib.runner.notebook import is_exercise
 # Kernels hash strings the same way every time, so that the order of a set never changes a result.
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
 KERNEL_ENVIRONMENT |= {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+# glibc keeps what a thread frees, in pieces of up to 32 MB, for that thread; of pieces larger than this it keeps none.
+KERNEL_ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", str(8 * 1024 * 1024))}
 
 
 # What tqdm draws: "name:  12%|█▏  | 3/25 [00:01<00:09,  2.4it/s]", or without a total "name: 7it [00:01, 5.1it/s]".
