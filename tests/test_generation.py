@@ -58,6 +58,7 @@ def test_numbers_that_a_token_leaves():
         "llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3
     )
     assert numbers_a_token(grouped) == 2 * 30 * 3 * 64
+    assert numbers_a_token(AutoConfig.for_model("mamba")) == 0
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -87,11 +87,10 @@ def generate(
     texts = [text + words for text, words in zip(render(tokenizer, prompts), beginnings, strict=True)]
     begun = rendered_ids(tokenizer, beginnings)
     read = dict(zip(dict.fromkeys(texts), rendered_ids(tokenizer, list(dict.fromkeys(texts))), strict=True))
-    if policy.device.type == "cpu":
+    if policy.device.type == "cpu" and (a_token := numbers_a_token(policy.config)):
         tokens_a_row = max(map(len, read.values()), default=0) + max_new_tokens
         number = policy.get_input_embeddings().weight.element_size()
-        fit = int(CPU_CACHE / (tokens_a_row * numbers_a_token(policy.config) * number))
-        batch_size = max(1, min(batch_size, fit))
+        batch_size = max(1, min(batch_size, int(CPU_CACHE / (tokens_a_row * a_token * number))))
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     different = [list(dict.fromkeys(texts[i] for i in rows)) for rows in batches]

@@ -9,8 +9,11 @@ from transformers.cache_utils import DynamicLayer
 
 
 def numbers_a_token(config) -> int:
-    """How many numbers a token leaves in the keys and values of all layers, by the configuration of a causal model."""
+    """How many numbers a token leaves in the keys and values of all layers, by the configuration of a causal model; 0
+    where none is called attention."""
     text = config.get_text_config()
+    if not hasattr(text, "num_attention_heads"):
+        return 0
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     each = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * each
