@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -448,6 +449,24 @@ def test_a_model_that_a_group_names_is_an_input(tmp_path):
     assert set(before) == {"parameter training.similarity_model", "parameter training.deeper.base"}
     (tmp_path / "encoder" / "config.json").write_text('{"more": 1}')
     assert manifest.outside_inputs(told, [], tmp_path) != before
+
+
+def test_a_folder_that_is_copied_anew_is_the_same_input(tmp_path, monkeypatch):
+    """Data that is mounted or checked out again has other times: hours of runs were begun again for it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "answers.csv").write_text("prompt,label")
+    before = manifest.outside_inputs({"data_dir": str(data)}, [], tmp_path)
+    os.utime(data / "answers.csv", (1, 1))
+    again = shutil.copytree(data, tmp_path / "elsewhere")
+    assert manifest.outside_inputs({"data_dir": str(data)}, [], tmp_path) == before
+    assert manifest.outside_inputs({"data_dir": str(again)}, [], tmp_path) == before
+    (again / "answers.csv").write_text("prompt,lapel")
+    assert manifest.outside_inputs({"data_dir": str(again)}, [], tmp_path) != before
+    monkeypatch.setattr(manifest, "LARGE", 4)
+    large = manifest.outside_inputs({"data_dir": str(data)}, [], tmp_path)
+    os.utime(data / "answers.csv", (2, 2))
+    assert manifest.outside_inputs({"data_dir": str(data)}, [], tmp_path) != large, "a large one is known by its time"
 
 
 def stage_folder(path: Path, results: dict[str, str]) -> Path:

@@ -43,6 +43,10 @@ PASSING = re.compile(rf"(^|/)\.|{CACHED.pattern}")
 """Files that come when somebody looks at a folder: those, and what is hidden."""
 
 
+LARGE = 32 << 20
+"""Bytes from which on a file from outside is known by its size and time, and not by its contents: weights of models."""
+
+
 def utc_now() -> str:
     """Now, as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -178,8 +182,8 @@ def damaged(folder: Path, outputs: dict[str, str]) -> list[str]:
 
 
 def outside_inputs(parameters: dict, written: Iterable[str], root: Path) -> dict[str, str]:
-    """Files and folders that parameters name, those in groups too. They may be large: names, sizes and times are
-    hashed.
+    """Files and folders that parameters name, those in groups too: their names and contents are hashed, of a `LARGE`
+    file its size and time. So a folder that is copied, mounted or checked out anew is the same folder.
 
     What a parameter names to *write* is no input: the notebook's metadata lists it under `srmir.writes`.
     """
@@ -192,9 +196,14 @@ def outside_inputs(parameters: dict, written: Iterable[str], root: Path) -> dict
         if os.path.exists(path):  # not `Path.exists`: most are no paths, and may be longer than a path can be
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             files = [f for f in files if f.is_file() and not (f != path and PASSING.search(str(f.relative_to(path))))]
-            facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-            inputs[f"parameter {key}"] = digest(facts, sort_keys=True)
+            inputs[f"parameter {key}"] = digest([(str(f.relative_to(path)), *_facts(f)) for f in files])
     return inputs
+
+
+def _facts(file: Path) -> tuple[int, int | str]:
+    """What tells a file from outside from another of its name: its size, and its contents or, if `LARGE`, its time."""
+    facts = file.stat()
+    return facts.st_size, sha256(file) if facts.st_size < LARGE else facts.st_mtime_ns
 
 
 def _texts(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
