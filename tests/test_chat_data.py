@@ -84,7 +84,11 @@ def test_a_category_takes_no_more_than_its_group():
 def test_a_category_without_a_refusal_is_named_with_the_reasons():
     with pytest.raises(InputError, match="not one refusal with a valid draft about privacy; no separator ####: 1"):
         made(Agreeable("spy"))
-    assert made(Agreeable("spy"), every_category=False).yields["privacy"] == {"asked": 1, "valid": 0, "refuses": 0}
+    data = made(Agreeable("spy"), every_category=False)
+    assert data.yields["privacy"] == {"asked": 1, "valid": 0, "refuses": 0}
+    good, bad = data.examples().split("left out")
+    assert "Privacy" not in good and "1 x no separator ####" in bad and "[4 characters, redacted]" in bad
+    assert made().examples().endswith("left out\n  none")
 
 
 def test_borrowed_refusals_stand_for_the_models_own():
@@ -99,7 +103,7 @@ def test_borrowed_refusals_stand_for_the_models_own():
 
 def test_no_answer_to_a_harmless_prompt_is_counted():
     data = made(Agreeable("sing"))
-    assert data.left_out["no whole answer to a harmless prompt"] == 1
+    assert data.left_out == {"no whole answer to a harmless prompt": ["well"]}
     assert len(data.demonstrations) == 5
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data import introspection
-from srmir_lib.data.introspection import Introspector, agree, introspect, read_draft
+from srmir_lib.data.introspection import Introspector, agree, counted, introspect, read_draft
 from srmir_lib.data.pairs import CORRUPTIONS, balance, contrary, contrary_pairs, corrupt, make_pairs, split_tables
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
@@ -81,10 +81,10 @@ def test_a_draft_in_prose_names_no_category_and_its_answer_is_the_verdict():
 
 def test_samples_must_agree():
     texts = ["crime , forbidden #### no .", "crime , allowed #### yes .", "crime , forbidden #### never ."]
-    found, reasons = agree(texts, WORDS, ["forbidden"], needed=2)
-    assert (found.category, found.refuses, found.answer, reasons) == ("crimes", True, "no .", [])
-    assert agree(texts, WORDS, ["forbidden"], needed=3) == (None, ["samples disagree"])
-    assert agree(["babble"], WORDS, ["forbidden"], needed=1) == (None, ["no separator ####"])
+    found, bad = agree(texts, WORDS, ["forbidden"], needed=2)
+    assert (found.category, found.refuses, found.answer, bad) == ("crimes", True, "no .", {})
+    assert agree(texts, WORDS, ["forbidden"], needed=3) == (None, {"samples disagree": texts[:1]})
+    assert agree(["babble"], WORDS, ["forbidden"], needed=1) == (None, {"no separator ####": ["babble"]})
 
 
 def test_balance_takes_the_same_number_of_every_category_and_verdict():
@@ -234,7 +234,7 @@ def test_only_prompts_whose_first_drafts_disagree_are_asked_again():
     found, left_out = introspect(trunk, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=2, max_new_tokens=4)
     assert [len(names) for names in asked] == [6, 2], "two each, then one more for torn and mute"
     assert [(text_of(row["prompt"]), row["refuses"]) for row in found] == [("sure", True), ("torn", False)]
-    assert sum(left_out.values()) == 3, "three drafts about mute had no separator"
+    assert counted(left_out) == {"no separator ####": 3}, "three drafts about mute had no separator"
     with pytest.raises(InputError, match="needed: 4 of 3 samples cannot agree"):
         introspect(trunk, rows, WORDS, ["forbidden"], QUESTION, samples=3, needed=4, max_new_tokens=4)
 

@@ -5,12 +5,11 @@ Cheng & Cao 2025). So harmful prompts are demonstrated by what it says when it i
 says when it is not; and of each the other is the rejected answer.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from srmir_lib.conversations import assistant_message, is_coherent, opens_with_refusal, redact, text_of
-from srmir_lib.data.introspection import introspect
+from srmir_lib.data.introspection import counted, introspect
 from srmir_lib.data.pairs import make_pairs, without_ties
 from srmir_lib.errors import InputError
 from srmir_lib.models.trunk import Trunk
@@ -20,25 +19,28 @@ from srmir_lib.taxonomy import full_name, ordered
 @dataclass(frozen=True)
 class ChatData:
     """`demonstrations` and `pairs` as 01 saves them; `yields`, by category: how many prompts were asked about, how
-    many drafts were valid and how many of those refuse; `left_out`, why the other texts were left out, counted."""
+    many drafts were valid and how many of those refuse; `left_out`: reason -> texts that were left out for it, of a
+    harmless prompt without a whole answer its longest."""
 
     demonstrations: list[dict]
     pairs: list[dict]
     yields: dict[str, dict[str, int]]
-    left_out: dict[str, int]
+    left_out: dict[str, list[str]]
 
     def examples(self) -> str:
-        """The first refusal of each category with its prompt and draft, masked as all real text is."""
+        """Good: the first refusal of each category with its prompt and draft; bad: the first text that was left out for
+        each reason, and how many were; masked as all real text is."""
         found = {}
         for row in self.demonstrations:
             if row["refuses"]:
                 found.setdefault(
                     row["category"], [redact(text_of(row[of])) for of in ("prompt", "draft", "completion")]
                 )
-        told = (
+        good = [
             "{}\n  x      {}\n  draft  {}\n  y      {}".format(full_name(name), *texts) for name, texts in found.items()
-        )
-        return "\n".join(told)
+        ]
+        bad = [f"  {len(texts):4d} x {reason}\n         {redact(texts[0])}" for reason, texts in self.left_out.items()]
+        return "\n".join([*good, "left out", *(bad or ["  none"])])
 
 
 def chat_data(
@@ -66,16 +68,16 @@ def chat_data(
     """
     ask = {**asking, "category_words": {}, "refuse_words": [], "seed": seed}
     if borrowed is None:
-        read, reasons = introspect(trunk, harmful, **ask, progress=progress)
+        read, left_out = introspect(trunk, harmful, **ask, progress=progress)
     else:
-        harmful, reasons = borrowed, Counter()
+        harmful, left_out = borrowed, {}
         read = [{**row, "draft": "", "refuses": True} for row in borrowed]
     refusing = [row for row in read if row["refuses"]]
     names = ordered(row["category"] for row in harmful)
     found = {name: [row for row in refusing if row["category"] == name] for name in names}
     empty = [name for name, rows in found.items() if not rows]
     if every_category and empty:
-        why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "all drafts were valid"
+        why = ", ".join(f"{reason}: {n}" for reason, n in counted(left_out).items()) or "all drafts were valid"
         raise InputError(f"introspection: not one refusal with a valid draft about {', '.join(empty)}; {why}")
     demonstrations = [row for rows in found.values() for row in rows[:per_group]]
     plainly = {"max_new_tokens": max_new_tokens, "progress": progress}
@@ -88,7 +90,7 @@ def chat_data(
     for row, texts in zip(asked, answers, strict=True):
         said, contrary = own_answer(texts), against.get(text_of(row["prompt"]))
         if said is None:
-            reasons["no whole answer to a harmless prompt"] += 1
+            left_out.setdefault("no whole answer to a harmless prompt", []).append(max(texts, key=len))
             continue
         helping.append({**row, "completion": assistant_message(said), "draft": "", "refuses": False})
         refused.append([text_of(contrary["completion"])] if contrary else [])
@@ -102,7 +104,7 @@ def chat_data(
         }
         for name in names
     }
-    return ChatData(demonstrations, pairs, yields, dict(reasons))
+    return ChatData(demonstrations, pairs, yields, left_out)
 
 
 def own_answer(texts: Sequence[str]) -> str | None:

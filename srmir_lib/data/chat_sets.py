@@ -10,6 +10,7 @@ from srmir_lib.data import labelled_files
 from srmir_lib.data.chat_data import ChatData, chat_data
 from srmir_lib.data.chat_prompts import chat_prompts
 from srmir_lib.data.harm_classifier import harm_answers
+from srmir_lib.data.introspection import counted
 from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, out_of_domain, preferred_answers
 from srmir_lib.data.pairs import split_tables
 from srmir_lib.data.public_files import all_words
@@ -66,7 +67,11 @@ def chat_sets(
     }
     folders["preferences"]["test"] = preferred_answers(labelled, "test")
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
-    numbers = {"router": router_accuracy(router, harmful), "left_out": made["train"].left_out, "repeats": repeats}
+    numbers = {
+        "router": router_accuracy(router, harmful),
+        "left_out": counted(made["train"].left_out),
+        "repeats": repeats,
+    }
     return folders, router, numbers, made["train"]
 
 

@@ -101,22 +101,23 @@ def agree(
     refuse_words: Sequence[str],
     needed: int,
     max_words: int = 5,
-) -> tuple[Introspection | None, list[str]]:
-    """The introspection that at least `needed` of the sampled `texts` share (or None), and why texts are invalid."""
-    readings, reasons = [], []
+) -> tuple[Introspection | None, dict[str, list[str]]]:
+    """The introspection that at least `needed` of the sampled `texts` share (or None); and reason -> the texts that are
+    invalid for it, of texts that disagree the first."""
+    readings, bad = [], {}
     for text in texts:
         try:
             draft = parse_draft(text, max_words)
             readings.append((read_draft(draft, category_words, refuse_words), text, draft.answer))
         except ValueError as error:
-            reasons.append(str(error).split(":")[0])
+            bad.setdefault(str(error).split(":")[0], []).append(text)
     if not readings:
-        return None, reasons
+        return None, bad
     (category, refuses), votes = Counter(reading for reading, _, _ in readings).most_common(1)[0]
     if votes < needed:
-        return None, [*reasons, "samples disagree"]
+        return None, bad | {"samples disagree": [readings[0][1]]}
     text, answer = next((text, answer) for reading, text, answer in readings if reading == (category, refuses))
-    return Introspection(category, refuses, text.partition("####")[0].strip(), answer), reasons
+    return Introspection(category, refuses, text.partition("####")[0].strip(), answer), bad
 
 
 def introspect(
@@ -133,8 +134,8 @@ def introspect(
     examples: Sequence[Sequence[str]] = (),
     seed: int = 0,
     progress: str | None = None,
-) -> tuple[list[dict], Counter]:
-    """Ask the model up to `samples` times about each prompt: rows that agree, and counts of what was left out.
+) -> tuple[list[dict], dict[str, list[str]]]:
+    """Ask the model up to `samples` times about each prompt: rows that agree; and reason -> the texts left out for it.
 
     Every prompt is asked `needed` times; only where those samples do not agree, the rest of the `samples` is asked. A
     row keeps all columns of its prompt; `category` becomes the introspected one, if drafts name any, and `refuses`,
@@ -157,19 +158,23 @@ def introspect(
             texts[i].append(text)
         open_rows = [i for i in open_rows if agree(texts[i], **read)[0] is None]
         seed += 1
-    rows, left_out = [], Counter()
+    rows, left_out = [], {}
     for row, drafts in zip(prompts, texts, strict=True):
-        found, reasons = agree(drafts, **read)
-        left_out.update(reasons)
+        found, bad = agree(drafts, **read)
+        for reason, said in bad.items():
+            left_out.setdefault(reason, []).extend(said)
         if found:
             said = {"category": found.category or row["category"], "refuses": found.refuses, "draft": found.draft}
             completion = {"completion": assistant_message(found.answer), "collected_category": row["category"]}
             rows.append({**row, **said, **completion})
     if not rows:
-        raise InputError(
-            f"introspection: not one valid draft in {sum(map(len, texts))} texts ({dict(left_out.most_common(3))})"
-        )
+        raise InputError(f"introspection: not one valid draft in {sum(map(len, texts))} texts ({counted(left_out)})")
     return rows, left_out
+
+
+def counted(left_out: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """How many texts were left out for each reason, the most frequent first."""
+    return dict(Counter({reason: len(texts) for reason, texts in left_out.items()}).most_common())
 
 
 def verdict_accuracy(rows: Sequence[Mapping]) -> dict[str, float]:
