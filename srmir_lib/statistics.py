@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from scipy.stats import rankdata, spearmanr, t
+from scipy.stats import nct, rankdata, spearmanr, t
 
 from srmir_lib.errors import InputError
 
@@ -50,6 +50,15 @@ def paired_t_interval(treatment, control=0.0, confidence: float = 0.95) -> Inter
         raise InputError(f"paired_t_interval: needs at least two seeds, got {len(difference)}")
     half = t.ppf((1 + confidence) / 2, len(difference) - 1) * difference.std(ddof=1) / len(difference) ** 0.5
     return Interval(float(difference.mean()), float(difference.mean() - half), float(difference.mean() + half))
+
+
+def power(count: int, standard_errors: float = 2.8) -> float:
+    """How often the 95 % t interval of `count` numbers lies above zero, if their true mean lies so many standard errors
+    above it, by the noncentral t (Johnson & Welch 1940). Fewer than two numbers have no interval: an `InputError`.
+    """
+    if count < 2:
+        raise InputError(f"power: {count} numbers have no interval; give two or more")
+    return float(nct.sf(t.ppf(0.975, count - 1), count - 1, standard_errors))
 
 
 def upper_tail(values: Sequence[float], bound: float = 0.0) -> float:

@@ -19,7 +19,7 @@ from srmir_lib.evaluation import measures
 from srmir_lib.evaluation.comparison import learned_policies
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer
-from srmir_lib.statistics import bootstrap_interval, holm, paired_t_interval, slope, upper_tail
+from srmir_lib.statistics import bootstrap_interval, holm, paired_t_interval, power, slope, upper_tail
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -139,6 +139,16 @@ def test_paired_t_interval_by_the_table():
     assert paired_t_interval([2, 4, 6], [1, 2, 3]) == pytest.approx((2.0, -0.4842, 4.4842), abs=1e-3)
     with pytest.raises(InputError, match="two seeds"):
         paired_t_interval([1], [0])
+
+
+def test_power_by_the_normal_and_by_drawing():
+    assert power(100_000) == pytest.approx(0.7995, abs=1e-3), "P(Z > 1.96 - 2.8)"
+    draws = np.random.default_rng(0).normal(2.8 / math.sqrt(5), 1, (40_000, 5))
+    low = draws.mean(1) - 2.7764 * draws.std(1, ddof=1) / math.sqrt(5)
+    assert power(5) == pytest.approx((low > 0).mean(), abs=0.01)
+    assert power(10, 0.0) == pytest.approx(0.025)
+    with pytest.raises(InputError, match="power: 1 numbers"):
+        power(1)
 
 
 def test_upper_tail_by_the_table():

@@ -208,14 +208,14 @@ def test_rank_correlations_by_hand():
 def test_the_sentence_of_the_hypothesis_turns_round_with_the_numbers():
     moved = {"order by states": 0.5, "KL": 0.05, "p": 0.5}
     stayed = {"order by states": 0.95, "KL": 0.5, "p": 0.01}
-    text = course.about_course({"dpo": moved, "GRPO": stayed}, "GRPO", 0.9, 0.1)
+    text = course.about_course({"dpo": moved, "GRPO": stayed}, ["GRPO"], 0.9, 0.1)
     assert (
         "under: dpo. New samples are told from the pool (p at most .05) under: GRPO. Of the orders that moved, that of "
-        "dpo did more for a nat of KL than that of GRPO"
+        "dpo did more for a nat of KL than under GRPO, on its own samples"
         in text
         and "holds here" in text
     )
-    text = course.about_course({"dpo": stayed, "GRPO": moved}, "GRPO", 0.9, 0.1)
+    text = course.about_course({"dpo": stayed, "GRPO": moved}, ["GRPO"], 0.9, 0.1)
     assert (
         "under: GRPO. New samples" in text
         and "Of the orders that moved, that of none did" in text
@@ -240,10 +240,11 @@ def test_multiply_adds_by_hand():
 
 def test_cost_rows_by_hand():
     seconds = {"sampling": [6.0, 60.0], "scoring": [2.0, 20.0], "reading": [1.0, 10.0], "kept": [0.01, 0.1]}
-    work = {"sampling": 60.0, "scoring": 20.0, "reading": 20.0, "kept": 0.1}
+    seconds["learning"] = [0.5, 5.0]
+    work = {"sampling": 60.0, "scoring": 20.0, "reading": 20.0, "kept": 0.1, "learning": 15.0}
     rows = cost.cost_rows(seconds, work, rounds=3)
-    assert [rows[name]["seconds"] for name in cost.ROWS] == pytest.approx([8.0, 800.0, 8 / 3])
-    assert [rows[name]["FLOPs"] for name in cost.ROWS] == pytest.approx([4.0, 800.0, 80 / (20 + 20)])
+    assert [rows[name]["seconds"] for name in cost.ROWS] == pytest.approx([8.0, 800.0, 8 / (2 + 1 + 1 / 3)])
+    assert [rows[name]["FLOPs"] for name in cost.ROWS] == pytest.approx([4.0, 800.0, 80 / (20 + 20 + 10)])
     assert all("start's" in rows[name]["states"] for name in rows if name.endswith("kept"))
     assert "reached by: only if states are kept, and then they are not" in cost.about_cost(rows)
     rows["rerank_vs_sampling_kept"] |= {"seconds": 299.0, "FLOPs": 299.0}

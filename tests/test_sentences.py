@@ -189,12 +189,14 @@ def test_what_is_expected_of_an_objective_is_expected_of_its_loss_alone():
 
 
 def test_how_far_weights_go_and_whether_they_follow_difficulty():
-    text = sentences.about_hardness({"data": 0.35, "model": -0.04, "both": -0.4}, 50, 0.9, 1.12, near=0.2)
+    follows = {"data": 0.35, "model": -0.5, "both": -0.4}
+    text = sentences.about_hardness(follows, {"data": 50, "model": 5, "both": 50}, 0.9, 1.12, near=0.2)
     assert text == (
-        "From 0.900 to 1.120: within 0.2 of 1, as expected. Rank correlation with difficulty (chance: up to 0.28): "
-        "data +0.350, as expected; model -0.040, not told from chance; both -0.400, not as expected."
+        "From 0.900 to 1.120: within 0.2 of 1, as expected. Rank correlation with difficulty: data +0.350 (chance: up "
+        "to 0.28), as expected; model -0.500 (chance: up to 0.98), not told from chance; both -0.400 (chance: up to "
+        "0.28), not as expected."
     )
-    assert "not all within 0.1 of 1, not as expected" in sentences.about_hardness({}, 50, 0.95, 1.12, near=0.1)
+    assert "not all within 0.1 of 1, not as expected" in sentences.about_hardness({}, {}, 0.95, 1.12, near=0.1)
 
 
 def test_weights_over_training():

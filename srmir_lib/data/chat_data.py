@@ -1,8 +1,8 @@
 """What a real chat model makes of real prompts: demonstrations by introspection, and pairs. No answer has a label here.
 
-Asked why it would refuse, a chat model refuses nearly whatever it is asked about, for the question presumes it (SRMIR;
-Cheng & Cao 2025). So harmful prompts are demonstrated by what it says when it is asked why, harmless ones by what it
-says when it is not; and of each the other is the rejected answer.
+The question why it would refuse presumes a refusal, whatever it is about (SRMIR; Cheng & Cao 2025). So harmful prompts
+are demonstrated by the refusals that follow it, harmless ones by what the model says when it is not asked; and of each
+the other is the rejected answer.
 """
 
 from collections.abc import Mapping, Sequence

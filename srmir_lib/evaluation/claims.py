@@ -42,8 +42,8 @@ class Claim(BaseModel):
     ("trend"). It should lie `above` a bound, `below` one, or `within` plus or minus one; `smallest` is the least
     distance beyond the bound that counts. Several controls, or a `*` in one, are rivals: the strongest of a town
     counts. `worlds`: the presets that decide it; none named: those that the reader asks about. `headline`: its verdict
-    is corrected for those of the other headlines of its `family`. `resolves`: the effect that its towns show in four
-    studies of five, by the spread between development towns.
+    is corrected for those of the other headlines of its `family`. `resolves`: 2.8 standard errors of its towns, by the
+    spread between development towns (`statistics.power` says how often towns show it).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

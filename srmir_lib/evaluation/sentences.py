@@ -223,21 +223,20 @@ def about_length(paid: Mapping[str, Mapping[str, float]], within: float) -> str:
 SPEAKS = {"for": "for the claim", "against": "against the claim", "open": "for neither side"}
 
 
-def about_hardness(follows: Mapping[str, float], count: int, lowest: float, highest: float, near: float) -> str:
+def about_hardness(
+    follows: Mapping[str, float], apart: Mapping[str, int], lowest: float, highest: float, near: float
+) -> str:
     """Whether scales (from `lowest` to `highest`) stay within `near` of 1, and whether they are larger where prompts
-    are harder; `follows`: what scales -> its rank correlation with difficulty over `count` prompts, which has to lie
-    outside of what chance gives nineteen times of twenty. Both were expected."""
+    are harder; `follows`: what scales -> its rank correlation with difficulty, which has to lie outside of what chance
+    gives nineteen times of twenty for as many independent values as `apart` says. Both were expected."""
     held = max(highest - 1, 1 - lowest) <= near
     within = f"{'within' if held else 'not all within'} {near} of 1, {'as' if held else 'not as'} expected"
-    chance = 1.96 / (count - 1) ** 0.5
     said = []
     for name, of in follows.items():
+        chance = 1.96 / (apart[name] - 1) ** 0.5
         told = "as expected" if of > chance else "not told from chance" if of >= -chance else "not as expected"
-        said.append(f"{name} {signed(of)}, {told}")
-    return (
-        f"From {lowest:.3f} to {highest:.3f}: {within}. Rank correlation with difficulty (chance: up to {chance:.2f}): "
-        f"{'; '.join(said)}."
-    )
+        said.append(f"{name} {signed(of)} (chance: up to {chance:.2f}), {told}")
+    return f"From {lowest:.3f} to {highest:.3f}: {within}. Rank correlation with difficulty: {'; '.join(said)}."
 
 
 def about_scaling(ends: Mapping[str, tuple[float, float]]) -> str:

@@ -84,11 +84,13 @@ class Growth(Settings):
 class CostTraining(Settings):
     """How reward models are trained, with either design."""
 
-    shared_budgets: list[Count] = told(
-        "updates a shared set is trained with; the last is notebook 02's default; none: no training", [60, 120, 240]
-    )
+    shared_budgets: list[Count] = told("updates a shared set is trained with; none: no training", [60, 120, 240])
     separate_budgets: list[Count] = told("the same for seven LoRA models", [60, 120, 240])
-    tolerance: float = told("a budget is enough when its validation accuracy is this near to the best", 0.005, ge=0)
+    tolerance: float = told(
+        "a budget is enough when its validation accuracy is this near to the lower of the two designs' best",
+        0.005,
+        ge=0,
+    )
     batch_size: int = told("preference pairs of an update, as in 02", 8, gt=0)
     learning_rate: float = told("of a shared set", 6.0e-3, gt=0)
     separate_learning_rate: float = told("of seven LoRA models", 4.0e-3, gt=0)

@@ -29,7 +29,9 @@ class Adapter(Settings):
 
     learning_rate: float = told("of the adapter, at the first update", 1.5e-3, gt=0)
     lr_scheduler: Literal["linear", "cosine", "constant"] = told("how it falls over the run", "linear")
-    micro_batch: int = told("sequences in one forward pass; changes memory, not the result", 80, gt=0)
+    micro_batch: int = told(
+        "sequences in one forward pass; changes memory, not the result (but for A2's `rerank_batch`)", 80, gt=0
+    )
     lora_r: int = told("rank of the adapter", 16, gt=0)
     lora_alpha: int = told("the adapter is scaled by lora_alpha / lora_r", 32, gt=0)
     gradient_checkpointing: bool = told("less memory, more time", False)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from datasets import Dataset
 
+from srmir_lib.data.margins import distinct_texts
 from srmir_lib.evaluation.sentences import joined
 from srmir_lib.policies.callbacks import answer_ids
 from srmir_lib.policies.groups import pay_groups, sample_groups
@@ -24,7 +25,8 @@ CLAIMED = 300.0
 ROWS = {
     "rerank_vs_sampling_cold": "the present policy's, read for this once",
     "rerank_vs_sampling_kept": "the start's, kept: of a policy that was trained since, they are out of date",
-    "rerank_vs_sampling_amortised": "the present policy's, read in every round; sampling the pool is counted once",
+    "rerank_vs_sampling_amortised": "the present policy's, read in every round, from the second on those of the "
+    "labelled pairs too; sampling the pool is counted once",
 }
 """Row of metrics.json -> whose states are read."""
 
@@ -66,15 +68,16 @@ def cost_rows(
     quartiles over the rounds of the race) and in multiply-adds, and whose states are read.
 
     `seconds` (name -> rounds of `race`) and `work` of: sampling, scoring (both of one round's answers), reading (their
-    states by the present policy, and read-outs), kept (read-outs alone). `rounds`: of a training, for the row
-    amortised: so many times sampling and scoring, against sampling once and reading so often.
+    states by the present policy, and read-outs), kept (read-outs alone), learning (the states of labelled pairs, from
+    which read-outs learn on). `rounds`: of a training, for the row amortised: so many times sampling and scoring,
+    against sampling once, reading so often and learning on once less.
     """
     online = [drawn + scored for drawn, scored in zip(seconds["sampling"], seconds["scoring"], strict=True)]
-    both = zip(seconds["sampling"], seconds["reading"], strict=True)
-    once = [(drawn + rounds * read) / rounds for drawn, read in both]
+    parts = zip(seconds["sampling"], seconds["reading"], seconds["learning"], strict=True)
+    once = [(drawn + rounds * read + (rounds - 1) * learned) / rounds for drawn, read, learned in parts]
     timed = {"cold": seconds["reading"], "kept": seconds["kept"], "amortised": once}
     counted = {"cold": work["reading"], "kept": work["kept"]}
-    counted["amortised"] = (work["sampling"] + rounds * work["reading"]) / rounds
+    counted["amortised"] = work["reading"] + (work["sampling"] + (rounds - 1) * work["learning"]) / rounds
     rows = {}
     for name, states in ROWS.items():
         kind, value = name.rpartition("_")[2], ratio(online, timed[name.rpartition("_")[2]])
@@ -84,14 +87,24 @@ def cost_rows(
 
 
 def measure(
-    policy, tokenizer, pool: Dataset, reward: RewardFunction, readouts: ReadOuts, rounds: int, **sampling
+    policy,
+    tokenizer,
+    pool: Dataset,
+    labelled: Dataset,
+    reward: RewardFunction,
+    readouts: ReadOuts,
+    rounds: int,
+    **sampling,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds (name -> `rounds` of `race`) and multiply-adds of one round on the same `pool`, by the names that
     `cost_rows` knows: sampling as many answers from the `policy` again, scoring them by a routed `reward` of probes on
-    a trunk, reading the pool by the policy's own states, and the read-outs alone on states that were kept."""
+    a trunk, reading the pool by the policy's own states, the read-outs alone on states that were kept, and reading the
+    answers of `labelled` pairs, each once, from which they learn on; that learning itself is not counted."""
     size, shape, model = len(pool[0]["responses"]), shape_of(policy.config), policy.get_base_model()
     asked, said = answer_ids(policy, tokenizer, *flat(pool))
     lengths = list(map(len, asked)), list(map(len, said))
+    texts = distinct_texts(labelled["prompt"], labelled["chosen"], labelled["rejected"])[:2]
+    of_pairs = [list(map(len, ids)) for ids in answer_ids(policy, tokenizer, *texts)]
     states = readouts.read(model, tokenizer, *flat(pool))
     probes, columns = reward.models.scorer.probes, {"prompt": pool["prompt"][:]}
     runners = {
@@ -99,6 +112,7 @@ def measure(
         "scoring": lambda: pay_groups(reward, columns, pool["responses"]),
         "reading": lambda: pool_scores(model, tokenizer, pool, readouts),
         "kept": lambda: readouts.score(states),
+        "learning": lambda: readouts.read(model, tokenizer, *texts),
     }
     read_out = readout_work(shape, len(readouts.layers), len(states))
     work = {
@@ -106,6 +120,7 @@ def measure(
         "scoring": scoring_work(shape, *lengths, size, probes.width, probes.settings.rank),
         "reading": reading_work(shape, *lengths) + read_out,
         "kept": read_out,
+        "learning": reading_work(shape, *of_pairs),
     }
     return race(runners, rounds, str(policy.device)), work
 

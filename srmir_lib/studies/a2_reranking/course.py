@@ -105,23 +105,25 @@ def course_figure(lines: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]
     return figure
 
 
-def about_course(last: Mapping[str, Mapping[str, float]], on_policy: str, moved: float, near: float) -> str:
+def about_course(last: Mapping[str, Mapping[str, float]], on_policy: Sequence[str], moved: float, near: float) -> str:
     """Whether the order moved while the distribution stayed, by policy at its end (rows of `follow`).
 
     The order by states moved where its rank correlation is below `moved`, the distribution stayed where KL is below
-    `near`; a two-sample test that tells new samples from the pool (p at most .05) is said beside. The policy
-    `on_policy` is what the others are held against: whose order moved, and more per nat of KL?
+    `near`; a two-sample test that tells new samples from the pool (p at most .05) is said beside. The policies
+    `on_policy`, which train on their own samples, are what the others are held against: did both happen under all
+    others and under none of these, and whose order moved, and more per nat of KL than under any of these?
     """
     both = [name for name, row in last.items() if row["order by states"] < moved and row["KL"] < near]
     said = [f"{name} {row['order by states']:.2f} at KL {row['KL']:.3f}" for name, row in last.items()]
     pace = {name: (1 - row["order by states"]) / max(row["KL"], 1e-6) for name, row in last.items()}
-    faster = [name for name, row in last.items() if row["order by states"] < moved and pace[name] > pace[on_policy]]
+    most = max(pace[name] for name in on_policy)
+    faster = [name for name, row in last.items() if row["order by states"] < moved and pace[name] > most]
     told = [name for name, row in last.items() if row["p"] <= 0.05]
-    holds = "holds" if {*both} == {*last} - {on_policy} else "does not hold"
+    holds = "holds" if {*both} == {*last} - {*on_policy} else "does not hold"
     return (
         f"Order kept (1: all of it): {'; '.join(said)}. The order moved (below {moved}) while the distribution stayed "
         f"(KL below {near}) under: {joined(both)}. New samples are told from the pool (p at most .05) under: "
-        f"{joined(told)}. Of the orders that moved, that of {joined(faster)} did more for a nat of KL than that of "
-        f"{on_policy}, which trains on its own samples. The hypothesis, that off-policy, and only there, an order "
+        f"{joined(told)}. Of the orders that moved, that of {joined(faster)} did more for a nat of KL than under "
+        f"{joined(on_policy)}, on its own samples. The hypothesis, that off-policy, and only there, an order "
         f"moves while the distribution stays, {holds} here."
     )
