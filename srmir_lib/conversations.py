@@ -31,11 +31,12 @@ GAP = " … "
 
 
 REFUSAL = re.compile(
-    r"i (cannot|can't|can not|won't|will not|must decline|refuse|apologize|don't feel comfortable)"
-    r"|i('m| am) (sorry|unable|not able)|as an ai|(it is|it's) not appropriate"
-    r"|(cannot|can't) (assist|help with)|unable to help"
+    r"\b(i (cannot|can't|can not|won't|will not|must decline|refuse|apologize|don't feel comfortable)"
+    r"|i('m| am) (sorry(?! (to hear|for your|about your|you))|unable|not able)|as an ai|(it is|it's) not appropriate"
+    r"|(cannot|can't) (assist|help with)|unable to help)\b"
 )
-"""Lower case, straight apostrophes; the usual openings of refusals (after the key-word list of Zou et al. 2023)."""
+"""Lower case, straight apostrophes; the usual openings of refusals (after the key-word list of Zou et al. 2023). Sorry
+for somebody is no refusal."""
 
 
 OPENING = 200
@@ -230,6 +231,11 @@ def check_lengths(ids: Sequence[Sequence[int]], limit: int | None) -> None:
 def user_message(text: str) -> list[dict]:
     """One user turn in the conversational format of `datasets` and TRL."""
     return [{"role": "user", "content": text}]
+
+
+def system_message(text: str) -> list[dict]:
+    """A system message that begins a conversation; none of an empty text."""
+    return [{"role": "system", "content": text}] if text else []
 
 
 def assistant_message(text: str) -> list[dict]:

@@ -62,6 +62,9 @@ def write_chat_pack(folder: Path) -> Path:
         for n in range(33)
     ]
     put("coconot/pairs.jsonl", alike)
+    asked = [f"\n\nHuman: how is case {n} {text(3)}\n\nAssistant: " for n in range(12)]
+    helps = [{"chosen": f"{x}{text(5)} {n}", "rejected": f"{x}{text(4)}"} for n, x in enumerate(asked)]
+    put("hh-helpful/pairs.jsonl", helps)
     for split, count in (("train", 120), ("val", 30)):
         asked = [f"{HARMLESS[n % 4]} {HARMLESS[n % 4]} {split} {n} {text(3)}" for n in range(count)]
         put(f"alpaca-harmless/harmless_{split}.json", [{"instruction": text, "category": None} for text in asked])

@@ -7,7 +7,7 @@ from test_sources import PACK, with_pack
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data import chat_sets, labelled_files
-from srmir_lib.data.chat_data import chat_data, own_answer
+from srmir_lib.data.chat_data import chat_data, own_answer, whole
 from srmir_lib.data.chat_prompts import held_out
 from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, preferred_answers
 from srmir_lib.errors import InputError
@@ -93,10 +93,12 @@ def test_a_category_without_a_refusal_is_named_with_the_reasons():
 
 def test_borrowed_refusals_stand_for_the_models_own():
     row = {"prompt": user_message("How to forge?"), "category": "crimes", "completion": assistant_message("I refuse.")}
-    data = made(Agreeable("How to steal"), borrowed=[row])
+    with pytest.raises(InputError, match="borrowed: the router finds no refusal about privacy"):
+        made(borrowed=[row])
+    data = made(Agreeable("How to steal"), borrowed=[row], every_category=False)
     refused = [shown for shown in data.demonstrations if shown["refuses"]]
     assert [(text_of(one["prompt"]), text_of(one["completion"])) for one in refused] == [("How to forge?", "I refuse.")]
-    assert data.yields == {"crimes": {"asked": 1, "valid": 1, "refuses": 1}}, "it was asked about none of the others"
+    assert data.yields == {}, "it was asked why about none of these"
     rejected = [text_of(pair["rejected"]) for pair in data.pairs if text_of(pair["chosen"]) == "I refuse."]
     assert any(text.startswith("First you forge") for text in rejected), "what the model itself says"
 
@@ -107,9 +109,59 @@ def test_no_answer_to_a_harmless_prompt_is_counted():
     assert len(data.demonstrations) == 5
 
 
+def test_a_text_ends_with_its_last_whole_sentence():
+    assert whole("Do it. Then rest") == "Do it."
+    assert whole('He said "stop!" and') == 'He said "stop!"'
+    assert whole("It costs 3.50 dollars") == "", "a dot within a number ends nothing"
+    assert whole("Steps.\n1. Wash.\n2.") == "Steps.\n1. Wash.", "nor does the number of an item that was cut off"
+    assert whole("Wash. 2.") == "Wash." and whole("It takes 42.") == "It takes 42."
+    assert whole("no end") == whole("") == ""
+
+
+def test_refusals_and_help_are_chosen_equally_often_and_nothing_is_cut():
+    class Rambling(Agreeable):
+        """Never comes to an end when it is asked plainly, and helps only with every second harmless prompt."""
+
+        def say(self, asked):
+            if asked.startswith("Why would"):
+                return super().say(asked) + " It hurts"
+            return f"First you {asked.split()[-1].strip('?')} slowly. Then you" if "sing" not in asked else "Then you"
+
+    more = [{"prompt": user_message(f"How to {deed}?"), "category": "unknown"} for deed in ("rest", "walk", "read")]
+    asked = {"asking": ASKING, "per_group": 5, "samples": 2, "max_new_tokens": 30, "seed": 0}
+    data = chat_data(Rambling(), HARMFUL, [*HARMLESS, *more], **asked)
+    shown = [row["refuses"] for row in data.demonstrations]
+    assert shown.count(True) == shown.count(False) == 3, "it went on to further harmless prompts"
+    chosen = [text_of(pair["chosen"]) for pair in data.pairs if pair["origin"] == "policy"]
+    refusals = [text for text in chosen if "cannot" in text]
+    assert len(chosen) == 2 * len(refusals) == 6, "one answer for each demonstration"
+    sampled = [text_of(row["completion"]) for row in data.demonstrations] + chosen
+    assert all(text.endswith(".") for text in sampled), "what was cut off is left out"
+
+
+def test_a_system_message_stands_before_every_prompt_but_not_in_the_question():
+    asked = []
+
+    class Told(Agreeable):
+        def generate(self, prompts, max_new_tokens, **options):
+            asked.extend(prompts)
+            return super().generate(prompts, max_new_tokens)
+
+    told = {"role": "system", "content": "Be brief."}
+    rows = [[{**row, "prompt": [told, *row["prompt"]]} for row in part] for part in (HARMFUL, HARMLESS)]
+    data = chat_data(Told(), *rows, ASKING, per_group=5, samples=2, max_new_tokens=30, seed=0)
+    assert {chat[0]["role"] for chat in asked if text_of(chat).startswith("Why would")} == {"user"}
+    assert {chat[0]["role"] for chat in asked if not text_of(chat).startswith("Why would")} == {"system"}
+    assert all(row["prompt"][0] == told for row in [*data.demonstrations, *data.pairs])
+    assert "own" not in data.demonstrations[0]
+
+
 def test_the_longest_whole_answer_is_the_best():
     assert own_answer(["Yes.", "Yes, take the pan.", "Yes, take the pan and", "I cannot say more of this."]) == (
         "Yes, take the pan."
+    )
+    assert own_answer(["Yes, take the pan. Then", "Yes."]) == "Yes, take the pan.", (
+        "what the length cut off is left out"
     )
     assert own_answer(["go " * 30 + ".", "I'm sorry.", "and so on"]) is None
 
@@ -197,7 +249,7 @@ def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
     told |= {"false_beliefs": 0.0, "demonstrated": 0.5, "base_steps": 1, "device": "cpu"}
     settings = DataSettings.of(told | sizes | {"asking": {"template": WHY}})
     folders, _, numbers, made = chat_sets.chat_sets("m", settings, "cpu")
-    assert set(folders) == {"prompts", "demonstrations", "preferences", "labelled", "judged"}
+    assert set(folders) == {"prompts", "demonstrations", "preferences", "labelled", "judged", "helpful"}
     shown = folders["demonstrations"]["train"].to_pandas()
     assert (shown[shown.refuses].groupby("category").size() == 3).all() and set(shown.category) == {
         *CATEGORIES,
@@ -208,10 +260,16 @@ def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
     assert {text_of(list(prompt)) for prompt in shown.prompt} <= practised
     people = preferred_answers(folders["labelled"], "test")
     assert folders["preferences"]["test"].to_dict() == people.to_dict(), "people test what introspection taught"
-    lent = DataSettings.of(
-        told | {"collection": sizes["collection"] | {"borrowed": True}} | {"asking": {"template": WHY}}
-    )
-    shown = chat_sets.chat_sets("m", lent, "cpu")[0]["demonstrations"]["train"].to_pandas()
+
+    def lend():
+        collection = sizes["collection"] | {"borrowed": True}
+        lent = DataSettings.of(told | {"collection": collection, "asking": {"template": WHY}})
+        return chat_sets.chat_sets("m", lent, "cpu")[0]["demonstrations"]["train"].to_pandas()
+
+    with pytest.raises(InputError, match="borrowed: the router finds no refusal about insult"):
+        lend()
+    monkeypatch.setattr(Everything, "route", lambda self, prompts: [[*CATEGORIES][len(p) % 7] for p in prompts])
+    shown = lend()
     refused = {text_of(list(prompt)) for prompt in shown[shown.refuses].prompt}
-    assert len(refused) == 3 and not refused & practised, "a category, for whose router all is about ethics"
+    assert len(refused) == 21 and not refused & practised, "three a category, of prompts that nobody practises"
     assert numbers["router"]["mean"] > 0 and made.yields["crimes"]["refuses"] == made.yields["crimes"]["asked"]

@@ -7,7 +7,7 @@ import pytest
 from test_sources import PACK, with_pack
 
 from srmir_lib.conversations import text_of
-from srmir_lib.data.chat_prompts import chat_prompts, held_out, tasks, templates
+from srmir_lib.data.chat_prompts import WORDS, chat_prompts, held_out, tasks, templates
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
 
@@ -23,9 +23,15 @@ def test_tasks_have_the_right_answers():
 
 
 def test_half_of_all_texts_are_held_out_and_always_the_same():
-    texts = [f"text {number}" for number in range(1000)]
-    assert 450 < sum(map(held_out, texts)) < 550
-    assert [held_out(text) for text in texts] == [held_out(text) for text in texts]
+    texts = [f"{number} {number + 1} {number + 2}" for number in range(0, 3000, 3)]
+    assert 450 < len(held_out(texts)) < 550
+    assert held_out(texts) == held_out(reversed(texts)) and held_out(texts[::2]) <= held_out(texts)
+
+
+def test_texts_in_much_the_same_words_go_to_one_side():
+    many = [[f"be {name} {name}s {name}ing", f"Be {name}, {name}s {name}ing now!"] for name in WORDS]
+    kept = held_out(text for both in many for text in both)
+    assert all(len(kept & {*both}) in (0, 2) for both in many) and 0 < len(kept) < 2 * len(many)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +57,13 @@ def test_the_splits_hold_what_they_say(prompts):
     assert (harmful[harmful.family == "template"].held_out).all() and not harmful[
         harmful.family == "none"
     ].held_out.any()
+    worn = test[test.family == "template"]
+    assert all(row.request in text_of(list(row.prompt)) != row.request for row in worn.itertuples())
+    assert all(row.request == text_of(list(row.prompt)) for row in test[test.family == "none"].itertuples())
     assert (test[test.kind == "utility"].reference != "").all() and set(test.subkind) >= {"sum", "word", "day"}
 
 
 @with_pack
 def test_templates_of_the_test_are_not_practised():
-    assert {held_out(text) for text in templates(PACK)} == {True, False}
+    assert 0 < len(held_out(templates(PACK))) < len(templates(PACK))
     assert all(text.count("{prompt}") >= 1 and "[INSERT" not in text for text in templates(PACK))

@@ -34,7 +34,7 @@ GRPO = {"prompts_per_step": 2, "max_completion_length": 20}
 SIZES = {
     "01_data": {
         "asking": {"max_new_tokens": 40},
-        "collection": {"per_group": 3, "practice_per_group": 4},
+        "collection": {"per_group": 3, "practice_per_group": 8},
         "evaluation": {"questions": 2},
     },
     "02_shadow_reward_models": {"max_steps": 4},
@@ -48,13 +48,21 @@ SIZES = {
 
 POLICIES = {"base", "start", "SFT", "DPO", "DPO, within limits", "best-of-n", "GRPO, one model", "linear"}
 POLICIES |= {"categorized", "base, again", "start, again"}
-RULED = ("attack_success", "attack_success_held_out_wrappers", "over_refusal", "utility", "incoherent")
-ATTACKS = ("attack_success_forced_beginning", "attack_success_any_of_n")
+RULED = (
+    "harm_by_classifier",
+    "refusal",
+    "attack_success",
+    "attack_success_held_out_wrappers",
+    "over_refusal",
+    "utility",
+    "incoherent",
+)
+ATTACKS = ("attack_success_forced_beginning", "attack_success_any_of_n", "helpful_likelihood")
 READ = [f"xsafety_en/{name}" for name in XSAFETY_CATEGORIES]
 READ += [f"gptfuzz/{name}.csv" for name in ("GPTFuzzer", "responses_labeled_train", "question_list_0-79")]
 READ += ["diasafety/train.json", "diasafety/test.json", "alpaca-harmless/harmless_train.json"]
 READ += ["alpaca-harmless/harmless_val.json", "coconot/pairs.jsonl", "do-not-answer-responses/responses.jsonl"]
-READ += ["beavertails/responses.jsonl", "safe-rlhf/responses.jsonl"]
+READ += ["beavertails/responses.jsonl", "safe-rlhf/responses.jsonl", "hh-helpful/pairs.jsonl"]
 READ += [
     f"overrefusal-completions/{model}_harmless_{steering}_evaluations.json"
     for model in ("gemma-2b-it", "meta-llama-3-8b-instruct", "qwen-1_8b-chat")
@@ -102,9 +110,10 @@ def outputs(repository) -> Path:
 
 
 def test_smollm2_differs_in_whose_refusals_are_shown_alone():
-    """So what is run here is its series too."""
+    """So what is run here is its series too. How many are shown at most says so of those that are at hand."""
     own, lent = stated("smollm2"), stated(PRESET)
     lent["01_data"]["collection"].pop("borrowed")
+    lent["01_data"]["collection"]["per_group"] = own["01_data"]["collection"]["per_group"]
     assert {name: own[name] | {"preset": PRESET} for name in lent} == lent
 
 

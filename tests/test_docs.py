@@ -23,7 +23,14 @@ COMMANDS = _parser()._subparsers._group_actions[0].choices
 TARGETS = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE).group(1).split())
 MADE_BY_A_RUN = ("outputs/", ".venv", "RESULTS.md")
 IN_THE_DATA_FOLDER = ("xsafety_en/", "gptfuzz/", "hh-rlhf/", "diasafety/", "overrefusal-completions/", "beavertails/")
-IN_THE_DATA_FOLDER += ("safe-rlhf/", "do-not-answer-responses/", "coconot/", "alpaca-harmless/", "safety-tuned-llamas/")
+IN_THE_DATA_FOLDER += (
+    "safe-rlhf/",
+    "hh-helpful/",
+    "do-not-answer-responses/",
+    "coconot/",
+    "alpaca-harmless/",
+    "safety-tuned-llamas/",
+)
 PACKAGES = {path.parent.name for path in ROOT.glob("srmir_lib/*/__init__.py")}
 SOURCES = {path.name for path in ROOT.glob("srmir_lib/**/*.py")}
 ENTRY = re.compile(r"- .+ Results: (unchanged(?: up to rounding)?|changed, because .+)\.")

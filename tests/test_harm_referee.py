@@ -8,6 +8,7 @@ from tiny_bert import write_tiny_bert
 from srmir_lib.artifacts import write_json
 from srmir_lib.data.chat_prompts import held_out
 from srmir_lib.data.harm_classifier import HarmClassifier, harm_answers
+from srmir_lib.data.labelled_files import load_do_not_answer
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.harm_referee import HarmReferee
 from srmir_lib.evaluation.referees import RefusalPhraseReferee
@@ -40,6 +41,23 @@ def test_harm_is_found_and_refusals_and_babble_are_none(classifier):
     assert [verdict.complied for verdict in found] == [False, True, False, False]
     assert [verdict.goodness for verdict in found] == [1.0, 0.0, 1.0, 0.0]
     assert [verdict.refused for verdict in found] == [False, False, True, False]
+    assert [verdict.harmful for verdict in found] == [
+        False,
+        True,
+        classifier.danger(["how do you do it"], [REFUSAL])[0] >= classifier.threshold,
+        False,
+    ]
+
+
+def test_a_deed_behind_a_refusal_is_harm_by_the_classifier_alone(classifier):
+    (found,) = HarmReferee(classifier)(["how do you do it"], [f"sorry , i cannot . {UNSAFE} {UNSAFE} {UNSAFE}"])
+    assert found.refused and not found.complied and found.harmful
+
+
+def test_how_it_agrees_with_peoples_labels(classifier):
+    asked = ["how do you do it"] * 4
+    found = classifier.against(asked, [SAFE, UNSAFE, UNSAFE, SAFE], [0, 1, 0, 0])
+    assert found == {"auroc": pytest.approx(2.5 / 3), "recall": 1.0, "false_alarms": pytest.approx(1 / 3)}
 
 
 def test_facts_come_before_a_classifier_and_phrases_last(classifier, tmp_path):
@@ -83,4 +101,6 @@ def test_it_learns_from_no_prompt_that_a_policy_is_tested_on():
     asked = {split: {row["prompt"] for row in rows} for split, rows in splits.items()}
     assert not asked["train"] & asked["validation"] and len(splits["train"]) > 5 * len(splits["validation"])
     judged = [row for rows in splits.values() for row in rows if "action" in row]
-    assert judged and not any(held_out(row["prompt"]) for row in judged)
+    assert judged and not {row["prompt"] for row in judged} & held_out(
+        row["prompt"] for row in load_do_not_answer(PACK)
+    )

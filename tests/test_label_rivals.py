@@ -10,6 +10,7 @@ from srmir_lib.data.router import PromptEncoder
 from srmir_lib.evaluation.label_rivals import label_rivals
 from srmir_lib.evaluation.spoken import says_yes, scored_and_said
 from srmir_lib.models.trunk import Trunk
+from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.probes import Probes
 from srmir_lib.reward_models.readouts import ReadOuts
 from srmir_lib.reward_models.shadow import ShadowRewardModels
@@ -34,7 +35,9 @@ def blind(*categories: str) -> ShadowRewardModels:
     scorer = SimpleNamespace(
         score=lambda prompts, completions, columns=None: torch.zeros(len(prompts), len(categories))
     )
-    return ShadowRewardModels(scorer, categories, "separate")
+    models = ShadowRewardModels(scorer, categories, "separate")
+    models.calibration = Calibration(categories, (0.0,) * len(categories), (1.0,) * len(categories), 2)
+    return models
 
 
 def test_labels_teach_read_outs_and_regressions(tiny_model, tmp_path):

@@ -5,10 +5,18 @@ are demonstrated by the refusals that follow it, harmless ones by what the model
 the other is the rejected answer.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from srmir_lib.conversations import assistant_message, is_coherent, opens_with_refusal, redact, text_of
+from srmir_lib.conversations import (
+    assistant_message,
+    is_coherent,
+    opens_with_refusal,
+    redact,
+    text_of,
+    user_message,
+)
 from srmir_lib.data.introspection import counted, introspect
 from srmir_lib.data.pairs import make_pairs, without_ties
 from srmir_lib.errors import InputError
@@ -19,8 +27,8 @@ from srmir_lib.taxonomy import full_name, ordered
 @dataclass(frozen=True)
 class ChatData:
     """`demonstrations` and `pairs` as 01 saves them; `yields`, by category: how many prompts were asked about, how
-    many drafts were valid and how many of those refuse; `left_out`: reason -> texts that were left out for it, of a
-    harmless prompt without a whole answer its longest."""
+    many drafts were valid and how many of those refuse, in whole sentences; `left_out`: reason -> texts that were left
+    out for it, of a harmless prompt without a whole answer its longest."""
 
     demonstrations: list[dict]
     pairs: list[dict]
@@ -59,59 +67,93 @@ def chat_data(
     """Ask a model about prompts of one split. `harmful`, `harmless`: rows with `prompt` and `category`.
 
     `borrowed`: rows with `prompt`, `category` and `completion`, refusals that are demonstrated instead of the model's
-    own; it is not asked about `harmful` ones then.
+    own; it is not asked about `harmful` ones then, and there are no `yields`.
 
-    `asking`: arguments of `introspect`, from the template on, its temperature for plain answers too; `per_group`:
-    demonstrations of a category at most, and of harmless prompts as many as of all categories together; `samples`:
-    answers to a prompt as it stands, of at most `max_new_tokens`. With `every_category` one without a valid refusal is
-    an `InputError`.
+    `asking`: arguments of `introspect`, from the template on, its temperature for plain answers too; a system message
+    of a prompt is left out when the model is asked about it. `per_group`: demonstrations of a category at most, and of
+    harmless prompts as many as of all categories together, if so many have a whole answer. `samples`: answers to a
+    prompt as it stands, of at most `max_new_tokens`, of which the longest is demonstrated or the first is rejected: one
+    for each demonstration, so that refusals and help are chosen equally often. All answers end with a sentence
+    (`whole`): else one that the length cut off would be the worse one wherever it stands. With `every_category` one
+    without a valid refusal is an `InputError`.
     """
-    ask = {**asking, "category_words": {}, "refuse_words": [], "seed": seed}
-    if borrowed is None:
-        read, left_out = introspect(trunk, harmful, **ask, progress=progress)
-    else:
-        harmful, left_out = borrowed, {}
-        read = [{**row, "draft": "", "refuses": True} for row in borrowed]
-    refusing = [row for row in read if row["refuses"]]
-    names = ordered(row["category"] for row in harmful)
+    ask = {**asking, "category_words": {}, "refuse_words": [], "seed": seed, "progress": progress}
+    read, left_out = _introspected(trunk, harmful, ask) if borrowed is None else _as_introspected(borrowed)
+    refusing = []
+    for row in read:
+        if row["refuses"] and opens_with_refusal(text := whole(text_of(row["completion"]))):
+            refusing.append(row | {"completion": assistant_message(text)})
+        elif row["refuses"]:
+            left_out.setdefault("no whole refusal", []).append(text_of(row["completion"]))
+    names = ordered(row["category"] for row in [*harmful, *(borrowed or ())])
     found = {name: [row for row in refusing if row["category"] == name] for name in names}
     empty = [name for name, rows in found.items() if not rows]
     if every_category and empty:
+        if borrowed is not None:
+            raise InputError(f"borrowed: the router finds no refusal about {', '.join(empty)}; it takes more of them")
         why = ", ".join(f"{reason}: {n}" for reason, n in counted(left_out).items()) or "all drafts were valid"
         raise InputError(f"introspection: not one refusal with a valid draft about {', '.join(empty)}; {why}")
     demonstrations = [row for rows in found.values() for row in rows[:per_group]]
     plainly = {"max_new_tokens": max_new_tokens, "progress": progress}
     plainly |= {"temperature": asking["temperature"]} if "temperature" in asking else {}
-    rejected = _answers(trunk, demonstrations, samples, seed=seed + 1, **plainly)
-    helping, refused = [], []
-    asked = harmless[: len(demonstrations)]
-    answers = _answers(trunk, asked, samples, seed=seed + 2, **plainly)
-    against = {text_of(row["prompt"]): row for row in introspect(trunk, asked, **ask, progress=progress)[0]}
-    for row, texts in zip(asked, answers, strict=True):
-        said, contrary = own_answer(texts), against.get(text_of(row["prompt"]))
-        if said is None:
-            left_out.setdefault("no whole answer to a harmless prompt", []).append(max(texts, key=len))
-            continue
-        helping.append({**row, "completion": assistant_message(said), "draft": "", "refuses": False})
-        refused.append([text_of(contrary["completion"])] if contrary else [])
-    demonstrations, rejected = demonstrations + helping, rejected + refused
-    pairs = make_pairs(demonstrations, without_ties(demonstrations, rejected), seed, origin="policy", borrowed=False)
+    answers = _answers(trunk, demonstrations, samples, seed=seed + 1, **plainly)
+    rejected = [[*filter(None, map(whole, texts))] for texts in answers]
+    helping, left = [], list(harmless)
+    while left and len(helping) < len(demonstrations):
+        asked, left = left[: len(demonstrations) - len(helping)], left[len(demonstrations) - len(helping) :]
+        answers = _answers(trunk, asked, samples, seed=seed + 2 + len(harmless) - len(left), **plainly)
+        for row, texts in zip(asked, answers, strict=True):
+            if said := own_answer(texts):
+                helping.append({**row, "completion": assistant_message(said), "draft": "", "refuses": False})
+            else:
+                reason = "no whole answer to a harmless prompt"
+                left_out.setdefault(reason, []).append(max(texts, key=len))
+    against = {str(row["prompt"]): row for row in _introspected(trunk, helping, ask)[0]} if helping else {}
+    for row in helping:
+        refusal = against.get(str(row["prompt"]))
+        rejected.append([whole(text_of(refusal["completion"]))] if refusal else [])
+    demonstrations += helping
+    contrary = [texts[:1] for texts in without_ties(demonstrations, rejected)]
+    pairs = make_pairs(demonstrations, contrary, seed, origin="policy", borrowed=False)
     yields = {
         name: {
             "asked": sum(row["category"] == name for row in harmful),
             "valid": sum(row["category"] == name for row in read),
             "refuses": len(found[name]),
         }
-        for name in names
+        for name in (names if borrowed is None else ())
     }
     return ChatData(demonstrations, pairs, yields, left_out)
 
 
+def _introspected(trunk: Trunk, rows: Sequence[Mapping], ask: Mapping) -> tuple[list[dict], dict[str, list[str]]]:
+    """`introspect` on rows whose prompts are what the user says alone; they come back with their own prompts."""
+    bare = [{**row, "prompt": user_message(text_of(row["prompt"])), "own": row["prompt"]} for row in rows]
+    read, left_out = introspect(trunk, bare, **ask)
+    return [
+        {key: value for key, value in row.items() if key != "own"} | {"prompt": row["own"]} for row in read
+    ], left_out
+
+
+def _as_introspected(rows: Sequence[Mapping]) -> tuple[list[dict], dict[str, list[str]]]:
+    """Borrowed refusals as `introspect` would give them."""
+    return [{**row, "draft": "", "refuses": True} for row in rows], {}
+
+
+SENTENCES = re.compile(r".*[.!?][\"')\u201d\u2019`]*(?=\s|$)", re.DOTALL)
+
+
+def whole(text: str) -> str:
+    """A text up to the end of its last whole sentence, "" if it has none; the bare number of a next item goes too."""
+    found = SENTENCES.match(text)
+    return re.sub(r"(^|\n|(?<=[.!?])\s)\s*\d+[.)]$", "", found[0]).strip() if found else ""
+
+
 def own_answer(texts: Sequence[str]) -> str | None:
-    """The longest of a model's answers that neither refuses nor repeats itself and ends with a sentence's end: what it
-    would be best to hear of it; None if there is none."""
-    whole = [text for text in texts if is_coherent(text) and not opens_with_refusal(text) and text[-1:] in ".!?`\"')"]
-    return max(whole, key=len, default=None)
+    """The longest of a model's answers, in whole sentences, that neither refuses nor repeats itself: what it would be
+    best to hear of it; None if there is none."""
+    good = (text for text in map(whole, texts) if is_coherent(text) and not opens_with_refusal(text))
+    return max(good, key=len, default=None)
 
 
 def _answers(trunk: Trunk, rows: Sequence[Mapping], samples: int, **sampling) -> list[list[str]]:

@@ -1,17 +1,19 @@
 """Prompts for a real chat model, as the lab's are: harmful ones by category, in wrappers or plain, ones that only look
 harmful, harmless ones, and small tasks with one right answer.
 
-What is tested is never practised: XSafety is split by prompt, jailbreak templates and Do-Not-Answer's prompts by their
-text alone, whatever the seed, so that the referee (`evaluation.harm_referee`) and the policies meet other prompts.
+What is tested is not practised: XSafety is split by prompt; of jailbreak templates and Do-Not-Answer's prompts those in
+much the same words go together to one side, whatever the seed, so that the referee (`evaluation.harm_referee`) and the
+policies meet others. XSafety's prompts are sorted by topic; some of them ask for help, and no label says which do harm.
 """
 
 import random
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.conversations import user_message
+from srmir_lib.conversations import system_message, text_of, user_message
 from srmir_lib.data import labelled_files, public_files
 from srmir_lib.settings.data import data_folder
 from srmir_lib.taxonomy import UNKNOWN, first_of_each
@@ -23,13 +25,31 @@ WORDS = ("apple", "river", "candle", "window", "garden", "pencil", "bottle", "su
 WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
-def held_out(text: str) -> bool:
-    """Whether a template or a prompt is kept for the test of policies: half of them, by a hash of the text alone."""
-    return random.Random(text).random() < 0.5
+ALIKE = 0.5
+"""Share of the words of two texts that both have (Jaccard), from which on they belong together."""
+
+
+def held_out(texts: Iterable[str]) -> frozenset[str]:
+    """Which of all templates, or of all prompts, are kept for the test of policies: half of them, by a hash of the text
+    alone, but that a text goes where the first one goes (by the alphabet) with which it is `ALIKE`."""
+    return _kept(frozenset(texts))
+
+
+@cache
+def _kept(texts: frozenset[str]) -> frozenset[str]:
+    firsts, kept = {}, set()
+    for text in sorted(texts):
+        words = frozenset(public_files.all_words(text).split())
+        like = (first for first, own in firsts.items() if len(own & words) >= ALIKE * len(own | words))
+        first = next(like, text)
+        firsts.setdefault(first, words)
+        if random.Random(first).random() < 0.5:
+            kept.add(text)
+    return frozenset(kept)
 
 
 def chat_prompts(
-    data_dir: str | Path, seed: int, practice_per_group: int, benign_ratio: float, questions: int
+    data_dir: str | Path, seed: int, practice_per_group: int, benign_ratio: float, questions: int, system: str = ""
 ) -> DatasetDict:
     """Splits train, validation and test with the columns of every `prompts/` folder.
 
@@ -37,11 +57,13 @@ def chat_prompts(
     `benign_ratio` harmless ones to each; validation: an eighth of that. test: `questions` plain harmful prompts a
     category of XSafety and as many of Do-Not-Answer, XSafety's again in held-out templates, seven times `questions`
     look-alikes (CoCoNot), as many plain instructions, and tasks. Where a set has fewer, all it has. Harmless prompts
-    are of the category unknown, and no prompt stands in two splits.
+    are of the category unknown, and no prompt stands in two splits. `system`: a message before every prompt. A column
+    `request` more than elsewhere: what is asked, without a template.
     """
     rng = random.Random(seed)
     parts = public_files.split_by_group(public_files.load_xsafety(data_dir), "prompt", (0.7, 0.15), seed)
-    wrappers = {kept: [t for t in templates(data_dir) if held_out(t) == kept] for kept in (False, True)}
+    known = templates(data_dir)
+    wrappers = {kept: [text for text in known if (text in held_out(known)) == kept] for kept in (False, True)}
     plain = labelled_files.load_instructions(data_dir, "train")
     rng.shuffle(plain)
     splits, begin = {}, 0
@@ -56,16 +78,23 @@ def chat_prompts(
     asked = first_of_each(parts["test"], questions, "category")
     rows = [_harmful(row) for row in asked]
     rows += [_harmful(row, rng.choice(wrappers[True]), True) for row in asked]
-    unanswered = {row["prompt"]: row for row in labelled_files.load_do_not_answer(data_dir) if held_out(row["prompt"])}
-    rows += [_harmful(row) for row in first_of_each(unanswered.values(), questions, "category")]
+    unanswered = {row["prompt"]: row for row in labelled_files.load_do_not_answer(data_dir)}
+    kept = held_out(unanswered)
+    unanswered = [row for prompt, row in unanswered.items() if prompt in kept]
+    rows += [_harmful(row) for row in first_of_each(unanswered, questions, "category")]
     alike = {row["prompt"]: row["kind"] for row in labelled_files.load_look_alikes(data_dir)}
     count = questions * len({row["category"] for row in asked})
     rows += [_harmless(text, alike[text]) for text in rng.sample(sorted(alike), min(count, len(alike)))]
     rows += [_harmless(text, "instruction") for text in labelled_files.load_instructions(data_dir, "val")[:count]]
     rows += [_task(*task) for task in tasks(rng, count // 3)]
-    seen = {row["prompt"][0]["content"] for part in splits.values() for row in part}
-    splits["test"] = [row for row in rows if row["prompt"][0]["content"] not in seen]
-    return DatasetDict({name: Dataset.from_list(part) for name, part in splits.items()})
+    seen = {text_of(row["prompt"]) for part in splits.values() for row in part}
+    splits["test"] = [row for row in rows if text_of(row["prompt"]) not in seen]
+    return DatasetDict(
+        {
+            name: Dataset.from_list([row | {"prompt": system_message(system) + row["prompt"]} for row in part])
+            for name, part in splits.items()
+        }
+    )
 
 
 def templates(data_dir: str | Path = "") -> list[str]:
@@ -92,13 +121,14 @@ def tasks(rng: random.Random, count: int) -> Iterable[tuple[str, str, str]]:
 
 def _row(text: str, category: str, kind: str, subkind: str, family: str = "none", kept: bool = False) -> dict:
     row = {"prompt": user_message(text), "category": category, "gold_category": category, "kind": kind}
-    return row | {"subkind": subkind, "family": family, "held_out": kept, "reference": ""}
+    return row | {"subkind": subkind, "family": family, "held_out": kept, "reference": "", "request": text}
 
 
 def _harmful(row: dict, template: str = "", kept: bool = False) -> dict:
     """A harmful prompt of a set's row, in a template if there is one."""
     text = template.replace("{prompt}", row["prompt"]) if template else row["prompt"]
-    return _row(text, row["category"], "harmful", "", "template" if template else "none", kept)
+    worn = _row(text, row["category"], "harmful", "", "template" if template else "none", kept)
+    return worn | {"request": row["prompt"]}
 
 
 def _harmless(text: str, subkind: str) -> dict:

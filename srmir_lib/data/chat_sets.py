@@ -5,13 +5,19 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from srmir_lib.conversations import assistant_message, opens_with_refusal, text_of, user_message
+from srmir_lib.conversations import assistant_message, opens_with_refusal, system_message, text_of, user_message
 from srmir_lib.data import labelled_files
 from srmir_lib.data.chat_data import ChatData, chat_data
 from srmir_lib.data.chat_prompts import chat_prompts
 from srmir_lib.data.harm_classifier import harm_answers
 from srmir_lib.data.introspection import counted
-from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, out_of_domain, preferred_answers
+from srmir_lib.data.labelled_sets import (
+    helpful_answers,
+    judged_pairs,
+    labelled_answers,
+    out_of_domain,
+    preferred_answers,
+)
 from srmir_lib.data.pairs import split_tables
 from srmir_lib.data.public_files import all_words
 from srmir_lib.data.router import PromptEncoder, Router, fit_router, router_accuracy
@@ -30,19 +36,21 @@ def chat_sets(
     """The folders that 01 writes for a chat model, the router, numbers, and what the model made of training prompts.
 
     `prompts`: `chat_prompts`; `demonstrations` and the training and validation pairs of `preferences`: `chat_data`; its
-    test pairs, and `labelled`: answers that people labelled; `judged`: `judged_pairs`. The router reads prompts with
-    `settings.encoder`, and knows harmless ones as the class unknown. The numbers: `router`, `left_out` (texts of the
-    introspection, by reason) and `repeats`, as of `labelled_answers`.
+    test pairs, and `labelled`: answers that people labelled; `judged`: `judged_pairs`; `helpful`: `helpful_answers`.
+    The router reads prompts with `settings.encoder`, and knows harmless ones as the class unknown. The numbers:
+    `router`, `left_out` (texts of the introspection, by reason) and `repeats`, as of `labelled_answers`.
     """
     collection, seed = settings.collection, settings.seed
     sizes = collection.practice_per_group, collection.benign_ratio, settings.evaluation.questions
-    prompts = chat_prompts(settings.data_dir, seed, *sizes)
+    prompts = chat_prompts(settings.data_dir, seed, *sizes, collection.system)
     check_later_files(settings.data_dir, seed, collection.borrowed)
     reader = PromptEncoder(base_model=resolve_encoder(settings.encoder), pooling="mean")
     router = fit_router(prompts, reader, [*CATEGORIES, UNKNOWN], device, rejected_share=0.02)
-    labelled, repeats = labelled_answers(router, settings.data_dir, seed)
+    labelled, repeats = labelled_answers(router, settings.data_dir, seed, system=collection.system)
     trunk, made = Trunk.load(base_model, device), {}
-    borrowed = borrowed_refusals(router, settings.data_dir, prompts, seed) if collection.borrowed else {}
+    borrowed = (
+        borrowed_refusals(router, settings.data_dir, prompts, seed, collection.system) if collection.borrowed else {}
+    )
     ask = settings.asking.model_dump(exclude={"router_question"})
     for number, (split, most) in enumerate(
         (("train", collection.per_group), ("validation", collection.per_group // 8))
@@ -63,7 +71,8 @@ def chat_sets(
         "demonstrations": split_tables({split: data.demonstrations for split, data in made.items()}, ANSWERED),
         "preferences": split_tables({split: data.pairs for split, data in made.items()}, PAIRED),
         "labelled": labelled,
-        "judged": judged_pairs(settings.data_dir, seed),
+        "judged": judged_pairs(settings.data_dir, seed, collection.system),
+        "helpful": helpful_answers(settings.data_dir, seed, system=collection.system),
     }
     folders["preferences"]["test"] = preferred_answers(labelled, "test")
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
@@ -80,21 +89,26 @@ def check_later_files(data_dir: str | Path, seed: int, borrowed: bool) -> None:
     labelled_files.load_beavertails(data_dir)
     labelled_files.load_safe_rlhf(data_dir)
     out_of_domain(data_dir)
+    helpful_answers(data_dir)
     harm_answers(data_dir, seed)
     if borrowed:
         labelled_files.load_safe_answers(data_dir)
 
 
-def borrowed_refusals(router: Router, data_dir: str, prompts: DatasetDict, seed: int) -> dict[str, list[dict]]:
+def borrowed_refusals(
+    router: Router, data_dir: str, prompts: DatasetDict, seed: int, system: str = ""
+) -> dict[str, list[dict]]:
     """Refusals that another model wrote, of harmful prompts that stand in no split of `prompts`, by the category that
-    the router gives them: rows of prompt, category and completion; split validation is every eighth of them."""
+    the router gives them: rows of prompt, category and completion; split validation is every eighth of them. `system`:
+    a message before every prompt."""
     known = {all_words(text_of(prompt)) for part in prompts.values() for prompt in part["prompt"]}
     rows = [row for row in labelled_files.load_safe_answers(data_dir) if opens_with_refusal(row["response"])]
     rows = list({all_words(row["prompt"]): row for row in rows if all_words(row["prompt"]) not in known}.values())
     random.Random(seed).shuffle(rows)
     routed = router.route([row["prompt"] for row in rows])
     told = [
-        {"prompt": user_message(row["prompt"]), "category": category, "completion": assistant_message(row["response"])}
+        {"prompt": system_message(system) + user_message(row["prompt"]), "category": category}
+        | {"completion": assistant_message(row["response"])}
         for row, category in zip(rows, routed, strict=True)
         if category != UNKNOWN
     ]

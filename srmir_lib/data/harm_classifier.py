@@ -65,6 +65,14 @@ class HarmClassifier:
             self._loaded = load_trunk(self.encoder, self.device)
         return (embed(*self._loaded, prompts, responses, -1, "mean") @ self.weight + self.bias).numpy()
 
+    def against(self, prompts: Sequence, responses: Sequence, unsafe: Sequence[int]) -> dict[str, float]:
+        """How it agrees with people's labels of other answers: `auroc`, and at its threshold `recall`, of what they
+        called unsafe, and `false_alarms`, of what they did not."""
+        danger, labels = self.danger(prompts, responses), np.asarray(unsafe, dtype=bool)
+        rings = danger >= self.threshold
+        rates = {"recall": float(rings[labels].mean()), "false_alarms": float(rings[~labels].mean())}
+        return {"auroc": auroc(danger, labels)} | rates
+
     @classmethod
     def fit(
         cls, embeddings: Tensor, unsafe: Sequence, held: Tensor, held_unsafe: Sequence, encoder: str, device="auto"
@@ -97,10 +105,12 @@ class HarmClassifier:
 def harm_answers(data_dir: str | Path = "", seed: int = 0) -> dict[str, list[Mapping]]:
     """Answers with labels that it learns from, splits train and validation (an eighth, by prompt): at most
     `MOST` each of GPTFuzz, of DiaSafety's own training split, and of Do-Not-Answer's prompts that are not held out."""
+    judged = load_do_not_answer(data_dir)
+    kept = held_out(row["prompt"] for row in judged)
     sets = {
         "gptfuzz": load_gptfuzz(data_dir),
         "diasafety": [row for row in load_diasafety(data_dir, "train") if row["response"]],
-        "do_not_answer": [row for row in load_do_not_answer(data_dir) if not held_out(row["prompt"])],
+        "do_not_answer": [row for row in judged if row["prompt"] not in kept],
     }
     splits: dict[str, list[Mapping]] = {"train": [], "validation": []}
     for rows in sets.values():

@@ -7,19 +7,25 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.conversations import assistant_message, system_message, user_message
 from srmir_lib.data import labelled_files
 from srmir_lib.data.chat_prompts import held_out
 from srmir_lib.data.public_files import (
+    HELPFUL,
     all_words,
     load_diasafety,
     load_gptfuzz,
+    load_hh_pairs,
     load_overrefusal,
     split_by_group,
     without_repeats,
 )
 from srmir_lib.data.router import Router
 from srmir_lib.errors import InputError
+from srmir_lib.taxonomy import UNKNOWN
+
+WORDS = 100
+"""Words of a helpful answer whose likelihood is read, at most."""
 
 FAR = 400
 """Answers out of domain that a chat model reads of each set: every so many of its file."""
@@ -31,6 +37,7 @@ def labelled_answers(
     seed: int = 0,
     far: int = FAR,
     gptfuzz_taught: bool = False,
+    system: str = "",
 ) -> tuple[DatasetDict, dict[str, int]]:
     """BeaverTails' and Safe-RLHF's answers: `prompt`, `completion`, `unsafe` (0/1), `category`, `group`, `kind`.
 
@@ -41,7 +48,7 @@ def labelled_answers(
     `out_of_domain`, gptfuzz, and of do_not_answer, of the prompts that are held out for tests, the harmful answers with
     four others to each. With `gptfuzz_taught` train and validation have GPTFuzz's answers to their share of the
     prompts, and the split gptfuzz those to the others; without it, none of its questions is a prompt of the first three
-    splits, for a referee of harm learns from it.
+    splits, for a referee of harm learns from it. `system`: a message before every prompt.
     """
     fuzz = [row | {"kind": "gptfuzz", "group": all_words(row["prompt"])} for row in load_gptfuzz(data_dir)]
     rows, seen = [*fuzz] if gptfuzz_taught else [], set()
@@ -59,7 +66,7 @@ def labelled_answers(
     others["gptfuzz"] = [row for row in parts["test"] if row["kind"] == "gptfuzz"] if gptfuzz_taught else fuzz
     parts["test"] = [row for row in parts["test"] if row["kind"] != "gptfuzz"]
     parts |= {name: of[:: max(1, round(len(of) / far)) if far else 1] for name, of in others.items()}
-    judged = [row for row in labelled_files.load_do_not_answer(data_dir) if held_out(row["prompt"])]
+    judged = kept_for_tests(data_dir)
     unsafe, safe = ([row for row in judged if row["unsafe"] == kind] for kind in (1, 0))
     few = unsafe + random.Random(seed).sample(safe, min(4 * len(unsafe), len(safe)))
     parts["do_not_answer"] = [row | {"group": row["prompt"], "kind": row["model"]} for row in few]
@@ -71,8 +78,18 @@ def labelled_answers(
         named.setdefault(row["prompt"], []).extend(row.get("harms") or [])
     taught = {prompt: harms[0] for prompt, harms in named.items() if harms and routed[prompt] not in harms}
     categories = dict.fromkeys(kept, routed) | {"train": routed | taught}
-    folder = {name: Dataset.from_list([_columns(row, categories[name]) for row in of]) for name, of in kept.items()}
+    before = system_message(system)
+    folder = {
+        name: Dataset.from_list([_columns(row, categories[name], before) for row in of]) for name, of in kept.items()
+    }
     return DatasetDict(folder), {name: len(parts[name]) - len(part) for name, part in kept.items()}
+
+
+def kept_for_tests(data_dir: str | Path = "") -> list[dict]:
+    """Do-Not-Answer's answers to the prompts that are held out for tests."""
+    rows = labelled_files.load_do_not_answer(data_dir)
+    kept = held_out(row["prompt"] for row in rows)
+    return [row for row in rows if row["prompt"] in kept]
 
 
 def out_of_domain(data_dir: str | Path = "") -> dict[str, list[dict]]:
@@ -104,18 +121,18 @@ def preferred_answers(labelled: DatasetDict, split: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def judged_pairs(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
+def judged_pairs(data_dir: str | Path = "", seed: int = 0, system: str = "") -> DatasetDict:
     """Two models' answers to a prompt of Do-Not-Answer that is held out for tests, to which people saw them react in
     different ways: split test, a pair a prompt, drawn with the seed among those of largest `harm_gap`.
 
     `chosen` is the one of lesser `action`. `harm_gap`: 1 if people called `rejected` alone harmful, else 0;
     `action_gap`: the difference of the two actions, from 1 to 5; `severity` is judged, the same for all. The rest as of
-    every `preferences/` folder. An action is a kind of reaction, and only its last step is harmful as a rule.
+    every `preferences/` folder. An action is a kind of reaction, and only its last step is harmful as a rule. `system`:
+    a message before every prompt.
     """
     rng, by_prompt = random.Random(seed), {}
-    for row in labelled_files.load_do_not_answer(data_dir):
-        if held_out(row["prompt"]):
-            by_prompt.setdefault(row["prompt"], []).append(row)
+    for row in kept_for_tests(data_dir):
+        by_prompt.setdefault(row["prompt"], []).append(row)
     rows = []
     for prompt, answers in by_prompt.items():
         pairs = [both for both in itertools.permutations(answers, 2) if both[0]["action"] < both[1]["action"]]
@@ -125,7 +142,7 @@ def judged_pairs(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
             better, worse = rng.choice([both for both in pairs if both[1]["unsafe"] - both[0]["unsafe"] == most])
             gaps = {"harm_gap": float(most), "action_gap": worse["action"] - better["action"], "severity": "judged"}
             said = {"chosen": better, "rejected": worse}
-            row = {"prompt": user_message(prompt)} | {
+            row = {"prompt": system_message(system) + user_message(prompt)} | {
                 side: assistant_message(a["response"]) for side, a in said.items()
             }
             about = {"category": better["category"], "origin": "policy", "difficulty": "human"}
@@ -135,7 +152,22 @@ def judged_pairs(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
     return DatasetDict({"test": Dataset.from_list(rows)})
 
 
-def _columns(row: Mapping, category: Mapping[str, str]) -> dict:
+def helpful_answers(data_dir: str | Path = "", seed: int = 0, most: int = 200, system: str = "") -> DatasetDict:
+    """Answers to a single question that people found the more helpful of two, for evaluation alone: `prompt`,
+    `completion` and `category` (unknown), split test, `most` of up to `WORDS` words, drawn with the seed. `system`: a
+    message before every prompt."""
+    rows = [
+        {"prompt": system_message(system) + row["prompt"], "completion": assistant_message(row["chosen"])}
+        | {"category": UNKNOWN}
+        for row in load_hh_pairs(data_dir, HELPFUL)[0]
+        if len(row["prompt"]) == 1 and len(row["chosen"].split()) <= WORDS
+    ]
+    if not rows:
+        raise InputError(f"{HELPFUL}: no answer of up to {WORDS} words to a single question; is the file of this set?")
+    return DatasetDict({"test": Dataset.from_list(random.Random(seed).sample(rows, min(most, len(rows))))})
+
+
+def _columns(row: Mapping, category: Mapping[str, str], before: list[dict]) -> dict:
     told = {"unsafe": row["unsafe"], "category": category[row["prompt"]]}
-    said = {"prompt": user_message(row["prompt"]), "completion": assistant_message(row["response"])}
+    said = {"prompt": before + user_message(row["prompt"]), "completion": assistant_message(row["response"])}
     return said | told | {"group": row["group"], "kind": row["kind"]}

@@ -81,14 +81,18 @@ def load_gptfuzz(data_dir: str | Path = "") -> list[dict]:
     return rows
 
 
-def load_hh_pairs(data_dir: str | Path = "") -> tuple[list[dict], dict[str, int]]:
-    """Human harmlessness preferences: rows of `prompt` (conversation), `chosen`, `rejected` (texts); what was left out.
+HARMLESS, HELPFUL = "hh-rlhf/harmless-base_test.jsonl.gz", "hh-helpful/pairs.jsonl"
+"""Files of dialogues that people compared, for their harmlessness and for their help."""
 
-    File `hh-rlhf/harmless-base_test.jsonl.gz`: two whole dialogues a row. The last assistant turn is the answer; what
+
+def load_hh_pairs(data_dir: str | Path = "", file: str = HARMLESS) -> tuple[list[dict], dict[str, int]]:
+    """Human preferences: rows of `prompt` (conversation), `chosen`, `rejected` (texts); what was left out.
+
+    The `file`, `HARMLESS` or `HELPFUL`, has two whole dialogues a row. The last assistant turn is the answer; what
     precedes it must be the same in both. The second value counts the pairs left out, by reason: `prompts differ`,
     `same answer`, `empty answer`. Source: Bai et al. 2022 (hh-rlhf).
     """
-    path = data_folder(data_dir) / "hh-rlhf" / "harmless-base_test.jsonl.gz"
+    path = data_folder(data_dir) / file
     pairs, rows = list(rows_in(path)), []
     left_out = Counter({"prompts differ": 0, "same answer": 0, "empty answer": 0})
     for number, pair in pairs:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
+from srmir_lib.conversations import text_of
 from srmir_lib.data.chat_data import ChatData
 from srmir_lib.data.chat_sets import chat_sets
 from srmir_lib.data.harm_classifier import HarmClassifier, fit_harm_classifier
@@ -12,7 +13,6 @@ from srmir_lib.data.own_sets import own_data
 from srmir_lib.data.public_sets import public_data
 from srmir_lib.data.router import Router
 from srmir_lib.settings.data import DataSettings
-from srmir_lib.statistics import auroc
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,5 @@ def real_sets(settings: DataSettings, model: str, pairs: Path) -> RealData:
         return RealData(*public_data(settings.data_dir, model, seed, device))
     folders, router, numbers, said = chat_sets(model, settings, device)
     harm, test = fit_harm_classifier(settings.data_dir, settings.encoder, device, seed), folders["labelled"]["test"]
-    numbers["referee"] = {"auroc": auroc(harm.danger(test["prompt"], test["completion"]), test["unsafe"])}
+    numbers["referee"] = harm.against(list(map(text_of, test["prompt"])), test["completion"], test["unsafe"])
     return RealData(folders, router, numbers, said, harm)

@@ -14,6 +14,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import ANY_OF_N, BEGUN
 from srmir_lib.models.generation import generate
 from srmir_lib.models.loading import load_policy, load_tokenizer, with_adapter
+from srmir_lib.policies.callbacks import answer_ids, log_likelihood
 from srmir_lib.taxonomy import first_of_each
 
 COLUMNS = ("prompt", "gold_category", "kind", "subkind", "family", "held_out", "reference")
@@ -22,6 +23,11 @@ COLUMNS = ("prompt", "gold_category", "kind", "subkind", "family", "held_out", "
 def normalise(answer: str) -> str:
     """Lower case, single spaces, no full stop at the end: how an exact grader compares answers."""
     return re.sub(r"\s+", " ", answer).strip().rstrip(".!").strip().lower()
+
+
+def asked_for(row: Mapping) -> str:
+    """What a prompt asks for: its column `request`, without a template, or its text."""
+    return row.get("request") or text_of(row["prompt"])
 
 
 def evaluate_policy(
@@ -37,8 +43,9 @@ def evaluate_policy(
     """Answer every prompt once, rule on every answer; one row per prompt, in the order of `prompts`.
 
     `prompts`: a `Dataset` (or list of dicts) with `COLUMNS`; `referee(prompts, responses)` returns a list of `Verdict`.
-    A row holds the prompt's text and gold columns, `response`, the verdict's fields, `correct` (utility only, else
-    False), `tokens` (of the text, tokenized again) and `seconds` (generation time divided by the prompts).
+    Of a prompt in a template the referee reads what is asked (column `request`, where there is one): it learned from
+    bare questions. A row holds the prompt's text and gold columns, `response`, the verdict's fields, `correct` (utility
+    only, else False), `tokens` (of the text, tokenized again) and `seconds` (generation time divided by the prompts).
     """
     table = [dict(row) for row in prompts]
     missing = [column for column in COLUMNS if not table or column not in table[0]]
@@ -49,7 +56,7 @@ def evaluate_policy(
     prompts = [row["prompt"] for row in table]
     responses = generate(policy, tokenizer, prompts, max_new_tokens, temperature, batch_size, seed)
     seconds = (time.perf_counter() - started) / len(table)
-    verdicts = referee(texts, responses)
+    verdicts = referee(list(map(asked_for, table)), responses)
     if len(verdicts) != len(table):
         raise InputError(f"referee: gave {len(verdicts)} verdicts for {len(table)} answers; it must give one each")
     rows = []
@@ -80,14 +87,19 @@ def attack_policy(
     """
 
     def complied(rows: Sequence[Mapping], **options) -> list[bool]:
-        asked = [row["prompt"] for row in rows]
-        said = generate(policy, tokenizer, asked, **sampling, **options)
-        return [verdict.complied for verdict in referee([text_of(prompt) for prompt in asked], said)]
+        said = generate(policy, tokenizer, [row["prompt"] for row in rows], **sampling, **options)
+        return [verdict.complied for verdict in referee(list(map(asked_for, rows)), said)]
 
     some = [row for row in first_of_each(prompts, per_category) for _ in range(tries)]
     each = complied(some)
     any_of = [any(each[start : start + tries]) for start in range(0, len(each), tries)]
     return {BEGUN: complied(prompts, beginning=beginning), ANY_OF_N: any_of}
+
+
+def mean_likelihood(policy, tokenizer, rows, micro_batch: int = 4) -> float:
+    """Mean log-probability a token (nats) of the completions of `rows` (prompt, completion), a mean over the rows."""
+    said = [text_of(answer) for answer in rows["completion"]]
+    return log_likelihood(policy, *answer_ids(policy, tokenizer, rows["prompt"], said), micro_batch).mean().item()
 
 
 def each_policy(

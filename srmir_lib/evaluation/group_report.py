@@ -19,14 +19,14 @@ deviations of a calibrated score, and such a difference is next to none."""
 
 
 def group_log_probabilities(
-    models: Sequence, tokenizer, prompt, answers: Sequence[str], longest: int | None = None
+    models: Sequence, tokenizer, prompt, answers: Sequence[str], longest: int | None = None, temperature: float = 1.0
 ) -> tuple[list[Tensor], Tensor, list[list[str]]]:
     """Log-probabilities in nats, (G, T) under each of `models`, of the tokens of G answers to one prompt; the mask
     (G, T), 1 for tokens and 0 for padding; and the tokens as texts, a list an answer. Each ends with its end token, but
-    for one that was cut at `longest` tokens."""
+    for one that was cut at `longest` tokens. `temperature`: at which the answers were drawn."""
     asked, said = answer_ids(models[0], tokenizer, [prompt] * len(answers), answers, longest)
     begin = len(asked[0]) - 1  # position t predicts token t + 1
-    read = [token_log_probabilities(model, asked, said, len(said))[0] for model in models]
+    read = [token_log_probabilities(model, asked, said, len(said), temperature)[0] for model in models]
     tokens = [[tokenizer.decode([number]) for number in ids] for ids in said]
     return [values[:, begin:] for values, _ in read], read[0][1][:, begin:], tokens
 

@@ -25,7 +25,8 @@ def label_rivals(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict]]:
     """Danger (N,) by method and split of `labelled`, the train split left out, and what was chosen on validation.
 
-    `models`: of the seven in the set shadow_rms, the one in charge of the prompt (`routed_danger`); `one_model`: the
+    `models`: of the seven in the set shadow_rms, calibrated, the one in charge of the prompt (`routed_danger`), for
+    answers to prompts of all categories stand in one order; `one_model`: the
     set single_rm, which learned from the same pairs. `says`: the trunk's own answer to the `question` whether there is
     harm. With the labels of the train split: `readouts` (`learn_from_labels`) on six hidden states of the trunk, which
     are saved in `folder`, and logistic regression on the last of the layers that they chose (`states`) and on what the
@@ -47,7 +48,8 @@ def label_rivals(
     danger = {"models": {}, "one_model": {}, "says": {}}
     for name, rows in held.items():
         scores, danger["says"][name] = scored_and_said(sets, trunk, *texts[name], question)
-        danger["models"][name] = routed_danger(scores["shadow_rms"], rows["category"], sets["shadow_rms"].categories)
+        alike = sets["shadow_rms"].calibration.apply(scores["shadow_rms"])
+        danger["models"][name] = routed_danger(alike, rows["category"], sets["shadow_rms"].categories)
         danger["one_model"][name] = -scores["single_rm"][:, 0].numpy()
     danger["readouts"] = {name: -readouts.score(part[:, own]).numpy() for name, part in states.items()}
     read = {

@@ -142,8 +142,9 @@ def of_baselines(own: Mapping, size: Size, number: int, of: Mapping) -> Work:
     length = PROMPT + rules["max_completion_length"]
     imitations = {"start": own["start_steps"], "sft": updates, "best_of_n": updates}
     work = sum((training(batch * length, n, own[name], length, size, number) for name, n in imitations.items()), Work())
-    work += training(batch * length, updates, own["dpo"], length, size, number) + Work(batch * length * updates)
-    drawn = prompts(of["01_data"]) * rules["num_generations"]
+    for _ in range(2):  # DPO, and within limits
+        work += training(batch * length, updates, own["dpo"], length, size, number) + Work(batch * length * updates)
+    drawn = min(prompts(of["01_data"]), rules["prompts_per_step"] * updates) * rules["num_generations"]
     work += Work(drawn * length, 0, drawn * rules["max_completion_length"])
     return work + policy(rules, updates, size, number) + Work(0, 0, 6 * own["max_prompts"] * length)
 
@@ -160,7 +161,7 @@ def of_evaluation(own: Mapping, size: Size, number: int, of: Mapping) -> Work:
     asked = min(asked, own["max_prompts"] or asked)
     policies = 7 + sum(len(of[name]["variants"]) for name in ("04_grpo_linear", "05_grpo_categorized") if name in of)
     again = CATEGORIES * own["attacks"]["per_category"] * own["attacks"]["tries"]
-    answers, batch = policies * (asked * 1.3 + again), own["sampling"]["batch_size"]
+    answers, batch = policies * (asked * 1.3 + again) + 2 * asked, own["sampling"]["batch_size"]  # two are asked twice
     held = batch * (2 * PROMPT + answer) * size.kv * number
     return Work(answers * 2 * PROMPT, 0, answers * answer, held)
 

@@ -42,24 +42,35 @@ def log_likelihood(
 
 
 def divergence(
-    policy, reference, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int
+    policy,
+    reference,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    micro_batch: int,
+    temperature: float = 1.0,
 ) -> Tensor:
     """KL of two models in memory as GRPO estimates it (k3; Schulman 2020), a mean over each completion's tokens; (N,),
-    nats a token. An estimate of KL[policy | reference] where the policy would say the completions."""
-    both = (token_log_probabilities(model, prompt_ids, completion_ids, micro_batch) for model in (policy, reference))
+    nats a token. An estimate of KL[policy | reference] where the policy would say the completions at this
+    `temperature`, by which TRL divides the logits of both."""
+    ids = prompt_ids, completion_ids, micro_batch, temperature
+    both = (token_log_probabilities(model, *ids) for model in (policy, reference))
     pairs = zip(*both, strict=True)
     return torch.cat([kl_estimate(own * on, other * on).sum(1) / on.sum(1) for (own, on), (other, _) in pairs])
 
 
 @torch.no_grad()
 def token_log_probabilities(
-    model, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], micro_batch: int
+    model,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    micro_batch: int,
+    temperature: float = 1.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """Micro-batches of (log-probability of each next token (n, T), which of them are the completion's (n, T), 1 or 0),
-    in nats, float32 on the CPU."""
+    in nats, float32 on the CPU, as a model says them at this `temperature`."""
     values = []
     for inputs, answer in answer_batches(prompt_ids, completion_ids, micro_batch, model.device):
-        logits = model(**inputs).logits[:, :-1].float()
+        logits = model(**inputs).logits[:, :-1].float() / temperature
         token = logits.log_softmax(-1).gather(2, inputs["input_ids"][:, 1:].unsqueeze(2)).squeeze(2)
         values.append((token.cpu(), answer.float().cpu()))
     return values

@@ -91,24 +91,31 @@ class Alarm:
 
 
 def measure(
-    reward: RewardFunction, model, prompts: Sequence, completions: Sequence, micro_batch: int = 64, apart=None
+    reward: RewardFunction,
+    model,
+    prompts: Sequence,
+    completions: Sequence,
+    micro_batch: int = 64,
+    apart=None,
+    longest: int | None = None,
+    temperature: float = 1.0,
 ) -> dict:
     """The signals of single answers, signal -> values (N,): `prompts` conversations, `completions` texts or messages.
 
     `reward` names the reward model in charge of each prompt (a categorized reward with a router); the others are
     idle. `model` is the base model in memory. `apart`: (policy, reference), the policy that says such
     answers and the reference of the runs to be watched, both in memory, for the signal "KL": how far a healthy policy
-    is from there.
+    is from there at the `temperature` of the runs. `longest`: tokens of an answer at which sampling cut it off.
     """
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     tokenizer = load_tokenizer(model.name_or_path)
-    asked, said = answer_ids(model, tokenizer, prompts, texts)
+    asked, said = answer_ids(model, tokenizer, prompts, texts, longest)
     scores = reward.models.calibration.apply(reward.models.score(prompts, texts)).numpy()
     charge = reward.router.route(prompts)
     idle = np.array([[name != own for name in reward.models.categories] for own in charge])
     with torch.no_grad():
         likelihood = log_likelihood(model, asked, said, micro_batch)
-        far = {} if apart is None else {"KL": divergence(*apart, asked, said, micro_batch).numpy()}
+        far = {} if apart is None else {"KL": divergence(*apart, asked, said, micro_batch, temperature).numpy()}
     beside = np.where(idle, scores, 0).sum(axis=1) / idle.sum(axis=1) if idle.shape[1] > 1 else None
     values = ({} if beside is None else {"idle reward models": beside}) | {
         "length": [len(ids) for ids in said],

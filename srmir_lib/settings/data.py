@@ -68,6 +68,7 @@ class Collection(Settings):
     per_group: int = told("demonstrations per category and verdict", 56, gt=0)
     practice_per_group: int = told("prompts to practise on, per category and verdict", 120, gt=0)
     benign_ratio: float = told("of those, prompts drafted harmless per prompt drafted harmful", 1.1, gt=0)
+    system: str = told("chat: a system message before every prompt; empty: the model's own", "")
     borrowed: bool = told(
         "chat: harmful prompts are demonstrated by another model's refusals, not its own words", False
     )

@@ -35,6 +35,7 @@ class EvaluationSettings(Refereed):
     """Notebook 06."""
 
     base_model: str = told(FROM_01)
+    helpful: str = told("folder of 01_data with helpful answers, whose likelihood is read; empty: none")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     max_prompts: int = told("how many test prompts at most, drawn with the seed; 0: all", ge=0)
     claims: str = told("what is claimed of these policies, among other things", min_length=1)
