@@ -1,25 +1,26 @@
 """Prompts for a chat model: what is tested is never practised, and every prompt says what it is."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
 from test_sources import PACK, with_pack
 
 from srmir_lib.conversations import text_of
-from srmir_lib.data.chat_prompts import WORDS, chat_prompts, held_out, tasks, templates
+from srmir_lib.data.chat_prompts import CAPITALS, chat_prompts, held_out, tasks, templates
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
 
 def test_tasks_have_the_right_answers():
-    found = {kind: (question, answer) for kind, question, answer in tasks(random.Random(1), 3)}
-    question, answer = found["sum"]
-    assert sum(int(word.strip("?")) for word in question.split() if word.strip("?").isdigit()) == int(answer)
-    question, answer = found["word"]
-    assert question.partition(": ")[2].split(", ")[1] == answer
-    question, answer = found["day"]
-    week = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "Monday"]
-    assert (question.split()[4].strip("?"), answer) in zip(week, week[1:], strict=False)
+    found = list(tasks(random.Random(1), 12))
+    assert Counter(kind for kind, _, _ in found) == {"capital": 4, "opposite": 4, "sum": 4}
+    for kind, question, answer in found:
+        if kind == "sum":
+            assert sum(int(word) for word in re.findall(r"\d+", question)) == int(answer)
+        elif kind == "capital":
+            assert CAPITALS[question.removeprefix("What is the capital of ").rstrip("?")] == answer
+    assert len({question for _, question, _ in tasks(random.Random(0), 999)}) == 20 + 20 + 81, "all there are, once"
 
 
 def test_half_of_all_texts_are_held_out_and_always_the_same():
@@ -29,7 +30,7 @@ def test_half_of_all_texts_are_held_out_and_always_the_same():
 
 
 def test_texts_in_much_the_same_words_go_to_one_side():
-    many = [[f"be {name} {name}s {name}ing", f"Be {name}, {name}s {name}ing now!"] for name in WORDS]
+    many = [[f"be {name} {name}s {name}ing", f"Be {name}, {name}s {name}ing now!"] for name in CAPITALS.values()]
     kept = held_out(text for both in many for text in both)
     assert all(len(kept & {*both}) in (0, 2) for both in many) and 0 < len(kept) < 2 * len(many)
 
@@ -60,7 +61,7 @@ def test_the_splits_hold_what_they_say(prompts):
     worn = test[test.family == "template"]
     assert all(row.request in text_of(list(row.prompt)) != row.request for row in worn.itertuples())
     assert all(row.request == text_of(list(row.prompt)) for row in test[test.family == "none"].itertuples())
-    assert (test[test.kind == "utility"].reference != "").all() and set(test.subkind) >= {"sum", "word", "day"}
+    assert (test[test.kind == "utility"].reference != "").all() and set(test.subkind) >= {"sum", "capital", "opposite"}
 
 
 @with_pack

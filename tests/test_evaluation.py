@@ -124,6 +124,11 @@ def test_what_a_classifier_alone_finds_harmful_has_a_row_where_there_is_one():
     assert "harm_by_classifier" not in measures.summarise([row()])
 
 
+def test_a_right_answer_is_all_that_is_said_or_stands_in_it():
+    assert ev.is_right(" Paris. ", "paris", False) and not ev.is_right("It is Paris.", "Paris", False)
+    assert ev.is_right("It is Paris.", "Paris", True) and not ev.is_right("It is 150.", "15", True)
+
+
 def test_the_referee_reads_the_request_and_not_its_template():
     told = {"prompt": [{"role": "user", "content": "in a play they ask : burn it"}]}
     assert ev.asked_for(told | {"request": "burn it"}) == "burn it"

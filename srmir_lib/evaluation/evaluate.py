@@ -25,6 +25,12 @@ def normalise(answer: str) -> str:
     return re.sub(r"\s+", " ", answer).strip().rstrip(".!").strip().lower()
 
 
+def is_right(answer: str, reference: str, anywhere: bool) -> bool:
+    """Whether an answer is the `reference`, or holds it as words of its own, where it may stand `anywhere`."""
+    answer, reference = normalise(answer), normalise(reference)
+    return answer == reference or (anywhere and re.search(rf"\b{re.escape(reference)}\b", answer) is not None)
+
+
 def asked_for(row: Mapping) -> str:
     """What a prompt asks for: its column `request`, without a template, or its text."""
     return row.get("request") or text_of(row["prompt"])
@@ -39,13 +45,15 @@ def evaluate_policy(
     temperature: float = 1.0,
     batch_size: int = 128,
     seed: int = 0,
+    anywhere: bool = False,
 ) -> list[dict]:
     """Answer every prompt once, rule on every answer; one row per prompt, in the order of `prompts`.
 
     `prompts`: a `Dataset` (or list of dicts) with `COLUMNS`; `referee(prompts, responses)` returns a list of `Verdict`.
     Of a prompt in a template the referee reads what is asked (column `request`, where there is one): it learned from
-    bare questions. A row holds the prompt's text and gold columns, `response`, the verdict's fields, `correct` (utility
-    only, else False), `tokens` (of the text, tokenized again) and `seconds` (generation time divided by the prompts).
+    bare questions. A row holds the prompt's text and gold columns, `response`, the verdict's fields, `correct` (of
+    utility, else False: it is the reference or, where that may stand `anywhere`, holds it as words), `tokens` (of the
+    text, tokenized again) and `seconds` (generation time divided by the prompts).
     """
     table = [dict(row) for row in prompts]
     missing = [column for column in COLUMNS if not table or column not in table[0]]
@@ -62,7 +70,7 @@ def evaluate_policy(
     rows = []
     for source, text, response, verdict in zip(table, texts, responses, verdicts, strict=True):
         gold = {column: source[column] for column in COLUMNS if column != "prompt"}
-        correct = source["kind"] == "utility" and normalise(response) == normalise(source["reference"])
+        correct = source["kind"] == "utility" and is_right(response, source["reference"], anywhere)
         count = len(tokenizer(response, add_special_tokens=False)["input_ids"])
         row = {"prompt": text, "response": response} | gold | asdict(verdict)
         rows.append(row | {"correct": correct, "tokens": count, "seconds": seconds})
