@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_policy, load_tokenizer
-from srmir_lib.papers.rbrm import confidence_dpo_loss
+from srmir_lib.papers.rbrm import batch_confidence, confidence_dpo_loss
 from srmir_lib.policies.training import train_dpo
+from srmir_lib.reward_models.readouts import ReadOuts
 from srmir_lib.settings.policies import DPOSettings
 
 ANSWERS = [("I can not answer that", "first get ready"), ("no", "open the window then check"), ("I can not", "yes")]
@@ -71,22 +72,37 @@ def test_a_confidence_of_each_pair_is_the_papers_loss(tiny_model, tmp_path):
     assert history[1]["rewards/margins"] == pytest.approx(margin, abs=1e-3), "what TRL logs is TRL's"
 
 
-def test_one_confidence_for_a_batch(tiny_model, tmp_path):
-    odds = math.log(3)  # sigmoids of 3/4 and 1/4
-    scores = {"score_chosen": [odds, odds, 0.0], "score_rejected": [-odds, odds, 0.0]}
-    rows = PAIRS
-    for name, values in scores.items():
-        rows = rows.add_column(name, values)
+def scores_of(readouts: ReadOuts, policy) -> list[torch.Tensor]:
+    """Scores (N,) of the chosen and of the rejected answers, read in a pass of their own."""
+    said = [[row[side][0]["content"] for row in PAIRS] for side in ("chosen", "rejected")]
+    tokenizer = load_tokenizer(policy.name_or_path)
+    return [readouts.score(readouts.read(policy, tokenizer, PAIRS["prompt"], texts)) for texts in said]
+
+
+def read_outs(base, pooling: str = "last") -> ReadOuts:
+    """Read-outs of two layers, with numbers drawn until they like the chosen answers better."""
+    policy, draw = load_policy(base, "cpu"), torch.Generator().manual_seed(0)
+    size = policy.config.hidden_size
+    while True:
+        tensors = {"weights": torch.randn(2, size, generator=draw), "bias": torch.zeros(2), "gate": torch.zeros(2, 2)}
+        tensors |= {"center": torch.zeros(2, size), "scale": torch.ones(2, size), "level": torch.zeros(1)}
+        found = ReadOuts([1, 2], pooling, "any", tensors)
+        if 0.6 < batch_confidence(*scores_of(found, policy)) < 0.95:
+            return found
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_one_confidence_for_a_batch_is_read_off_the_forward_pass(tiny_model, tmp_path, pooling):
+    """Its second loss against our function, the states read once more by `ReadOuts.read` from the policy before it."""
+    readouts = read_outs(tiny_model, pooling)
     for steps in (1, 2):
-        history = train_dpo(tiny_model, rows, tmp_path / str(steps), settings(max_steps=steps), alpha=6.0)
-    sure = 1 / (1 + math.exp(-6.0 * 0.5 / 3))
-    expected = confidence_dpo_loss(*log_ratios(tiny_model, tmp_path / "1"), torch.tensor(sure), 0.5).item()
+        history = train_dpo(tiny_model, PAIRS, tmp_path / str(steps), settings(max_steps=steps), readouts=readouts)
+    policy = PeftModel.from_pretrained(load_policy(tiny_model, "cpu"), tmp_path / "1").eval().get_base_model()
+    sure = batch_confidence(*scores_of(readouts, policy))
+    ratios = log_ratios(tiny_model, tmp_path / "1")
+    expected = confidence_dpo_loss(*ratios, sure, 0.5).item()
     assert history[1]["loss"] == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(InputError, match="missing columns: score_chosen, score_rejected"):
-        train_dpo(tiny_model, PAIRS, tmp_path / "x", settings(), alpha=6.0)
-    broken = rows.remove_columns("score_rejected").add_column("score_rejected", [0.0, math.inf, 0.0])
-    with pytest.raises(InputError, match="score_rejected: inf of pair 1; give every pair a finite number"):
-        train_dpo(tiny_model, broken, tmp_path / "x", settings(), alpha=6.0)
+    assert abs(expected - confidence_dpo_loss(*ratios, torch.ones(3), 0.5).item()) > 1e-3, "it is not plain DPO's"
 
 
 def test_full_confidence_is_trls_own_loss(tiny_model, tmp_path):
@@ -111,12 +127,19 @@ def test_training_ends_where_the_gap_is_the_logit(tiny_model, tmp_path):
 
 
 def test_a_finished_policy_is_not_made_again_unless_confidence_changed(tiny_model, tmp_path):
-    rows, about = PAIRS.add_column("score_chosen", [1.0] * 3).add_column("score_rejected", [0.0] * 3), settings()
-    first = train_dpo(tiny_model, rows, tmp_path / "policy", about, alpha=7.5)
+    rows, about = PAIRS.add_column("confidence", CONFIDENCE), settings()
+    first = train_dpo(tiny_model, rows, tmp_path / "policy", about)
     made = (tmp_path / "policy" / "history.jsonl").stat().st_mtime_ns
-    assert train_dpo(tiny_model, rows, tmp_path / "policy", about, resume=True, alpha=7.5) == first
+    assert train_dpo(tiny_model, rows, tmp_path / "policy", about, resume=True) == first
     assert (tmp_path / "policy" / "history.jsonl").stat().st_mtime_ns == made
-    assert train_dpo(tiny_model, rows, tmp_path / "policy", about, resume=True, alpha=1.0) != first
+    by_states = {"resume": True, "readouts": read_outs(tiny_model)}
+    again = train_dpo(tiny_model, rows, tmp_path / "policy", about, **by_states)
+    made = (tmp_path / "policy" / "history.jsonl").stat().st_mtime_ns
+    assert again != first and train_dpo(tiny_model, rows, tmp_path / "policy", about, **by_states) == again
+    assert (tmp_path / "policy" / "history.jsonl").stat().st_mtime_ns == made
+    by_states["readouts"].tensors["bias"] += 1
+    train_dpo(tiny_model, rows, tmp_path / "policy", about, **by_states)
+    assert (tmp_path / "policy" / "history.jsonl").stat().st_mtime_ns != made, "other read-outs trust otherwise"
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 

@@ -40,7 +40,7 @@ from srmir_lib.policies.checkpoints import (
     newest_complete,
     run_key,
 )
-from srmir_lib.policies.confidence_dpo import SCORES, ConfidenceDPOTrainer
+from srmir_lib.policies.confidence_dpo import ConfidenceDPOTrainer
 from srmir_lib.policies.pcrm_dpo import LimitedDPOTrainer
 from srmir_lib.rows import read_jsonl
 from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
@@ -75,7 +75,7 @@ def train_dpo(
     settings: DPOSettings,
     resume: bool = False,
     start=None,
-    alpha: float | None = None,
+    readouts=None,
     reference=None,
 ) -> list[dict]:
     """Optimise preferences (rows of any form that `as_pair` reads) directly (Rafailov et al. 2023, eq. 7).
@@ -83,13 +83,13 @@ def train_dpo(
     The rest is as in `train_sft`, but a `start` is the reference as well, unless another adapter is: that in the folder
     `reference`. The history has `rewards/margins` and `rewards/accuracies`, the implicit reward's. With a column
     `limit`, the largest gap a pair should have, it is PCRM's direct form (`LimitedDPOTrainer`). With a column
-    `confidence`, or with `alpha` and the columns `score_chosen` and `score_rejected`, it is RBRM's: a confidence for
-    each pair, or for each `micro_batch` (`ConfidenceDPOTrainer`). With `sft_weight` it is RPO: so many times the loss
+    `confidence`, or with `readouts`, it is RBRM's: a confidence for each pair, or one for each `micro_batch` by the
+    states that its forward pass makes (`ConfidenceDPOTrainer`). With `sft_weight` it is RPO: so many times the loss
     of `train_sft` on the chosen answers is added (Liu et al. 2024, arXiv 2405.16436; Pang et al. 2024, arXiv
     2404.19733), a mean over their tokens.
     """
     columns, kind, preferences = PAIR, DPOTrainer, as_pairs(preferences)
-    trusted = alpha is not None or "confidence" in preferences.column_names
+    trusted = readouts is not None or "confidence" in preferences.column_names
     if "limit" in preferences.column_names:
         if trusted:
             raise InputError("confidence: within limits all pairs are trusted alike; drop `limit`, or the confidence")
@@ -97,9 +97,9 @@ def train_dpo(
             raise InputError("sft_weight: within limits pairs are read swapped as well; set it to 0, or drop `limit`")
         columns, kind = (*columns, "limit"), LimitedDPOTrainer
     if trusted:
-        columns = (*columns, *(SCORES if alpha is not None else ("confidence",)))
-        kind = partial(ConfidenceDPOTrainer, alpha=alpha)
-    told = "" if alpha is None else f"alpha {alpha}"
+        columns = columns if readouts is not None else (*columns, "confidence")
+        kind = partial(ConfidenceDPOTrainer, readouts=readouts)
+    told = "" if readouts is None else f"read-outs {readouts.sha256}"
     if reference is not None:
         told += f"reference {_check_start(reference, settings, 'reference')}"
         kind = partial(_referring_to, kind, base_model, settings.device, reference)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from srmir_lib.artifacts import as_written, atomic_path, read_json, write_json
+from srmir_lib.artifacts import as_written, atomic_path, digest, read_json, write_json
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.embeddings import embed_layers
 from srmir_lib.models.loading import read_tensors
@@ -45,6 +45,12 @@ class ReadOuts:
 
     def __init__(self, layers: Sequence[int], pooling: str, model: str, tensors: dict[str, Tensor]):
         self.layers, self.pooling, self.model, self.tensors = list(layers), pooling, model, tensors
+
+    @property
+    def sha256(self) -> str:
+        """What tells these from other read-outs: a hash of where they read and of all their numbers."""
+        numbers = {name: tensor.tolist() for name, tensor in self.tensors.items()}
+        return digest([self.layers, self.pooling, self.model, numbers], sort_keys=True)
 
     @classmethod
     def blank(cls, layers: Sequence[int], pooling: str, model: str, states: Tensor) -> "ReadOuts":

@@ -20,7 +20,7 @@ from srmir_lib.errors import InputError
 from srmir_lib.evaluation.sentences import joined, signed
 from srmir_lib.models.embeddings import check_layer, embed_layers
 from srmir_lib.models.loading import load_policy, load_tokenizer
-from srmir_lib.papers.rbrm import ALPHA, best_and_worst, pair_confidence
+from srmir_lib.papers.rbrm import best_and_worst, pair_confidence
 from srmir_lib.policies.groups import sample_groups
 from srmir_lib.policies.training import train_dpo
 from srmir_lib.reward_models.readouts import ReadOuts, all_layers, learn_readouts
@@ -227,12 +227,12 @@ def train_in_rounds(
     policy of the round before; the reference of all is `start`.
 
     Saves the policies in `round_folders`, and returns one history, its steps counted on. `batch`: one confidence for
-    each micro-batch (`train_dpo(alpha=)`), by the columns of scores.
+    each micro-batch, by the read-outs of `pairs_of`, a `Reranker`, on the states of DPO's own forward pass.
     """
     history, policy = [], start
     for number, folder in enumerate(round_folders(Path(output_dir), rounds)):
-        how = {"alpha": ALPHA if batch else None, "reference": start}
         pairs, told = pairs_of(number, policy), settings.changed(seed=settings.seed + number)
+        how = {"readouts": pairs_of.readouts if batch else None, "reference": start}
         rows = train_dpo(base_model, pairs, folder, told, resume, policy, **how)
         history += [row | {"step": row["step"] + number * settings.max_steps} for row in rows]
         policy = folder
