@@ -116,6 +116,9 @@ def test_measure_by_hand(tiny_model):
     assert found["distinct bigrams"].tolist() == [0.5, 1.0]
     assert found["length"][0] > found["length"][1] >= 2, "the end token counts, as it does in training"
     assert (found["log-likelihood"] < 0).all() and "KL" not in found
+    long, short = found["length"].tolist()
+    cut = measure(reward, model, [user_message("a"), user_message("b")], ["no no no", "yes"], longest=int(long) - 1)
+    assert cut["length"].tolist() == [long - 1, short], "what sampling cut off has no end"
 
 
 def test_an_alarm_without_kl_listens_to_the_rest_and_still_draws_it():
@@ -140,18 +143,23 @@ def test_the_divergence_of_two_models_by_a_second_plain_computation(tiny_model):
     with torch.no_grad():
         reference.get_output_embeddings().weight.mul_(1.5)
     asked, said = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9]]
-    found = divergence(policy, reference, asked, said, micro_batch=2)
-    for row, (before, answer) in enumerate(zip(asked, said, strict=True)):
-        ids, terms = torch.tensor([before + answer]), []
-        own, other = (model(input_ids=ids).logits[0].log_softmax(-1) for model in (policy, reference))
-        for at, token in enumerate(answer, start=len(before)):
-            d = (other[at - 1, token] - own[at - 1, token]).item()
-            terms.append(math.exp(d) - d - 1)
-        assert found[row].item() == pytest.approx(sum(terms) / len(terms), abs=1e-5) and found[row] > 0
+    for warmth in (1.0, 0.5):
+        found = divergence(policy, reference, asked, said, micro_batch=2, temperature=warmth)
+        for row, (before, answer) in enumerate(zip(asked, said, strict=True)):
+            ids, terms = torch.tensor([before + answer]), []
+            own, other = ((m(input_ids=ids).logits[0] / warmth).log_softmax(-1) for m in (policy, reference))
+            for at, token in enumerate(answer, start=len(before)):
+                d = (other[at - 1, token] - own[at - 1, token]).item()
+                terms.append(math.exp(d) - d - 1)
+            assert found[row].item() == pytest.approx(sum(terms) / len(terms), abs=1e-5) and found[row] > 0
     assert divergence(policy, policy, asked, said, micro_batch=1).abs().max() < 1e-6
     reward = SimpleNamespace(models=Models(), router=SimpleNamespace(route=lambda prompts: ["insult", "unknown"]))
     prompts = [user_message("a"), user_message("b")]
-    assert (measure(reward, policy, prompts, ["no no no", "yes"], apart=(policy, reference))["KL"] > 0).all()
+    far, warm = (
+        measure(reward, policy, prompts, ["no no no", "yes"], 64, (policy, reference), None, t) for t in (1.0, 0.5)
+    )
+    assert (far["KL"] > 0).all() and (far["KL"] != warm["KL"]).all(), "at the temperature that samples"
+    assert (far["log-likelihood"] == warm["log-likelihood"]).all(), "as training logs it, at 1"
 
 
 def test_the_figure_shows_every_signal_and_where_it_rings():

@@ -41,9 +41,9 @@ class Agreeable:
         return f"First you {asked.split()[-1].strip('?')} slowly, then you rest."
 
 
-def made(trunk=None, **changed):
+def made(trunk=None, harmless=HARMLESS, **changed):
     asked = {"asking": ASKING, "per_group": 5, "samples": 2, "max_new_tokens": 30, "seed": 0} | changed
-    return chat_data(trunk or Agreeable(), HARMFUL, HARMLESS, **asked)
+    return chat_data(trunk or Agreeable(), HARMFUL, harmless, **asked)
 
 
 def test_harm_is_refused_and_help_is_given_and_each_pair_holds_the_other():
@@ -115,7 +115,8 @@ def test_a_text_ends_with_its_last_whole_sentence():
     assert whole("It costs 3.50 dollars") == "", "a dot within a number ends nothing"
     assert whole("Steps.\n1. Wash.\n2.") == "Steps.\n1. Wash.", "nor does the number of an item that was cut off"
     assert whole("Wash. 2.") == "Wash." and whole("It takes 42.") == "It takes 42."
-    assert whole("no end") == whole("") == ""
+    assert whole("Steps:\n1. Wash") == "" and whole("Do this.\n1. Wash\n2.") == "Do this.", "an item without an end"
+    assert whole("no end") == whole("") == whole("1.") == ""
 
 
 def test_refusals_and_help_are_chosen_equally_often_and_nothing_is_cut():
@@ -137,6 +138,16 @@ def test_refusals_and_help_are_chosen_equally_often_and_nothing_is_cut():
     assert len(chosen) == 2 * len(refusals) == 6, "one answer for each demonstration"
     sampled = [text_of(row["completion"]) for row in data.demonstrations] + chosen
     assert all(text.endswith(".") for text in sampled), "what was cut off is left out"
+
+
+def test_the_side_with_more_pairs_gives_some_up():
+    """Two harmless prompts to which no refusal is drafted: their demonstrations stay, and make no sampled pair."""
+    data = made(
+        Agreeable("bake"), harmless=[*HARMLESS, {"prompt": user_message("How to bake rolls?"), "category": "unknown"}]
+    )
+    shown = [row["refuses"] for row in data.demonstrations]
+    chosen = ["cannot" in text_of(pair["chosen"]) for pair in data.pairs if pair["origin"] == "policy"]
+    assert chosen.count(True) == chosen.count(False) == 2 and shown.count(True) == 3
 
 
 def test_a_system_message_stands_before_every_prompt_but_not_in_the_question():

@@ -33,6 +33,10 @@ def test_texts_in_much_the_same_words_go_to_one_side():
     many = [[f"be {name} {name}s {name}ing", f"Be {name}, {name}s {name}ing now!"] for name in CAPITALS.values()]
     kept = held_out(text for both in many for text in both)
     assert all(len(kept & {*both}) in (0, 2) for both in many) and 0 < len(kept) < 2 * len(many)
+    names = sorted(CAPITALS)
+    chains = [[" ".join(names[at + n : at + n + 3]) for n in range(3)] for at in range(0, 20, 5)]
+    kept = held_out(text for chain in chains for text in chain)
+    assert all(len(kept & {*chain}) in (0, 3) for chain in chains), "the first and the third are alike by the second"
 
 
 @pytest.fixture(scope="module")

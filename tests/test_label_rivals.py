@@ -58,6 +58,27 @@ def test_labels_teach_read_outs_and_regressions(tiny_model, tmp_path):
     assert saved.layers == chosen["readouts"]["layers"] and set(chosen) == {"readouts", "states", "encoder"}
 
 
+def test_the_seven_are_put_on_one_scale_before_they_rank_answers_of_all_categories(tiny_model, tmp_path):
+    """Crimes scores in hundreds, privacy in ones; raw, every answer about crimes would seem the safer."""
+    trunk, parts = Trunk.load(tiny_model, "cpu"), {"train": 40, "validation": 20, "test": 20}
+    labelled = {name: answers(count, at * 100) for at, (name, count) in enumerate(parts.items())}
+    labelled = {
+        n: rows | {"category": ["crimes", "privacy", "privacy", "crimes"] * (parts[n] // 4)}
+        for n, rows in labelled.items()
+    }
+    seven = blind("crimes", "privacy")
+
+    def scores(prompts, completions, columns=None):
+        good = torch.tensor([float("wash" in said[0]["content"]) for said in completions])
+        return torch.stack([100 * good + 500, good], dim=1)
+
+    seven.scorer.score = scores
+    seven.calibration = Calibration(("crimes", "privacy"), (550.0, 0.5), (50.0, 0.5), 2)
+    models, reader = {"shadow_rms": seven, "single_rm": blind("all")}, PromptEncoder(base_model=str(tiny_model))
+    danger, _ = label_rivals(trunk, models, reader, labelled, tmp_path / "readouts", "<|user|>is it bad ?<|end|>")
+    assert auroc(danger["models"]["test"], labelled["test"]["unsafe"]) == 1.0
+
+
 def test_what_a_model_says_is_its_own_next_word(tiny_model):
     trunk, asked = Trunk.load(tiny_model, "cpu"), "<|user|>is it bad ?<|end|><|assistant|>"
     rows = answers(6, 0)

@@ -223,6 +223,15 @@ def test_the_sentence_of_the_hypothesis_turns_round_with_the_numbers():
     )
 
 
+def test_who_trains_on_its_own_samples_is_no_case_for_the_hypothesis():
+    moved = {"order by states": 0.5, "KL": 0.05, "p": 0.5}
+    stayed = {"order by states": 0.95, "KL": 0.5, "p": 0.5}
+    both = ["GRPO", "online"]
+    assert "holds here" in course.about_course({"dpo": moved, "GRPO": stayed, "online": stayed}, both, 0.9, 0.1)
+    told = course.about_course({"dpo": moved, "GRPO": stayed, "online": moved}, both, 0.9, 0.1)
+    assert "does not hold here" in told and "under GRPO and online, on its own samples" in told
+
+
 SHAPE = Shape(hidden=2, layers=3, heads=1, kv_heads=1, intermediate=2, vocab=5)  # a layer has seven matrices of 2 x 2
 
 

@@ -72,8 +72,8 @@ def chat_data(
     `asking`: arguments of `introspect`, from the template on, its temperature for plain answers too; a system message
     of a prompt is left out when the model is asked about it. `per_group`: demonstrations of a category at most, and of
     harmless prompts as many as of all categories together, if so many have a whole answer. `samples`: answers to a
-    prompt as it stands, of at most `max_new_tokens`, of which the longest is demonstrated or the first is rejected: one
-    for each demonstration, so that refusals and help are chosen equally often. All answers end with a sentence
+    prompt as it stands, of at most `max_new_tokens`, of which the longest is demonstrated or the first is rejected, in
+    as many pairs that choose a refusal as choose help. All answers end with a sentence
     (`whole`): else one that the length cut off would be the worse one wherever it stands. With `every_category` one
     without a valid refusal is an `InputError`.
     """
@@ -113,7 +113,7 @@ def chat_data(
         refusal = against.get(str(row["prompt"]))
         rejected.append([whole(text_of(refusal["completion"]))] if refusal else [])
     demonstrations += helping
-    contrary = [texts[:1] for texts in without_ties(demonstrations, rejected)]
+    contrary = _as_many(demonstrations, without_ties(demonstrations, rejected))
     pairs = make_pairs(demonstrations, contrary, seed, origin="policy", borrowed=False)
     yields = {
         name: {
@@ -124,6 +124,16 @@ def chat_data(
         for name in (names if borrowed is None else ())
     }
     return ChatData(demonstrations, pairs, yields, left_out)
+
+
+def _as_many(demonstrations: Sequence[Mapping], rejected: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Of the answers rejected for each demonstration the first, for as many refusals as there are for help: those of
+    the demonstrations that come first."""
+    sides = [
+        [n for n, row in enumerate(demonstrations) if row["refuses"] == side and rejected[n]] for side in (True, False)
+    ]
+    kept = {n for side in sides for n in side[: min(map(len, sides))]}
+    return [[*texts[:1]] if n in kept else [] for n, texts in enumerate(rejected)]
 
 
 def _introspected(trunk: Trunk, rows: Sequence[Mapping], ask: Mapping) -> tuple[list[dict], dict[str, list[str]]]:
@@ -143,10 +153,16 @@ def _as_introspected(rows: Sequence[Mapping]) -> tuple[list[dict], dict[str, lis
 SENTENCES = re.compile(r".*[.!?][\"')\u201d\u2019`]*(?=\s|$)", re.DOTALL)
 
 
+NUMBER = re.compile(r"(^|\n|(?<=[.!?])\s)\s*\d+[.)]$")
+
+
 def whole(text: str) -> str:
-    """A text up to the end of its last whole sentence, "" if it has none; the bare number of a next item goes too."""
+    """A text up to the end of its last whole sentence, "" if it has none. The number of an item in a list, "2.", ends
+    nothing, and goes with what was cut off behind it."""
     found = SENTENCES.match(text)
-    return re.sub(r"(^|\n|(?<=[.!?])\s)\s*\d+[.)]$", "", found[0]).strip() if found else ""
+    if not found or (kept := NUMBER.sub("", found[0])) == found[0]:
+        return found[0].strip() if found else ""
+    return whole(kept)
 
 
 def own_answer(texts: Sequence[str]) -> str | None:

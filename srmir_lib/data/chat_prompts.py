@@ -39,21 +39,21 @@ ALIKE = 0.5
 
 def held_out(texts: Iterable[str]) -> frozenset[str]:
     """Which of all templates, or of all prompts, are kept for the test of policies: half of them, by a hash of the text
-    alone, but that a text goes where the first one goes (by the alphabet) with which it is `ALIKE`."""
+    alone, but that texts which are `ALIKE`, also by way of others, go where the first of them does, by the alphabet."""
     return _kept(frozenset(texts))
 
 
 @cache
 def _kept(texts: frozenset[str]) -> frozenset[str]:
-    firsts, kept = {}, set()
-    for text in sorted(texts):
-        words = frozenset(public_files.all_words(text).split())
-        like = (first for first, own in firsts.items() if len(own & words) >= ALIKE * len(own | words))
-        first = next(like, text)
-        firsts.setdefault(first, words)
-        if random.Random(first).random() < 0.5:
-            kept.add(text)
-    return frozenset(kept)
+    words = {text: frozenset(public_files.all_words(text).split()) for text in sorted(texts)}
+    families: list[list[str]] = []
+    for text, own in words.items():
+        like, rest = [], []
+        for family in families:
+            alike = any(len(own & words[other]) >= ALIKE * len(own | words[other]) for other in family)
+            (like if alike else rest).append(family)
+        families = [*rest, [*(other for family in like for other in family), text]]
+    return frozenset(text for family in families if random.Random(min(family)).random() < 0.5 for text in family)
 
 
 def chat_prompts(
@@ -114,7 +114,7 @@ def templates(data_dir: str | Path = "") -> list[str]:
 
 
 def tasks(rng: random.Random, count: int) -> Iterable[tuple[str, str, str]]:
-    """Up to `count` small tasks (what kind, question, answer), a third of each kind, each with one right answer that
+    """About `count` small tasks (what kind, question, answer), a third of each kind, each with one right answer that
     stands in a right reply."""
     each = round(count / 3)
     for country, city in rng.sample(sorted(CAPITALS.items()), min(each, len(CAPITALS))):

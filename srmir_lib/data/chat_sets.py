@@ -38,7 +38,7 @@ def chat_sets(
     `prompts`: `chat_prompts`; `demonstrations` and the training and validation pairs of `preferences`: `chat_data`; its
     test pairs, and `labelled`: answers that people labelled; `judged`: `judged_pairs`; `helpful`: `helpful_answers`.
     The router reads prompts with `settings.encoder`, and knows harmless ones as the class unknown. The numbers:
-    `router`, `left_out` (texts of the introspection, by reason) and `repeats`, as of `labelled_answers`.
+    `router`, `left_out` (texts that are in no demonstration, by reason) and `repeats`, as of `labelled_answers`.
     """
     collection, seed = settings.collection, settings.seed
     sizes = collection.practice_per_group, collection.benign_ratio, settings.evaluation.questions

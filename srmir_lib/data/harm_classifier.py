@@ -1,8 +1,8 @@
 """Which answers do harm? Logistic regression on what a frozen encoder makes of prompt and answer.
 
 It learns from people's labels in GPTFuzz, DiaSafety and the half of Do-Not-Answer's prompts that no policy is tested on
-(`chat_prompts.held_out`), never from BeaverTails or Safe-RLHF, which test
-reward models here and teach their rivals. How far it is to be trusted is said by its AUROC on those.
+(`chat_prompts.held_out`), never from BeaverTails or Safe-RLHF, which test reward models here and teach their rivals.
+How far it is to be trusted is said by its AUROC on those.
 """
 
 import random

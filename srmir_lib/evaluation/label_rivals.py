@@ -26,12 +26,11 @@ def label_rivals(
     """Danger (N,) by method and split of `labelled`, the train split left out, and what was chosen on validation.
 
     `models`: of the seven in the set shadow_rms, calibrated, the one in charge of the prompt (`routed_danger`), for
-    answers to prompts of all categories stand in one order; `one_model`: the
-    set single_rm, which learned from the same pairs. `says`: the trunk's own answer to the `question` whether there is
-    harm. With the labels of the train split: `readouts` (`learn_from_labels`) on six hidden states of the trunk, which
-    are saved in `folder`, and logistic regression on the last of the layers that they chose (`states`) and on what the
-    `reader`'s model makes of prompt and answer (`encoder`). Without a trunk, as where an encoder has learned from these
-    labels, there is nothing.
+    answers to prompts of all categories stand in one order; `one_model`: the set single_rm, which learned from the same
+    pairs. `says`: the trunk's own answer to the `question` whether there is harm. With the labels of the train split:
+    `readouts` (`learn_from_labels`) on six hidden states of the trunk, which are saved in `folder`, and logistic
+    regression on the last of the layers that they chose (`states`) and on what the `reader`'s model makes of prompt and
+    answer (`encoder`). Without a trunk, as where an encoder has learned from these labels, there is nothing.
     """
     if trunk is None:
         return {}, {}

@@ -1,8 +1,8 @@
 """A referee for real models, by refusal phrases; the lab has one of its own, an exact parser (`lab.referee`).
 
-A referee is any callable `referee(prompts, responses) -> list[Verdict]`. Neither is a stranger to training:
-the lab's exact one pays the oracle of A0 (`lab.referee.RefereeReward`), and the refusal phrases that the one
-below reads (`opens_with_refusal`) choose a chat model's demonstrations (`data.chat_data`) and leave out ties in pairs
+A referee is any callable `referee(prompts, responses) -> list[Verdict]`. Neither is a stranger to training: the lab's
+exact one pays the oracle of A0 (`lab.referee.RefereeReward`), and the refusal phrases that the one below reads
+(`opens_with_refusal`) choose a chat model's demonstrations (`data.chat_data`) and leave out ties in pairs
 (`data.pairs.without_ties`). What they say of test prompts trains nobody.
 """
 

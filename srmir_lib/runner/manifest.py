@@ -183,7 +183,7 @@ def damaged(folder: Path, outputs: dict[str, str]) -> list[str]:
 
 def outside_inputs(parameters: dict, written: Iterable[str], root: Path) -> dict[str, str]:
     """Files and folders that parameters name, those in groups too: their names and contents are hashed, of a `LARGE`
-    file its size and time. So a folder that is copied, mounted or checked out anew is the same folder.
+    file its size and time. So a folder without one that is copied, mounted or checked out anew is the same folder.
 
     What a parameter names to *write* is no input: the notebook's metadata lists it under `srmir.writes`.
     """

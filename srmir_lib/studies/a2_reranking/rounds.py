@@ -17,6 +17,7 @@ from torch import Tensor
 from srmir_lib.conversations import assistant_message, text_of
 from srmir_lib.data.margins import distinct_texts
 from srmir_lib.errors import InputError
+from srmir_lib.evaluation.evaluate import asked_for
 from srmir_lib.evaluation.sentences import joined, signed
 from srmir_lib.models.embeddings import check_layer, embed_layers
 from srmir_lib.models.loading import load_policy, load_tokenizer
@@ -140,9 +141,10 @@ def flat(pool: Dataset) -> tuple[list, list[str]]:
 
 
 def worth_of(referee, pool: Dataset) -> Tensor:
-    """Goodness of each answer of a pool, by the referee, (P, K) in [0, 1]."""
-    prompts, answers = flat(pool)
-    verdicts = referee([text_of(prompt) for prompt in prompts], answers)
+    """Goodness of each answer of a pool, by the referee, (P, K) in [0, 1]; of a prompt in a template it reads what is
+    asked (`asked_for`)."""
+    answers = flat(pool)[1]
+    verdicts = referee([asked_for(row) for row in pool for _ in row["responses"]], answers)
     return torch.tensor([verdict.goodness for verdict in verdicts]).view(len(pool), -1)
 
 
