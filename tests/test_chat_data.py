@@ -148,6 +148,10 @@ def test_the_side_with_more_pairs_gives_some_up():
     shown = [row["refuses"] for row in data.demonstrations]
     chosen = ["cannot" in text_of(pair["chosen"]) for pair in data.pairs if pair["origin"] == "policy"]
     assert chosen.count(True) == chosen.count(False) == 2 and shown.count(True) == 3
+    left = [
+        pair["category"] for pair in data.pairs if pair["origin"] == "policy" and "cannot" in text_of(pair["chosen"])
+    ]
+    assert sorted(left) == ["crimes", "privacy"], "crimes has two, and gives one up: no category loses all"
 
 
 def test_a_system_message_stands_before_every_prompt_but_not_in_the_question():

@@ -6,6 +6,7 @@ the other is the rejected answer.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,13 +128,16 @@ def chat_data(
 
 
 def _as_many(demonstrations: Sequence[Mapping], rejected: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Of the answers rejected for each demonstration the first, for as many refusals as there are for help: those of
-    the demonstrations that come first."""
-    sides = [
-        [n for n, row in enumerate(demonstrations) if row["refuses"] == side and rejected[n]] for side in (True, False)
-    ]
-    kept = {n for side in sides for n in side[: min(map(len, sides))]}
-    return [[*texts[:1]] if n in kept else [] for n, texts in enumerate(rejected)]
+    """Of the answers rejected for each demonstration the first, for as many refusals as there are for help: of every
+    category the first one, then of every category the second, and so on, so that none gives up all of its own."""
+    places, sides = Counter(), {True: [], False: []}
+    for number, row in enumerate(demonstrations):
+        if rejected[number]:
+            places[row["category"], row["refuses"]] += 1
+            sides[row["refuses"]].append((places[row["category"], row["refuses"]], number))
+    most = min(map(len, sides.values()))
+    kept = {number for side in sides.values() for _, number in sorted(side)[:most]}
+    return [[*texts[:1]] if number in kept else [] for number, texts in enumerate(rejected)]
 
 
 def _introspected(trunk: Trunk, rows: Sequence[Mapping], ask: Mapping) -> tuple[list[dict], dict[str, list[str]]]:
