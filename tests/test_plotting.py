@@ -66,7 +66,7 @@ FIGURES = {
     "probe_diagram": lambda: pictures.probe_diagram("how ? so .", dict.fromkeys(KEYS[:2], "harmful ?"), MASK),
     "loss_curves": lambda: pictures.loss_curves([-1, 0, 1], {"plain": [2, 1, 0], "limit": [2, 1, 2]}),
     "margin_plane": lambda: pictures.margin_plane(PLACES + 1, PLACES, [[1, 1, 0], [0, 1, 1]], [0.1, 0.2, 0.3]),
-    "margin_histogram": lambda: plotting.margin_histogram(np.linspace(-1, 3, 40), KEYS * 5 + KEYS[:5]),
+    "margin_histogram": lambda: plotting.margin_histogram(np.linspace(-1, 3, 40), np.arange(40) % 3 == 0),
     "gap_boxes": lambda: plotting.gap_boxes({"plain": {"easy": [1, 2, 3], "subtle": [0, 1]}}),
     "best_of_n_curves": lambda: plotting.best_of_n_curves(
         [{"method": name, "n": n, "proxy": n, "truth": n / 8} for name in ("plain", "oracle") for n in (1, 2, 4)]
@@ -80,7 +80,7 @@ FIGURES = {
     "attack_success_by_family": lambda: plotting.attack_success_by_family(RATES, held_out=["encoding"]),
     "monitor_curves": lambda: training_report.monitor_curves([{"step": 1, f"{MONITOR}insult": 0.5}]),
     "labelled_points": lambda: training_report.labelled_points({"sft": (1, 2)}, "time (seconds)", "reward (score)"),
-    "router_and_sum": lambda: training_report.router_and_sum("how ?", dict.fromkeys(KEYS, 0.5), "privacy"),
+    "router_and_sum": lambda: training_report.router_and_sum("how ?", "so .", dict.fromkeys(KEYS, 0.5), "privacy"),
     "alarm_curves": lambda: training_report.alarm_curves(ALARM, {"policy": LOOKS}),
 }
 
@@ -239,7 +239,7 @@ def test_training_curves_skip_rows_without_the_key():
 def test_the_router_asks_one_and_the_sum_all_and_an_unknown_prompt_is_a_sum():
     scores = dict(zip(KEYS, (7, 0, 0, 0, 0, 14, 0), strict=True))
     for routed, reward, arrows in (("privacy", "R = +14.00", 2), ("unknown", "R = +3.00", 14)):
-        axes = training_report.router_and_sum("how ?", scores, routed).axes
+        axes = training_report.router_and_sum("how ?", "so .", scores, routed).axes
         texts = [[text.get_text() for text in axis.texts] for axis in axes]
         assert reward in texts[0] and "R = +3.00" in texts[1]
         assert [text.count("") for text in texts] == [arrows, 14], "two arrows for each model that is asked"

@@ -586,6 +586,16 @@ def test_progress_bars_do_not_stay_in_an_executed_notebook(tmp_path):
     assert (tmp_path / "cut.ipynb").read_text() == '{"cells": [' and not (tmp_path / "none.ipynb").exists()
 
 
+def test_what_a_cell_prints_stays_beside_what_it_shows(root):
+    """nbclient's own joining moves all that a cell prints up to where it printed first, past its tables."""
+    cell = "from IPython.display import Markdown, display\nprint('one', end=' ')\nprint('two', flush=True)\n"
+    cell += "display(Markdown('a table'))\nprint('three')"
+    write_notebook(root / "notebooks/01_make.ipynb", [*MAKE, cell])
+    assert main(["run", "lab", "01"]) == 0
+    shown = nbformat.read(root / "outputs/lab/01_make/01_make.ipynb", as_version=4).cells[-1].outputs
+    assert [o.get("text") or o.data["text/markdown"] for o in shown] == ["one two\n", "a table", "three\n"]
+
+
 def test_elapsed_counts_what_ran_side_by_side_once():
     at = "2026-01-01T00:{:02d}:00+00:00".format
     assert elapsed([]) == 0

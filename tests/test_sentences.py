@@ -112,7 +112,7 @@ def test_seven_against_one_in_words():
     given = by_level(easy=0.1, subtle=-0.02)
     assert sentences.about_pairs(given, "seven, routed", "one model") == (
         "Seven, routed: ranks easy pairs better than one model (+0.100, +0.060 to +0.140); "
-        "subtle pairs not clearly otherwise than one model (-0.020, -0.060 to +0.020)."
+        "subtle pairs neither clearly better nor worse than one model (-0.020, -0.060 to +0.020)."
     )
     assert "easy pairs worse than one model (-0.100" in sentences.about_pairs(
         reversed_rows(given), "seven", "one model"
@@ -134,31 +134,39 @@ def test_specialists_and_scales():
 def test_what_an_objective_did():
     given = by_level(easy=0.1, subtle=0.02)
     assert sentences.about_objective("pcrm", given, 0.4, ["easy", "subtle"], 0.5) == (
-        "pcrm ranks easy (+0.100) pairs better than plain; its scores spread 0.40 times as far: "
+        "pcrm ranks easy pairs (+0.100) better than plain; its scores spread 0.40 times as far: "
         "against our expectation."
     )
     assert sentences.about_objective("margin", given, 2.0, ["subtle"]).endswith("2.00 times as far: as we expected.")
     turned = sentences.about_objective("margin", reversed_rows(given), 2.0, ["easy"])
-    assert "easy (-0.100) pairs worse than plain" in turned and turned.endswith("against our expectation.")
+    assert "easy pairs (-0.100) worse than plain" in turned and turned.endswith("against our expectation.")
     still = by_level(easy=0.01, subtle=0.02)
-    assert "no pairs clearly otherwise than plain" in sentences.about_objective("pcrm", still, 0.4, ["easy"], 0.5)
+    assert "no pairs clearly better or worse than plain" in sentences.about_objective("pcrm", still, 0.4, ["easy"], 0.5)
     assert sentences.about_objective("pcrm", still, 0.6, ["easy"], 0.5).endswith("against our expectation.")
     both = sentences.about_objective("pcrm", by_level(easy=0.1, subtle=-0.1), 0.4, ["easy"])
-    assert "ranks easy (+0.100) pairs better than plain and subtle (-0.100) pairs worse than plain;" in both
+    assert "ranks easy pairs (+0.100) better than plain and subtle pairs (-0.100) worse than plain;" in both
 
 
 def test_margin_against_bit():
     follows = {"harmful": {"margin": 0.7, "bit": 0.8}, "harmless": {"margin": 0.1, "bit": -0.5}}
     said = sentences.about_margins(follows)
-    assert "on harmful prompts the one bit has the higher one (0.70 against 0.80)" in said
-    assert "on harmless prompts the margin has the higher one (0.10 against -0.50)" in said
+    assert said.endswith("harmful prompts 0.70 against 0.80, not as expected; on harmless prompts 0.10 against -0.50.")
+    turned = {"harmless": follows["harmless"], "harmful": {"margin": 0.8, "bit": 0.7}}
+    assert sentences.about_margins(turned).endswith("on harmful prompts 0.80 against 0.70, as expected.")
+    turned["harmful"] = {"margin": -0.1, "bit": -0.2}
+    assert sentences.about_margins(turned).endswith("not as expected."), "it follows harm the wrong way round"
+
+
+def test_a_long_text_breaks_between_words(capsys):
+    sentences.say("one two-three four", 9)
+    assert capsys.readouterr().out == "one\ntwo-three\nfour\n"
 
 
 def test_what_is_chosen_among_many():
     truths = {"plain": {1: 0.4, 2: 0.5, 4: 0.6}, "pcrm": {1: 0.4, 2: 0.5, 4: 0.7}, "oracle": {1: 0.4, 2: 0.7, 4: 0.9}}
     assert sentences.about_choosing(truths, 0.1) == (
-        "Of 4 answers the pick is better than of 2 with plain and pcrm, and no better with none; the best of them, "
-        "pcrm, is 0.200 short of the oracle: as we expected."
+        "Of 4 answers the pick is on average better than of 2 with plain and pcrm, and no better with none; the best "
+        "of them, pcrm, is 0.200 short of the oracle: as we expected."
     )
     truths["plain"][4] = 0.45
     turned = sentences.about_choosing(truths, 0.1)
@@ -206,6 +214,8 @@ def test_weights_over_training():
         "alpha +0.020 early and +0.010 late, as expected."
     )
     assert sentences.about_scaling({"alpha": (0.02, -0.01)}).endswith("-0.010 late, not as expected.")
+    for blind, told in (((0.01, -0.005), "as expected."), ((-0.03, 0.0), "not told from random.")):
+        assert sentences.about_scaling({"random": blind, "alpha": (0.02, 0.01)}).endswith(f"late, {told}")
 
 
 def test_weights_were_not_expected_to_buy_anything():

@@ -11,6 +11,7 @@ from srmir_lib.evaluation.training_report import (
     cost_rows,
     ends,
     grpo_metrics,
+    pleases,
     rising,
     side_by_side,
     well_behaved,
@@ -44,7 +45,7 @@ def test_a_healthy_run_and_three_sick_ones():
     assert all(well_behaved(run()).values())
     for name, changed in {
         "reward rose": {"reward": lambda step: -float(step)},
-        "KL below 0.1": {"kl": lambda step: step / 50},
+        "KL never at 0.1": {"kl": lambda step: step / 50},
         "length within a fifth": {"completions/mean_length": lambda step: 20.0 + 2 * step},
     }.items():
         assert [key for key, held in well_behaved(run(**changed)).items() if not held] == [name]
@@ -80,6 +81,13 @@ def test_a_run_that_learned_nothing_is_a_result_and_no_error(tmp_path):
     write_jsonl(tmp_path / "policy" / "history.jsonl", falling)
     check_grpo(falling, tmp_path / "policy", 10)
     assert not well_behaved(falling)["reward rose"]
+
+
+def test_who_pleases_more_is_said_only_where_it_is_told_apart():
+    one = [1.0, 2.0, 1.5, 2.5] * 5
+    assert pleases(one, [value - 0.5 for value in one], seed=0) is True
+    assert pleases([value - 0.5 for value in one], one, seed=0) is False
+    assert pleases(one, one[::-1], seed=0) is None
 
 
 def test_what_a_policy_cost_counts_its_start_its_samples_and_its_training():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.conversations import system_message, text_of, user_message
+from srmir_lib.conversations import text_of, user_message
 from srmir_lib.data import labelled_files, public_files
 from srmir_lib.settings.data import data_folder
 from srmir_lib.taxonomy import UNKNOWN, first_of_each
@@ -57,7 +57,7 @@ def _kept(texts: frozenset[str]) -> frozenset[str]:
 
 
 def chat_prompts(
-    data_dir: str | Path, seed: int, practice_per_group: int, benign_ratio: float, questions: int, system: str = ""
+    data_dir: str | Path, seed: int, practice_per_group: int, benign_ratio: float, questions: int
 ) -> DatasetDict:
     """Splits train, validation and test with the columns of every `prompts/` folder.
 
@@ -65,7 +65,7 @@ def chat_prompts(
     `benign_ratio` harmless ones to each; validation: an eighth of that. test: `questions` plain harmful prompts a
     category of XSafety and as many of Do-Not-Answer, XSafety's again in held-out templates, seven times `questions`
     look-alikes (CoCoNot), as many plain instructions, and tasks. Where a set has fewer, all it has. Harmless prompts
-    are of the category unknown, and no prompt stands in two splits. `system`: a message before every prompt. A column
+    are of the category unknown, and no prompt stands in two splits. A column
     `request` more than elsewhere: what is asked, without a template.
     """
     rng = random.Random(seed)
@@ -97,12 +97,7 @@ def chat_prompts(
     rows += [_task(*task) for task in tasks(rng, count // 3)]
     seen = {text_of(row["prompt"]) for part in splits.values() for row in part}
     splits["test"] = [row for row in rows if text_of(row["prompt"]) not in seen]
-    return DatasetDict(
-        {
-            name: Dataset.from_list([row | {"prompt": system_message(system) + row["prompt"]} for row in part])
-            for name, part in splits.items()
-        }
-    )
+    return DatasetDict({name: Dataset.from_list(part) for name, part in splits.items()})
 
 
 def templates(data_dir: str | Path = "") -> list[str]:

@@ -1,9 +1,10 @@
 """Public prompts, and a real chat model that is asked about them, as the folders that the notebooks read."""
 
 import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from srmir_lib.conversations import assistant_message, opens_with_refusal, system_message, text_of, user_message
 from srmir_lib.data import labelled_files
@@ -42,15 +43,14 @@ def chat_sets(
     """
     collection, seed = settings.collection, settings.seed
     sizes = collection.practice_per_group, collection.benign_ratio, settings.evaluation.questions
-    prompts = chat_prompts(settings.data_dir, seed, *sizes, collection.system)
+    prompts = after_system(chat_prompts(settings.data_dir, seed, *sizes), collection.system)
     check_later_files(settings.data_dir, seed, collection.borrowed)
     reader = PromptEncoder(base_model=resolve_encoder(settings.encoder), pooling="mean")
     router = fit_router(prompts, reader, [*CATEGORIES, UNKNOWN], device, rejected_share=0.02)
-    labelled, repeats = labelled_answers(router, settings.data_dir, seed, system=collection.system)
+    labelled, repeats = labelled_answers(router, settings.data_dir, seed)
     trunk, made = Trunk.load(base_model, device), {}
-    borrowed = (
-        borrowed_refusals(router, settings.data_dir, prompts, seed, collection.system) if collection.borrowed else {}
-    )
+    borrowed = borrowed_refusals(router, settings.data_dir, prompts, seed) if collection.borrowed else {}
+    borrowed = after_system(borrowed, collection.system)
     ask = settings.asking.model_dump(exclude={"router_question"})
     for number, (split, most) in enumerate(
         (("train", collection.per_group), ("validation", collection.per_group // 8))
@@ -70,11 +70,11 @@ def chat_sets(
         "prompts": prompts,
         "demonstrations": split_tables({split: data.demonstrations for split, data in made.items()}, ANSWERED),
         "preferences": split_tables({split: data.pairs for split, data in made.items()}, PAIRED),
-        "labelled": labelled,
-        "judged": judged_pairs(settings.data_dir, seed, collection.system),
-        "helpful": helpful_answers(settings.data_dir, seed, system=collection.system),
+        "labelled": after_system(labelled, collection.system),
+        "judged": after_system(judged_pairs(settings.data_dir, seed), collection.system),
+        "helpful": after_system(helpful_answers(settings.data_dir, seed), collection.system),
     }
-    folders["preferences"]["test"] = preferred_answers(labelled, "test")
+    folders["preferences"]["test"] = preferred_answers(folders["labelled"], "test")
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
     numbers = {
         "router": router_accuracy(router, harmful),
@@ -82,6 +82,17 @@ def chat_sets(
         "repeats": repeats,
     }
     return folders, router, numbers, made["train"]
+
+
+def after_system(sets: Mapping[str, Iterable[dict]], system: str) -> DatasetDict:
+    """Splits of rows with the system message before every prompt; as they are if it is empty."""
+    before = system_message(system)
+    return DatasetDict(
+        {
+            name: Dataset.from_list([row | {"prompt": before + row["prompt"]} for row in rows])
+            for name, rows in sets.items()
+        }
+    )
 
 
 def check_later_files(data_dir: str | Path, seed: int, borrowed: bool) -> None:
@@ -95,20 +106,16 @@ def check_later_files(data_dir: str | Path, seed: int, borrowed: bool) -> None:
         labelled_files.load_safe_answers(data_dir)
 
 
-def borrowed_refusals(
-    router: Router, data_dir: str, prompts: DatasetDict, seed: int, system: str = ""
-) -> dict[str, list[dict]]:
+def borrowed_refusals(router: Router, data_dir: str, prompts: DatasetDict, seed: int) -> dict[str, list[dict]]:
     """Refusals that another model wrote, of harmful prompts that stand in no split of `prompts`, by the category that
-    the router gives them: rows of prompt, category and completion; split validation is every eighth of them. `system`:
-    a message before every prompt."""
+    the router gives them: rows of prompt, category and completion; split validation is every eighth of them."""
     known = {all_words(text_of(prompt)) for part in prompts.values() for prompt in part["prompt"]}
     rows = [row for row in labelled_files.load_safe_answers(data_dir) if opens_with_refusal(row["response"])]
     rows = list({all_words(row["prompt"]): row for row in rows if all_words(row["prompt"]) not in known}.values())
     random.Random(seed).shuffle(rows)
     routed = router.route([row["prompt"] for row in rows])
     told = [
-        {"prompt": system_message(system) + user_message(row["prompt"]), "category": category}
-        | {"completion": assistant_message(row["response"])}
+        {"prompt": user_message(row["prompt"]), "category": category, "completion": assistant_message(row["response"])}
         for row, category in zip(rows, routed, strict=True)
         if category != UNKNOWN
     ]

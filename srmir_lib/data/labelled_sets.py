@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.conversations import assistant_message, system_message, user_message
+from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data import labelled_files
 from srmir_lib.data.chat_prompts import held_out
 from srmir_lib.data.public_files import (
@@ -37,7 +37,6 @@ def labelled_answers(
     seed: int = 0,
     far: int = FAR,
     gptfuzz_taught: bool = False,
-    system: str = "",
 ) -> tuple[DatasetDict, dict[str, int]]:
     """BeaverTails' and Safe-RLHF's answers: `prompt`, `completion`, `unsafe` (0/1), `category`, `group`, `kind`.
 
@@ -48,7 +47,7 @@ def labelled_answers(
     `out_of_domain`, gptfuzz, and of do_not_answer, of the prompts that are held out for tests, the harmful answers with
     four others to each. With `gptfuzz_taught` train and validation have GPTFuzz's answers to their share of the
     prompts, and the split gptfuzz those to the others; without it, none of its questions is a prompt of the first three
-    splits, for a referee of harm learns from it. `system`: a message before every prompt.
+    splits, for a referee of harm learns from it.
     """
     fuzz = [row | {"kind": "gptfuzz", "group": all_words(row["prompt"])} for row in load_gptfuzz(data_dir)]
     rows, seen = [*fuzz] if gptfuzz_taught else [], set()
@@ -78,10 +77,7 @@ def labelled_answers(
         named.setdefault(row["prompt"], []).extend(row.get("harms") or [])
     taught = {prompt: harms[0] for prompt, harms in named.items() if harms and routed[prompt] not in harms}
     categories = dict.fromkeys(kept, routed) | {"train": routed | taught}
-    before = system_message(system)
-    folder = {
-        name: Dataset.from_list([_columns(row, categories[name], before) for row in of]) for name, of in kept.items()
-    }
+    folder = {name: Dataset.from_list([_columns(row, categories[name]) for row in of]) for name, of in kept.items()}
     return DatasetDict(folder), {name: len(parts[name]) - len(part) for name, part in kept.items()}
 
 
@@ -121,14 +117,13 @@ def preferred_answers(labelled: DatasetDict, split: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def judged_pairs(data_dir: str | Path = "", seed: int = 0, system: str = "") -> DatasetDict:
+def judged_pairs(data_dir: str | Path = "", seed: int = 0) -> DatasetDict:
     """Two models' answers to a prompt of Do-Not-Answer that is held out for tests, to which people saw them react in
     different ways: split test, a pair a prompt, drawn with the seed among those of largest `harm_gap`.
 
     `chosen` is the one of lesser `action`. `harm_gap`: 1 if people called `rejected` alone harmful, else 0;
     `action_gap`: the difference of the two actions, from 1 to 5; `severity` is judged, the same for all. The rest as of
-    every `preferences/` folder. An action is a kind of reaction, and only its last step is harmful as a rule. `system`:
-    a message before every prompt.
+    every `preferences/` folder. An action is a kind of reaction, and only its last step is harmful as a rule.
     """
     rng, by_prompt = random.Random(seed), {}
     for row in kept_for_tests(data_dir):
@@ -142,7 +137,7 @@ def judged_pairs(data_dir: str | Path = "", seed: int = 0, system: str = "") -> 
             better, worse = rng.choice([both for both in pairs if both[1]["unsafe"] - both[0]["unsafe"] == most])
             gaps = {"harm_gap": float(most), "action_gap": worse["action"] - better["action"], "severity": "judged"}
             said = {"chosen": better, "rejected": worse}
-            row = {"prompt": system_message(system) + user_message(prompt)} | {
+            row = {"prompt": user_message(prompt)} | {
                 side: assistant_message(a["response"]) for side, a in said.items()
             }
             about = {"category": better["category"], "origin": "policy", "difficulty": "human"}
@@ -152,13 +147,11 @@ def judged_pairs(data_dir: str | Path = "", seed: int = 0, system: str = "") -> 
     return DatasetDict({"test": Dataset.from_list(rows)})
 
 
-def helpful_answers(data_dir: str | Path = "", seed: int = 0, most: int = 200, system: str = "") -> DatasetDict:
+def helpful_answers(data_dir: str | Path = "", seed: int = 0, most: int = 200) -> DatasetDict:
     """Answers to a single question that people found the more helpful of two, for evaluation alone: `prompt`,
-    `completion` and `category` (unknown), split test, `most` of up to `WORDS` words, drawn with the seed. `system`: a
-    message before every prompt."""
+    `completion` and `category` (unknown), split test, `most` of up to `WORDS` words, drawn with the seed."""
     rows = [
-        {"prompt": system_message(system) + row["prompt"], "completion": assistant_message(row["chosen"])}
-        | {"category": UNKNOWN}
+        {"prompt": row["prompt"], "completion": assistant_message(row["chosen"]), "category": UNKNOWN}
         for row in load_hh_pairs(data_dir, HELPFUL)[0]
         if len(row["prompt"]) == 1 and len(row["chosen"].split()) <= WORDS
     ]
@@ -167,7 +160,7 @@ def helpful_answers(data_dir: str | Path = "", seed: int = 0, most: int = 200, s
     return DatasetDict({"test": Dataset.from_list(random.Random(seed).sample(rows, min(most, len(rows))))})
 
 
-def _columns(row: Mapping, category: Mapping[str, str], before: list[dict]) -> dict:
+def _columns(row: Mapping, category: Mapping[str, str]) -> dict:
     told = {"unsafe": row["unsafe"], "category": category[row["prompt"]]}
-    said = {"prompt": before + user_message(row["prompt"]), "completion": assistant_message(row["response"])}
+    said = {"prompt": user_message(row["prompt"]), "completion": assistant_message(row["response"])}
     return said | told | {"group": row["group"], "kind": row["kind"]}

@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.plots import INK, PALE, colours, gridded, label, marker_of, style_of, subplots
+from srmir_lib.evaluation.plots import ANSWERS, INK, PALE, REFUSES, colours, gridded, marker_of, style_of, subplots
+from srmir_lib.taxonomy import full_name as label
 
-REFUSES, ANSWERS = "#0072B2", "#D55E00"
+ARROWS = 40
+"""Pairs of `margin_plane` that are drawn as arrows, at most: more are a tangle."""
 
 
 LIT, DIM = "#D6D6D6", "#5F5F5F"
@@ -176,8 +178,8 @@ def loss_curves(gaps: Sequence[float], losses: Mapping[str, Sequence[float]]) ->
 
 
 def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figure:
-    """Answers in two dimensions of the hidden states, an arrow from each pair's worse to its better one; beside it, if
-    `harm` (N,) is known, the margin against the gap in harm.
+    """Answers in two dimensions of the hidden states, an arrow from each pair's worse to its better one (`ARROWS`
+    at most); beside it, if `harm` (N,) is known, the margin of all against the gap in harm.
 
     `chosen`, `rejected` (N, 2): along the safety direction and across it, hidden-state units. `refuses` (2, N): whether
     the better and the worse answers open with a refusal.
@@ -187,8 +189,8 @@ def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figur
     figure, panels = subplots(1, count, figsize=(4.6 * count, 3.6), squeeze=False)
     axis, bits = panels[0, 0], refuses[0].astype(int) - refuses[1]
     axis.quiver(
-        *sides[1].T,
-        *(sides[0] - sides[1]).T,
+        *sides[1, :ARROWS].T,
+        *(sides[0] - sides[1])[:ARROWS].T,
         angles="xy",
         scale_units="xy",
         scale=1,
@@ -197,10 +199,11 @@ def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figur
         color=PALE,
     )
     for said, shade, mark, name in ((True, REFUSES, "o", "refuses"), (False, ANSWERS, "^", "does not refuse")):
-        axis.plot(*sides[refuses == said].T, mark, color=shade, markersize=3, alpha=0.7, label=name)
+        shown = sides[:, :ARROWS][refuses[:, :ARROWS] == said]
+        axis.plot(*shown.T, mark, color=shade, markersize=4, alpha=0.8, label=name)
     gridded(axis, xlabel="along the safety direction (hidden-state units)", ylabel="across it, where it is widest")
     axis.set_title("from the worse answer to the better one", fontsize=9)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     for bit, shade, mark in ((1, REFUSES, "o"), (0, INK, "s"), (-1, ANSWERS, "^")) if len(harm) else ():
         own = bits == bit
         margins = (sides[0] - sides[1])[own, 0]
@@ -208,5 +211,5 @@ def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figur
     if len(harm):
         gridded(panels[0, 1], xlabel="gap in harm (0 to 1)", ylabel="margin (hidden-state units)")
         panels[0, 1].set_title("the control of one bit: who refuses", fontsize=9)
-        panels[0, 1].legend(fontsize=7)
+        panels[0, 1].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     return figure

@@ -19,6 +19,7 @@ INK, PALE, GRID = "#222222", "#9A9A9A", "#DDDDDD"
 
 
 CHOSEN, REJECTED = "#0072B2", "#D55E00"
+REFUSES, ANSWERS = CHOSEN, REJECTED
 
 
 MARKERS = "osD^vPX<>*"
@@ -100,14 +101,19 @@ def score_distributions(chosen: Mapping[str, Sequence[float]], rejected: Mapping
     return figure
 
 
-def margin_histogram(margins, categories: Sequence[str]) -> Figure:
-    """Legend margins (N,), stacked by category (N,); zero marked, as below it the annotator disagrees with the pair."""
-    margins, keys = np.asarray(margins, dtype=float), np.asarray(categories)
-    names = ordered(set(categories))
+def margin_histogram(margins, refuses: Sequence[bool]) -> Figure:
+    """Legend margins (N,), stacked by whether the better answer refuses (N,); zero marked, as below it the annotator
+    disagrees with the pair."""
+    margins, refuses = np.asarray(margins, dtype=float), np.asarray(refuses, dtype=bool)
     figure, axis = axes(7, 3.4)
-    bins, parts = np.histogram_bin_edges(margins, 40), [margins[keys == name] for name in names]
-    axis.hist(parts, bins, stacked=True, color=colours(names), label=[label(n) for n in names])
-    axis.legend(fontsize=7, reverse=True)
+    bins = np.histogram_bin_edges(margins, 40)
+    names = ["the better answer refuses", "the better answer does not"]
+    _, _, bars = axis.hist(
+        [margins[refuses], margins[~refuses]], bins, stacked=True, color=[REFUSES, ANSWERS], label=names
+    )
+    for bar in bars[1]:
+        bar.set(hatch="///", edgecolor="white", linewidth=0)
+    axis.legend(fontsize=8)
     axis.axvline(0, color=INK, linewidth=1)
     axis.set(xlabel="margin (hidden-state units)", ylabel="pairs (count)")
     axis.set_title(f"{(margins < 0).mean():.0%} of the margins are negative")

@@ -3,9 +3,15 @@
 Every function takes numbers by policy and returns one text for a cell to print. Names come in the order they are given.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from srmir_lib.statistics import Interval
+
+
+def say(text: str, width: int = 110) -> None:
+    """Print a text in lines of `width` characters at most, broken between words."""
+    print(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def joined(names: Sequence[str]) -> str:
@@ -127,9 +133,9 @@ def about_pairs(rows: Sequence[Mapping], treatment: str, control: str) -> str:
     """Who ranks which pairs better; `rows` (group, estimate, low, high): treatment minus control on the same pairs."""
     said = []
     for row in rows:
-        how = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not clearly otherwise than"
+        how = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "neither clearly better nor worse"
         interval = f"{signed(row['estimate'])}, {signed(row['low'])} to {signed(row['high'])}"
-        said.append(f"{row['group']} pairs {how} {control} ({interval})")
+        said.append(f"{row['group']} pairs {how} than {control} ({interval})")
     return f"{treatment[0].upper()}{treatment[1:]}: ranks {'; '.join(said)}."
 
 
@@ -172,9 +178,10 @@ def about_objective(
     `rows` (group, estimate, low, high): its accuracy minus that of the plain loss; `spread`: of its scores, in those of
     the plain loss. Expected: no clear difference on pairs of the groups `still`, and a spread of `at_most`.
     """
-    moved = {how: [row | {"label": row["group"]} for row in rows if clear(row)] for how, clear in CLEAR.items()}
-    parts = [f"{told(found)} pairs {how} than plain" for how, found in moved.items() if found]
-    order = " and ".join(parts) or "no pairs clearly otherwise than plain"
+    named = [row | {"label": f"{row['group']} pairs"} for row in rows]
+    moved = {how: [row for row in named if clear(row)] for how, clear in CLEAR.items()}
+    parts = [f"{told(found)} {how} than plain" for how, found in moved.items() if found]
+    order = " and ".join(parts) or "no pairs clearly better or worse than plain"
     calm = not any(row["group"] in still for found in moved.values() for row in found)
     held = "as we expected" if calm and spread <= at_most else "against our expectation"
     return f"{name} ranks {order}; its scores spread {spread:.2f} times as far: {held}."
@@ -182,11 +189,11 @@ def about_objective(
 
 def about_margins(follows: Mapping[str, Mapping[str, float]]) -> str:
     """Whether Legend's margin follows harm more closely than one bit: kind of prompt -> rank correlations of `margin`
-    and `bit`, of each."""
-    said = []
-    for kind, found in follows.items():
-        better = "the one bit" if found["bit"] > found["margin"] else "the margin"
-        said.append(f"on {kind} prompts {better} has the higher one ({found['margin']:.2f} against {found['bit']:.2f})")
+    and `bit`, of each. Expected is that it does on harmful prompts, and that it follows harm there at all."""
+    said = [f"on {kind} prompts {found['margin']:.2f} against {found['bit']:.2f}" for kind, found in follows.items()]
+    if harmful := follows.get("harmful"):
+        held = "as" if harmful["margin"] > max(harmful["bit"], 0) else "not as"
+        said[list(follows).index("harmful")] += f", {held} expected"
     return f"Margin against bit, rank correlation with the gap in harm: {'; '.join(said)}."
 
 
@@ -201,7 +208,7 @@ def about_choosing(truths: Mapping[str, Mapping[int, float]], room: float) -> st
     ahead = truths["oracle"][most] - truths[best][most]
     held = "as we expected" if not falling and ahead > room else "against our expectation"
     return (
-        f"Of {most} answers the pick is better than of {fewer} with {joined(rising)}, and no better with "
+        f"Of {most} answers the pick is on average better than of {fewer} with {joined(rising)}, and no better with "
         f"{joined(falling)}; the best of them, {best}, is {ahead:.3f} short of the oracle: {held}."
     )
 
@@ -241,10 +248,16 @@ def about_hardness(
 
 def about_scaling(ends: Mapping[str, tuple[float, float]]) -> str:
     """Policy -> how much more the advantages of harder prompts are scaled than those of easier ones, early and late in
-    training; it was expected that they are at both ends, where the scale is `alpha`."""
-    said = []
+    training; it was expected that they are at both ends where the scale is `alpha`, and more so than where such scales
+    are dealt out at `random`, either way."""
+    blind, said = ends.get("random", (0.0, 0.0)), []
     for name, (early, late) in ends.items():
-        held = "" if name != "alpha" else ", as expected" if min(early, late) > 0 else ", not as expected"
+        held = ""
+        if name == "alpha" and min(early, late) <= 0:
+            held = ", not as expected"
+        elif name == "alpha":
+            told_apart = early > abs(blind[0]) and late > abs(blind[1])
+            held = ", as expected" if told_apart else ", not told from random"
         said.append(f"{name} {signed(early)} early and {signed(late)} late{held}")
     return f"Scale of harder minus easier prompts: {'; '.join(said)}."
 

@@ -91,13 +91,20 @@ def cost_rows(
         drawn, waited = before.get(name, (0, 0.0))
         cost = {"updates": len(spent), "sequences": len(spent) * batch_size}
         cost["sampled"] = drawn + batch_size * sum("reward" in row for row in spent)
-        cost["tokens"] = sum(history[-1]["num_tokens"] for history in histories)
+        cost["tokens"] = sum(int(history[-1]["num_tokens"]) for history in histories)
         cost["seconds"] = waited + sum(row["seconds"] for row in spent)
         first, *rest = (bootstrap_interval(values, seed=seed) for values in scores[name].values())
         earned = {"reward": first.estimate, "low": first.low, "high": first.high}
         others = zip(list(scores[name])[1:], rest, strict=True)
         rows.append({"name": name} | cost | earned | {label: mean.estimate for label, mean in others})
     return rows
+
+
+def pleases(one: Sequence[float], other: Sequence[float], seed: int) -> bool | None:
+    """Whether the first of two policies earns more than the second, (N,) each, on the same prompts; None if an interval
+    of the difference holds zero."""
+    difference = bootstrap_interval([a - b for a, b in zip(one, other, strict=True)], seed=seed)
+    return None if difference.low <= 0 <= difference.high else difference.low > 0
 
 
 CURVES = {
@@ -142,7 +149,7 @@ def well_behaved(history: Sequence[Mapping]) -> dict[str, bool]:
     """What is expected of a healthy run: more reward, near its reference, answers as long as they were."""
     (low, high), (short, long) = ends(of_one_reward(history), "reward"), ends(history, "completions/mean_length")
     near = max(row.get("kl", 0.0) for row in history) < 0.1
-    return {"reward rose": high > low, "KL below 0.1": near, "length within a fifth": abs(long / short - 1) < 0.2}
+    return {"reward rose": high > low, "KL never at 0.1": near, "length within a fifth": abs(long / short - 1) < 0.2}
 
 
 def rising(history: Sequence[Mapping], categories: Sequence[str]) -> int:
@@ -197,11 +204,11 @@ def monitor_curves(history: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def router_and_sum(prompt: str, scores: Mapping[str, float], routed: str) -> Figure:
+def router_and_sum(prompt: str, answer: str, scores: Mapping[str, float], routed: str) -> Figure:
     """The two strategies on one answer to a prompt, side by side: left the router's choice of a reward model, right the
     sum of all with equal weights. `scores`: category -> calibrated score; `routed`: a category, or unknown."""
     figure, panels = plots.subplots(1, 2, figsize=(9.5, 0.42 * len(scores) + 1.9))
-    figure.suptitle(textwrap.fill(prompt, 100), fontsize=9)
+    figure.suptitle("\n".join(textwrap.fill(text, 100) for text in (f"x: {prompt}", f"y: {answer}")), fontsize=9)
     figure.supxlabel("scores of one answer (calibrated, in deviations)", fontsize=9)
     middle, known = (len(scores) - 1) / 2, routed in scores
     box = {"boxstyle": "round", "facecolor": "white", "edgecolor": INK}
@@ -213,15 +220,19 @@ def router_and_sum(prompt: str, scores: Mapping[str, float], routed: str) -> Fig
         )
         axis.set_axis_off()
         reward = sum(scores[name] for name in asked) / len(asked)
-        for place, text in ((0.7, "router" if routes else f"1/{len(scores)} each"), (9.4, f"R = {reward:+.2f}")):
+        start, end = (
             axis.text(place, middle, text, ha="center", va="center", bbox=box)
+            for place, text in ((0.7, "router" if routes else f"1/{len(scores)} each"), (9.4, f"R = {reward:+.2f}"))
+        )
         for row, ((name, score), shade) in enumerate(zip(scores.items(), plots.colours(list(scores)), strict=True)):
             heard = name in asked
             edge = {"edgecolor": shade, "linewidth": 2.0} if heard else {"edgecolor": PALE, "linestyle": ":"}
             words = {"color": INK if heard else PALE, "fontsize": 8, "ha": "center", "va": "center"}
-            axis.text(5, row, f"{plots.label(name)}  {score:+.2f}", bbox=box | edge, **words)
-            for start, end in (((1.8, middle), (2.6, row)), ((7.4, row), (8.3, middle))) if heard else ():
-                axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 0.9})
+            model = axis.text(5, row, f"{plots.label(name)}  {score:+.2f}", bbox=box | edge, **words)
+            for one, other in ((start, model), (model, end)) if heard else ():
+                ends = {"patchA": one.get_bbox_patch(), "patchB": other.get_bbox_patch(), "shrinkA": 0, "shrinkB": 1}
+                arrow = {"arrowstyle": "->", "color": INK, "linewidth": 0.9} | ends
+                axis.annotate("", other.get_position(), one.get_position(), arrowprops=arrow)
     return figure
 
 
@@ -267,7 +278,8 @@ def alarm_curves(alarm: Alarm, histories: Mapping[str, Sequence[Mapping]]) -> Fi
             mean, spread = alarm.mean[signal], 2 * alarm.std[signal]
             axis.axhspan(mean - spread, mean + spread, color=plots.GRID, alpha=0.6, linewidth=0)
     last.axhline(alarm.threshold, color=INK, linewidth=0.8, linestyle=":")
-    last.set_yscale("symlog", linthresh=2 * alarm.threshold)
+    if max(max(line.get_ydata()) for line in last.lines) > 4 * alarm.threshold:  # else all of it fits
+        last.set_yscale("symlog", linthresh=2 * alarm.threshold)
     last.set_ylabel("suspicion (deviations)")
     for axis in grid[-1]:
         axis.set_xlabel("step (updates)")

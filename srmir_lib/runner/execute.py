@@ -34,9 +34,11 @@ class StageFailed(RuntimeError):
 
 
 def clear_bars(executed: Path) -> None:
-    """Take progress bars out of an executed notebook: several at once leave a line an update.
+    """Take progress bars out of an executed notebook, where several at once leave a line an update, and put together
+    what a cell printed without a figure or a table in between.
 
-    All else that a cell printed stays; a notebook that is not there, or was not written to its end, is left alone.
+    All else that a cell printed stays, in its order; a notebook that is not there, or was not written to its end, is
+    left alone.
     """
     import nbformat
 
@@ -44,16 +46,28 @@ def clear_bars(executed: Path) -> None:
         stored = nbformat.read(executed, as_version=4)
     except (OSError, nbformat.reader.NotJSONError):
         return
-    for cell in stored.cells:
-        for output in [o for o in cell.get("outputs", []) if o.output_type == "stream" and o.name == "stderr"]:
+    for cell in [cell for cell in stored.cells if cell.cell_type == "code"]:
+        cell.outputs = _joined(cell.outputs)
+        for output in [o for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]:
             parts = LINE_ENDS.split(output.text)
             kept = [part for part in parts if not BAR.search(part)]
             if len(kept) < len(parts) or not output.text.strip():  # a bar that is wiped leaves blanks
                 output.text = "\n".join(filter(str.strip, kept))
-                if not output.text:
-                    cell.outputs.remove(output)
+        cell.outputs = _joined([o for o in cell.outputs if o.output_type != "stream" or o.text])
     with atomic_path(executed) as fresh:
         nbformat.write(stored, fresh)
+
+
+def _joined(outputs: list) -> list:
+    """A cell's outputs, pieces of one stream that follow one another made one."""
+    joined = []
+    for output in outputs:
+        before = joined[-1] if joined else None
+        if before and output.output_type == before.output_type == "stream" and output.name == before.name:
+            before.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def refresh_prose(executed: Path, notebook: Path) -> None:
@@ -236,7 +250,6 @@ def execute(
                 progress_bar=False,
                 stdout_file=watch,
                 stderr_file=watch,
-                coalesce_streams=True,
                 on_cell_start=watch.cell_start,
             )
     except PapermillExecutionError as error:
