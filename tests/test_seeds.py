@@ -99,6 +99,17 @@ def test_what_another_preset_made_in_the_same_way_is_shared(recorded, capsys):
     assert "seed 3: recorded already" in capsys.readouterr().out
 
 
+def test_a_run_of_the_preset_itself_is_the_seed_that_it_has(recorded, capsys):
+    assert main(["run", "lab"]) == 0
+    capsys.readouterr()
+    assert main(["seeds", "lab", "--seeds", "0"]) == 0, "the notebook's own seed"
+    said = capsys.readouterr().out
+    assert "01_make: shared" in said and "02_use: shared" in said
+    assert read_json(recorded / "outputs/seeds/lab/0/02_use/manifest.json")["shared_with"] == "outputs/lab/02_use"
+    assert main(["seeds", "lab", "02", "--seeds", "6", "--data", "0"]) == 0
+    assert read_json(recorded / "outputs/seeds/lab/6/02_use/copy.json")["seed"] == 0
+
+
 def test_seeds_may_share_the_data_of_one(recorded, capsys):
     capsys.readouterr()
     assert main(["seeds", "lab", "02", "--seeds", "7", "8", "--data", "3"]) == 0

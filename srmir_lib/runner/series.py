@@ -218,15 +218,15 @@ class Runner:
             raise failure
 
     def _twin(self, task: Task) -> Path | None:
-        """The folder of this stage as another preset made it, of the same seed, code and inputs and with the same
-        parameters but for the preset's name."""
-        for folder in sorted(
-            self.root.glob(f"outputs/seeds/*/{self.seed}/{task.name}") if self.seed is not None else ()
-        ):
+        """The folder of this stage as another preset made it, or this one with its own seed, of the same seed, code and
+        inputs and with the same parameters but for the preset's name."""
+        outputs, seed = self.root / "outputs", task.parameters["seed"]
+        for folder in sorted([*outputs.glob(f"seeds/*/{seed}/{task.name}"), *outputs.glob(f"*/{task.name}")]):
             manifest = records.read_manifest(folder)
             if folder.parent == self.outputs or not manifest or not manifest["ok"]:
                 continue
-            named = replace(task, parameters=task.parameters | {"preset": f"seeds/{manifest['preset']}/{self.seed}"})
+            preset = folder.parent.relative_to(outputs).as_posix()
+            named = replace(task, parameters=task.parameters | {"preset": preset})
             if manifest["key"] == self._key(named)[0] and not records.damaged(folder, manifest["outputs"]):
                 return folder
         return None
