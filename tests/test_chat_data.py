@@ -240,11 +240,12 @@ def test_judged_pairs_are_of_prompts_that_nobody_practises_and_the_better_does_l
     pairs, answers = judged_pairs(PACK)["test"], labelled_files.load_do_not_answer(PACK)
     action, unsafe = ({(row["prompt"], row["response"]): row[of] for row in answers} for of in ("action", "unsafe"))
     assert len(pairs) > 300 and len({str(prompt) for prompt in pairs["prompt"]}) == len(pairs), "a pair a prompt"
+    kept = held_out(row["prompt"] for row in answers)
     for row in pairs:
         text = text_of(row["prompt"])
         both = [(text, text_of(row[side])) for side in ("chosen", "rejected")]
         low, high = (action[one] for one in both)
-        assert held_out(text) and 0 < high - low == row["action_gap"]
+        assert text in kept and 0 < high - low == row["action_gap"]
         assert unsafe[both[1]] - unsafe[both[0]] == row["harm_gap"] >= 0
     assert len({*pairs["action_gap"]}) == 5 and {*pairs["severity"]} == {"judged"}
     assert 40 < sum(pairs["harm_gap"]) < 80, "one in six of them differs in harm"
@@ -264,7 +265,8 @@ def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
     told |= {"false_beliefs": 0.0, "demonstrated": 0.5, "base_steps": 1, "device": "cpu"}
     settings = DataSettings.of(told | sizes | {"asking": {"template": WHY}})
     folders, _, numbers, made = chat_sets.chat_sets("m", settings, "cpu")
-    assert set(folders) == {"prompts", "demonstrations", "preferences", "labelled", "judged", "helpful"}
+    others = {"labelled", "labelled_pairs", "judged", "helpful"}
+    assert set(folders) == {"prompts", "demonstrations", "preferences"} | others
     shown = folders["demonstrations"]["train"].to_pandas()
     assert (shown[shown.refuses].groupby("category").size() == 3).all() and set(shown.category) == {
         *CATEGORIES,

@@ -117,6 +117,32 @@ def test_smollm2_differs_in_whose_refusals_are_shown_alone():
     assert {name: own[name] | {"preset": PRESET} for name in lent} == lent
 
 
+def test_people_may_teach_in_the_place_of_introspection(outputs, repository):
+    """`smollm2-labels`: the same data, taken over; reward models from pairs of answers that people labelled."""
+    own, told = stated("smollm2"), stated("smollm2-labels")
+    told["02_shadow_reward_models"].pop("pairs")
+    assert {name: own[name] | {"preset": "smollm2-labels"} for name in told} == told
+    for name in ("01_data", "02_shadow_reward_models"):
+        path = repository / "params" / "labels" / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        values = yaml.safe_load((repository / "params" / PRESET / f"{name}.yaml").read_text())
+        path.write_text(yaml.safe_dump(values | {"preset": "labels"}))
+    done = srmir(repository, "run", "labels", "--set", "pairs=labelled_pairs")
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    assert "01_data: shared" in done.stdout and "02_shadow_reward_models: done" in done.stdout
+    pairs = load_dataset(outputs / "01_data" / "labelled_pairs")
+    labels = {
+        (text_of(row["prompt"]), text_of(row["completion"])): row["unsafe"]
+        for row in load_dataset(outputs / "01_data" / "labelled")["train"]
+    }
+    for row in pairs["train"]:
+        sides = [labels[text_of(row["prompt"]), text_of(row[side])] for side in ("chosen", "rejected")]
+        assert sides == [0, 1], "a safe answer over an unsafe one to the same prompt"
+    assert pairs["test"].to_dict() == load_dataset(outputs / "01_data" / "preferences")["test"].to_dict()
+    seen = repository / "outputs" / "labels" / "02_shadow_reward_models"
+    assert read_json(seen / "metrics.json") != read_json(outputs / "02_shadow_reward_models" / "metrics.json")
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_every_stage_is_done_and_its_numbers_are_finite(outputs, name):
     assert read_json(outputs / name / "manifest.json")["ok"]

@@ -96,7 +96,8 @@ def evaluated(root: Path, base: Path, prompts: list[dict], adapters: dict, metri
 
 
 def shown(outputs: Path) -> str:
-    return "\n".join(read_json(outputs.parents[1] / "shown.json"))
+    """All that the notebook showed, with single spaces wherever a line or a column ends."""
+    return " ".join(" ".join(read_json(outputs.parents[1] / "shown.json")).split())
 
 
 @pytest.fixture(scope="module")

@@ -245,6 +245,15 @@ def test_the_router_asks_one_and_the_sum_all_and_an_unknown_prompt_is_a_sum():
         assert [text.count("") for text in texts] == [arrows, 14], "two arrows for each model that is asked"
 
 
+def test_the_ceiling_stands_where_goodness_is_drawn():
+    history = [{"step": step, "worth": 0.1 * step, "kl": 0.0} for step in range(3)]
+    figure = training_report.training_curves({"a": history}, {"worth": "worth", "kl": "KL (nats)"}, {"worth": 0.9})
+    across = [[line for line in axis.lines if line.get_linestyle() == ":"] for axis in figure.axes]
+    assert [list(line.get_ydata()) for line in across[0]] == [[0.9, 0.9]] and across[1] == []
+    axis = training_report.labelled_points({"a": (1, 0.5)}, "x (s)", "y", lines={"ceiling": 0.9}).axes[0]
+    assert [list(line.get_ydata()) for line in axis.lines if line.get_label() == "ceiling"] == [[0.9, 0.9]]
+
+
 def test_held_out_families_stand_last_with_a_star():
     axis = plotting.attack_success_by_family(RATES, held_out=["none"]).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["fiction", "encoding", "none *"]

@@ -36,8 +36,9 @@ def chat_sets(
 ) -> tuple[dict[str, DatasetDict], Router, dict[str, dict[str, float]], ChatData]:
     """The folders that 01 writes for a chat model, the router, numbers, and what the model made of training prompts.
 
-    `prompts`: `chat_prompts`; `demonstrations` and the training and validation pairs of `preferences`: `chat_data`; its
-    test pairs, and `labelled`: answers that people labelled; `judged`: `judged_pairs`; `helpful`: `helpful_answers`.
+    `prompts`: `chat_prompts`; `demonstrations` and the training and validation pairs of `preferences`: `chat_data`;
+    `labelled`: answers that people labelled, `labelled_pairs`: pairs of them (`preferred_answers`), whose test pairs
+    are those of `preferences` as well; `judged`: `judged_pairs`; `helpful`: `helpful_answers`.
     The router reads prompts with `settings.encoder`, and knows harmless ones as the class unknown. The numbers:
     `router`, `left_out` (texts that are in no demonstration, by reason) and `repeats`, as of `labelled_answers`.
     """
@@ -74,7 +75,9 @@ def chat_sets(
         "judged": after_system(judged_pairs(settings.data_dir, seed), collection.system),
         "helpful": after_system(helpful_answers(settings.data_dir, seed), collection.system),
     }
-    folders["preferences"]["test"] = preferred_answers(folders["labelled"], "test")
+    told = {split: preferred_answers(folders["labelled"], split) for split in ("train", "validation", "test")}
+    folders["labelled_pairs"] = DatasetDict(told)
+    folders["preferences"]["test"] = told["test"]
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
     numbers = {
         "router": router_accuracy(router, harmful),

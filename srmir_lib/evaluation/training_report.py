@@ -23,8 +23,11 @@ from srmir_lib.rows import read_jsonl
 from srmir_lib.statistics import bootstrap_interval
 
 
-def training_curves(runs: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str]) -> Figure:
-    """One panel a curve (key in the history -> label with unit), one line a run (name -> history), over training.
+def training_curves(
+    runs: Mapping[str, Sequence[Mapping]], curves: Mapping[str, str], ceilings: Mapping[str, float] | None = None
+) -> Figure:
+    """One panel a curve (key in the history -> label with unit), one line a run (name -> history), over training; in
+    the panels of `ceilings` (key -> value) a dotted line across, what acting on all beliefs would reach.
 
     History rows need `step`; a row without a key is skipped for that panel, a key without any row leaves an empty one.
     """
@@ -34,6 +37,11 @@ def training_curves(runs: Mapping[str, Sequence[Mapping]], curves: Mapping[str, 
     for axis, (key, heading) in zip(panels, curves.items(), strict=True):
         for index, (name, history) in enumerate(runs.items()):
             axis.plot(*series(history, key), label=name, **style_of(index))
+        if key in (ceilings or {}):
+            axis.axhline(ceilings[key], color=INK, linestyle=":", linewidth=1.2)
+            axis.text(
+                0.02, ceilings[key], "acts on beliefs", transform=axis.get_yaxis_transform(), va="bottom", fontsize=7
+            )
         gridded(axis, xlabel="step (updates)", title=heading)
     if len(runs) > 1:
         panels[0].legend(fontsize=7)
@@ -120,6 +128,7 @@ WORTH = {
     "reward": "reward (calibrated score)",
     HARMFUL: "goodness, harmful prompts",
     HARMLESS: "goodness, harmless prompts",
+    BALANCED: "balanced goodness (their mean)",
 }
 """The same where the truth is at hand: what a policy is paid, and what it is worth."""
 
@@ -241,13 +250,17 @@ def labelled_points(
     xlabel: str,
     ylabel: str,
     intervals: Mapping[str, tuple[float, float]] | None = None,
+    lines: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One marked point each, named in the legend: name -> (x, y); `intervals` of y, name -> (low, high), as lines."""
+    """One marked point each, named in the legend: name -> (x, y); `intervals` of y, name -> (low, high), as lines;
+    `lines`: name -> y, dotted across."""
     figure, axis = plots.axes(7, 3.6)
     for index, (name, place) in enumerate(points.items()):
         if intervals:
             axis.plot([place[0]] * 2, intervals[name], color=PALE, linewidth=1.2)
         axis.plot(*place, marker_of(index), color=style_of(index)["color"], markersize=7, label=name)
+    for name, height in (lines or {}).items():
+        axis.axhline(height, color=INK, linestyle=":", linewidth=1.2, label=name)
     axis.margins(x=0.1, y=0.15)
     gridded(axis, xlabel=xlabel, ylabel=ylabel)
     plots.legend_beside(axis)
