@@ -6,9 +6,10 @@ from test_sources import PACK, with_pack
 from tiny_bert import write_tiny_bert
 
 from srmir_lib.artifacts import write_json
-from srmir_lib.data.chat_prompts import held_out
+from srmir_lib.data.chat_prompts import chat_prompts, held_out
 from srmir_lib.data.harm_classifier import HarmClassifier, harm_answers
 from srmir_lib.data.labelled_files import load_do_not_answer
+from srmir_lib.data.public_files import all_words
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.harm_referee import HarmReferee
 from srmir_lib.evaluation.referees import RefusalPhraseReferee
@@ -100,6 +101,10 @@ def test_it_learns_from_no_prompt_that_a_policy_is_tested_on():
     splits = harm_answers(PACK)
     asked = {split: {row["prompt"] for row in rows} for split, rows in splits.items()}
     assert not asked["train"] & asked["validation"] and len(splits["train"]) > 5 * len(splits["validation"])
+    tested = {row["request"] for row in chat_prompts(PACK, 0, 4, 1.0, 60)["test"]}
+    assert len(tested) > 300 and not {all_words(text) for text in tested} & {
+        all_words(text) for texts in asked.values() for text in texts
+    }, "neither of GPTFuzz nor of DiaSafety nor of Do-Not-Answer"
     judged = [row for rows in splits.values() for row in rows if "action" in row]
     assert judged and not {row["prompt"] for row in judged} & held_out(
         row["prompt"] for row in load_do_not_answer(PACK)

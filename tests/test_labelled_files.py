@@ -1,6 +1,8 @@
 """Answers with human labels and kinds of harm: small files by hand, the whole data pack where it is present."""
 
 import json
+import re
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from test_sources import PACK, with_pack, write
 
 from srmir_lib.data import labelled_files as files
 from srmir_lib.errors import InputError
+from srmir_lib.rows import read_jsonl
 from srmir_lib.taxonomy import CATEGORIES
 
 THEFT, HATE = "financial_crime,property_crime,theft", "hate_speech,offensive_language"
@@ -96,3 +99,23 @@ def test_the_sets_have_their_sizes():
     assert {row["category"] for row in judged} == set(CATEGORIES)
     assert len(files.load_look_alikes(PACK)) == 187 + 139 + 76 + 68, "its 446 others ask for what a model cannot do"
     assert len(files.load_instructions(PACK)) == 18793
+
+
+@with_pack
+def test_the_recipe_for_pools_of_labelled_answers_works(tmp_path, monkeypatch):
+    """`docs/own_data.md`: no prompt is both ranked and taught, and every pair has a safe answer over an unsafe one."""
+    text = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text(encoding="utf8")
+    (code,) = re.findall(r"<!-- pools -->\n```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.py").write_text(code.replace("FOLDER", str(PACK)))
+    runpy.run_path("recipe.py")
+    pools, pairs = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("pools", "pairs"))
+    assert len(pools) > 100 and len(pairs) > 100
+    assert not {row["prompt"] for row in pools} & {row["prompt"] for row in pairs}
+    unsafe = {(row["prompt"], row["response"]): row["unsafe"] for row in files.load_safe_rlhf(PACK)}
+    assert {(unsafe[row["prompt"], row["chosen"]], unsafe[row["prompt"], row["rejected"]]) for row in pairs} == {(0, 1)}
+    for row in pools:
+        assert [unsafe[row["prompt"], said] for said in row["responses"]] == row["unsafe"] and {*row["unsafe"]} == {
+            0,
+            1,
+        }

@@ -65,6 +65,7 @@ def test_more_processes_take_less_time_and_larger_batches_more_memory(tmp_path, 
     (one,) = plan_of({task.name: task.parameters}, model, "cpu")
     (two,) = plan_of({task.name: task.parameters | {"num_processes": 2}}, model, "cpu")
     assert two["seconds"] == pytest.approx(one["seconds"] / 2)
+    assert two["memory"] == 2 * one["memory"], "of one machine"
     large = task.parameters | {"training": task.parameters["training"] | {"micro_batch": 32}}
     assert plan_of({task.name: large}, model, "cpu")[0]["memory"] > one["memory"]
 

@@ -80,6 +80,29 @@ def test_bad_files_are_refused_in_one_line_and_leave_nothing(tmp_path, make, mes
     assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
 
 
+@pytest.mark.parametrize(
+    ("template", "words", "message"),
+    [
+        ("", ["<|im_start|>"], "its tokenizer has no chat template; take a file of an instruction-tuned model"),
+        ("{{ messages }}", ["<|im_start|>"], r"its tokenizer has no <\|im_end\|>; take SmolLM2's own file"),
+    ],
+)
+def test_a_file_that_is_no_chat_model_is_refused_in_one_line(tmp_path, monkeypatch, template, words, message):
+    class Tokenizer:
+        chat_template = template
+
+        def get_vocab(self):
+            return dict.fromkeys(words, 0)
+
+    import transformers
+
+    monkeypatch.setattr(packaged, "check_gguf", lambda file: None)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Tokenizer())
+    with pytest.raises(InputError, match=f"a.gguf: {message}"):
+        packaged.convert_gguf(tmp_path / "a.gguf", tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return packaged.smollm2(tmp_path_factory.mktemp("cache"))

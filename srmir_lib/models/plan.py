@@ -201,7 +201,8 @@ def room(device: torch.device) -> float:
 
 def plan_of(parameters: Mapping[str, Mapping], model: str, device: str = "auto") -> list[dict]:
     """A row a notebook: `notebook`, tokens (`read`, `trained`, `sampled`), `memory` in bytes and `seconds`. Nothing is
-    loaded. `parameters`: all of each notebook, by name."""
+    loaded. `parameters`: all of each notebook, by name. Processes that train together share the memory of a machine,
+    but have a GPU each."""
     size, place, dtype = size_of(model), pick_device(device), precision(model, device)
     number = 2 if dtype == "bfloat16" else 4
     rate, rows = measured_rate(size.width, dtype, place), []
@@ -210,7 +211,8 @@ def plan_of(parameters: Mapping[str, Mapping], model: str, device: str = "auto")
         processes = parameters[name].get("num_processes", 1)
         spent = sum(count / SHARE[kind] for kind, count in work.operations(size.weights).items())
         row = {"notebook": name, "read": work.read, "trained": work.trained, "sampled": work.sampled}
-        rows.append(row | {"memory": BASE + size.weights * number + work.holds, "seconds": spent / rate / processes})
+        memory = (BASE + size.weights * number + work.holds) * (processes if place.type == "cpu" else 1)
+        rows.append(row | {"memory": memory, "seconds": spent / rate / processes})
     return rows
 
 
