@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from srmir_lib.conversations import redact, text_of
 from srmir_lib.evaluation import plots
@@ -219,7 +220,7 @@ def router_and_sum(prompt: str, answer: str, scores: Mapping[str, float], routed
     figure, panels = plots.subplots(1, 2, figsize=(9.5, 0.42 * len(scores) + 1.9))
     figure.suptitle("\n".join(textwrap.fill(text, 100) for text in (f"x: {prompt}", f"y: {answer}")), fontsize=9)
     figure.supxlabel("scores of one answer (calibrated, in deviations)", fontsize=9)
-    middle, known = (len(scores) - 1) / 2, routed in scores
+    middle, known, (left, right) = (len(scores) - 1) / 2, routed in scores, (2.4, 7.8)
     box = {"boxstyle": "round", "facecolor": "white", "edgecolor": INK}
     for axis, routes in zip(panels, (True, False), strict=True):
         asked = [routed] if routes and known else list(scores)
@@ -229,19 +230,16 @@ def router_and_sum(prompt: str, answer: str, scores: Mapping[str, float], routed
         )
         axis.set_axis_off()
         reward = sum(scores[name] for name in asked) / len(asked)
-        start, end = (
+        for place, text in ((0.7, "router" if routes else f"1/{len(scores)} each"), (9.6, f"R = {reward:+.2f}")):
             axis.text(place, middle, text, ha="center", va="center", bbox=box)
-            for place, text in ((0.7, "router" if routes else f"1/{len(scores)} each"), (9.4, f"R = {reward:+.2f}"))
-        )
         for row, ((name, score), shade) in enumerate(zip(scores.items(), plots.colours(list(scores)), strict=True)):
             heard = name in asked
             edge = {"edgecolor": shade, "linewidth": 2.0} if heard else {"edgecolor": PALE, "linestyle": ":"}
             words = {"color": INK if heard else PALE, "fontsize": 8, "ha": "center", "va": "center"}
-            model = axis.text(5, row, f"{plots.label(name)}  {score:+.2f}", bbox=box | edge, **words)
-            for one, other in ((start, model), (model, end)) if heard else ():
-                ends = {"patchA": one.get_bbox_patch(), "patchB": other.get_bbox_patch(), "shrinkA": 0, "shrinkB": 1}
-                arrow = {"arrowstyle": "->", "color": INK, "linewidth": 0.9} | ends
-                axis.annotate("", other.get_position(), one.get_position(), arrowprops=arrow)
+            axis.add_patch(Rectangle((left, row - 0.34), right - left, 0.68, facecolor="white", **edge))
+            axis.text((left + right) / 2, row, f"{plots.label(name)}  {score:+.2f}", **words)
+            for start, end in (((1.7, middle), (left, row)), ((right, row), (8.5, middle))) if heard else ():
+                axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 0.9})
     return figure
 
 
