@@ -34,7 +34,7 @@ def test_one_token_by_hand():
     assert (better["ratio"], better["clipped ratio"], better["advantage"]) == pytest.approx((2, 1.2, 0.5))
     assert better["gain: the smaller of both ratios × advantage"] == pytest.approx(0.6)
     assert better["KL estimate (nats)"] == pytest.approx(kl)
-    assert better["leash: beta × ratio × KL estimate"] == pytest.approx(0.5 * kl), "without the ratio, as told"
+    assert better["leash: beta × KL estimate"] == pytest.approx(0.5 * kl), "without the ratio, as told"
     assert better["term of the loss"] == pytest.approx(0.5 * kl - 0.6)
     assert better["contribution"] == pytest.approx((0.5 * kl - 0.6) / 5), "one of five tokens"
     worse = token_account(own, old, old, MASK, ADVANTAGES, (1, 0), rules(loss_type="grpo", use_bias_correction_kl=True))

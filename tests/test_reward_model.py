@@ -293,8 +293,9 @@ def test_bad_sets_are_refused_in_one_line(copied, tiny_model, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         ShadowRewardModels.load(tmp_path / "nowhere")
     with pytest.raises(InputError, match="base model of .* is not there"):
-        deeper = shutil.copytree(copied, tmp_path / "deep" / "er" / "shadow_rms")  # its relative path leads nowhere
-        ShadowRewardModels.load(deeper, "cpu")
+        lost = shutil.copytree(copied, tmp_path / "lost" / "shadow_rms")
+        write_json(lost / "config.json", read_json(lost / "config.json") | {"base_model": "../../no/where"})
+        ShadowRewardModels.load(lost, "cpu")
     other = shutil.copytree(tiny_model, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     save_file({k: v + 1 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})

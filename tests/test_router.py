@@ -126,6 +126,13 @@ def test_a_router_reads_with_the_trunk_it_is_given(reading_router, trunk, tiny_m
     assert torch.allclose(Router.load(moved, elsewhere).probabilities(prompts), before, atol=1e-6)
 
 
+def test_a_copy_at_another_depth_finds_its_base_model(reading_router, tmp_path):
+    """As a seed has it that takes over what the preset itself made."""
+    moved = shutil.copytree(reading_router.save(tmp_path / "router"), tmp_path / "deep" / "er" / "router")
+    again = Router.load(moved, "cpu").probabilities(["please help me"])
+    assert torch.allclose(again, reading_router.probabilities(["please help me"]), atol=1e-6)
+
+
 def test_bad_routers_are_refused_in_one_line(reading_router, router, tiny_model, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         Router.load(tmp_path / "nowhere")
@@ -137,11 +144,12 @@ def test_bad_routers_are_refused_in_one_line(reading_router, router, tiny_model,
     other = shutil.copytree(tiny_model, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     save_file({k: v + 1 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    moved = shutil.copytree(folder, tmp_path / "deep" / "er" / "router")
+    lost = shutil.copytree(folder, tmp_path / "lost")
+    value = read_json(folder / "router.json")
+    write_json(lost / "router.json", value | {"reader": value["reader"] | {"base_model": "../../no/where"}})
     for trunk in ("cpu", Trunk.load(other, "cpu")):
         with pytest.raises(InputError, match="the base model of .* is not there"):
-            Router.load(moved, trunk)
-    value = read_json(folder / "router.json")
+            Router.load(lost, trunk)
     value["reader"]["base_model"] = str(other)
     write_json(folder / "router.json", value)
     with pytest.raises(InputError, match="hash mismatch"):

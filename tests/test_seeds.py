@@ -110,6 +110,13 @@ def test_a_run_of_the_preset_itself_is_the_seed_that_it_has(recorded, capsys):
     assert read_json(recorded / "outputs/seeds/lab/6/02_use/copy.json")["seed"] == 0
 
 
+def test_a_damaged_manifest_elsewhere_stops_nobody(recorded, capsys):
+    (recorded / "outputs/elsewhere/01_make").mkdir(parents=True)
+    (recorded / "outputs/elsewhere/01_make/manifest.json").write_text("{")
+    assert main(["run", "lab"]) == 0
+    assert "01_make: done" in capsys.readouterr().out
+
+
 def test_seeds_may_share_the_data_of_one(recorded, capsys):
     capsys.readouterr()
     assert main(["seeds", "lab", "02", "--seeds", "7", "8", "--data", "3"]) == 0

@@ -49,6 +49,8 @@ def chat_sets(
     reader = PromptEncoder(base_model=resolve_encoder(settings.encoder), pooling="mean")
     router = fit_router(prompts, reader, [*CATEGORIES, UNKNOWN], device, rejected_share=0.02)
     labelled, repeats = labelled_answers(router, settings.data_dir, seed)
+    labelled = after_system(labelled, collection.system)
+    told = {split: preferred_answers(labelled, split) for split in ("train", "validation", "test")}
     trunk, made = Trunk.load(base_model, device), {}
     borrowed = borrowed_refusals(router, settings.data_dir, prompts, seed) if collection.borrowed else {}
     borrowed = after_system(borrowed, collection.system)
@@ -71,12 +73,11 @@ def chat_sets(
         "prompts": prompts,
         "demonstrations": split_tables({split: data.demonstrations for split, data in made.items()}, ANSWERED),
         "preferences": split_tables({split: data.pairs for split, data in made.items()}, PAIRED),
-        "labelled": after_system(labelled, collection.system),
+        "labelled": labelled,
+        "labelled_pairs": DatasetDict(told),
         "judged": after_system(judged_pairs(settings.data_dir, seed), collection.system),
         "helpful": after_system(helpful_answers(settings.data_dir, seed), collection.system),
     }
-    told = {split: preferred_answers(folders["labelled"], split) for split in ("train", "validation", "test")}
-    folders["labelled_pairs"] = DatasetDict(told)
     folders["preferences"]["test"] = told["test"]
     harmful = prompts["test"].filter(lambda row: row["kind"] == "harmful")
     numbers = {

@@ -61,9 +61,11 @@ def token_account(
         "gain: the smaller of both ratios × advantage": torch.minimum(ratio * advantage, clipped * advantage),
         "KL estimate (nats)": kl_estimate(log_probs[at], ref_log_probs[at]),
     }
-    steps["leash: beta × ratio × KL estimate"] = (
-        grpo.beta * steps["KL estimate (nats)"] * (ratio if grpo.use_bias_correction_kl else 1)
-    )
+    leash = grpo.beta * steps["KL estimate (nats)"]
+    if grpo.use_bias_correction_kl:
+        steps["leash: beta × ratio × KL estimate"] = leash * ratio
+    else:
+        steps["leash: beta × KL estimate"] = leash
     account = {name: value.item() for name, value in steps.items()}
     return account | {"term of the loss": term, "weight in the mean": weight, "contribution": term * weight}
 

@@ -1,4 +1,5 @@
-"""What labels of people can teach on a frozen causal model, beside reward models that have seen none of them (02)."""
+"""What labels of people can teach on a frozen causal model, beside reward models that as a rule have seen none of
+them (02)."""
 
 from collections.abc import Mapping
 from pathlib import Path

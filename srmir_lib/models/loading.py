@@ -97,10 +97,15 @@ def base_reference(base_model: str | Path, final: Path, sha256: str = "") -> dic
 def find_base(folder: Path, reference: Mapping, base_model: str | None = None, sha256: str = "") -> str:
     """The base model that `reference`, from a file in `folder`, names; another one is an `InputError`.
 
-    `base_model`: where it lies now, if it was moved; `sha256`: its fingerprint, if it is known.
+    `base_model`: where it lies now, if it was moved; `sha256`: its fingerprint, if it is known. A relative path is
+    tried from every folder above as well, for `folder` may have been copied to another depth.
     """
     local, recorded = reference["base_is_folder"], reference["base_model"]
     base = base_model or (os.path.normpath(folder / recorded) if local else recorded)
+    if local and not base_model and not Path(base).is_dir():
+        tail = Path(*(part for part in Path(recorded).parts if part != ".."))
+        found = (parent / tail for parent in Path(folder).resolve().parents if (parent / tail).is_dir())
+        base = str(next(found, base))
     if local and not Path(base).is_dir():
         raise InputError(f"{base}: the base model of {folder} is not there; put it back or pass where it lies now")
     if (sha256 or fingerprint(base)) != reference["base_sha256"]:

@@ -159,7 +159,7 @@ class Runner:
         self, tasks: list[Task], say=print, jobs: int = 1, again: bool = False, config: Path | None = None
     ) -> Iterator[Result]:
         """Run what is not done (`again`: all), in order, yielding a result a stage. Stops at the first failure with
-        `StageFailed`. Of a seed, what another preset has made in the same way is not made again: it is shared.
+        `StageFailed`. What another preset, or a seed, has made in the same way is not made again: it is shared.
 
         With `jobs` up to so many run side by side that do not need each other; those that others wait for begin
         first. One that says `srmir.alone` in its notebook's metadata has the machine to itself.
@@ -222,8 +222,11 @@ class Runner:
         inputs and with the same parameters but for the preset's name."""
         outputs, seed = self.root / "outputs", task.parameters["seed"]
         for folder in sorted([*outputs.glob(f"seeds/*/{seed}/{task.name}"), *outputs.glob(f"*/{task.name}")]):
-            manifest = records.read_manifest(folder)
-            if folder.parent == self.outputs or not manifest or not manifest["ok"]:
+            try:
+                manifest = records.read_manifest(folder)
+            except InputError:  # damaged, and not ours
+                continue
+            if folder.parent == self.outputs or not manifest or not manifest["ok"] or manifest["seed"] != seed:
                 continue
             preset = folder.parent.relative_to(outputs).as_posix()
             named = replace(task, parameters=task.parameters | {"preset": preset})
