@@ -45,7 +45,7 @@ smollm2: $(CHAT_MODEL)  ## 01-06 and A0 on a real chat model without a hub, and 
 realdata: $(READY)  ## 01-03 on public data in the folder SRMIR_DATA
 	@$(BIN)/srmir run realdata
 
-everything: $(READY)  ## lab, and the appendices A1-A8
+everything: $(READY)  ## lab, and its appendices A1-A3, A5-A7
 	@$(BIN)/srmir run lab --all --jobs $(JOBS)
 
 claims: $(READY)  ## what the records of `srmir seeds` say of each claim (A6)
@@ -57,7 +57,7 @@ report: $(READY)  ## write the HTML report of PRESET (lab) again
 status: $(READY)  ## how each notebook of PRESET (lab) stands
 	@$(BIN)/srmir status $(PRESET)
 
-test: $(READY)  ## all tests, the smoke series among them; two files at a time, a core each
+test: $(READY)  ## all tests but matrix, the smoke series among them; two files at a time, a core each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 matrix: $(READY)  ## own data: notebooks 01 to 05 on four architectures and four forms of pairs, up to an hour

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run the notebooks of a preset; what is up to date is skipped")
     run.add_argument("notebooks", nargs="*", metavar="NN", help="only these (01, A0, 04_grpo_linear)")
     run.add_argument("--from", dest="start", default="", metavar="NN", help="from this notebook on")
-    run.add_argument("--all", action="store_true", help="the appendices A1-A8 as well")
+    run.add_argument("--all", action="store_true", help="the preset's appendices as well")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="at most so many side by side (default: 1)")
     about = "accelerate's configuration, for notebooks with num_processes above 1 (default: torchrun, on this machine)"
     run.add_argument("--accelerate", type=Path, metavar="F", help=about)
