@@ -65,8 +65,8 @@ def chat_prompts(
     `benign_ratio` harmless ones to each; validation: an eighth of that. test: `questions` plain harmful prompts a
     category of XSafety and as many of Do-Not-Answer, XSafety's again in held-out templates, seven times `questions`
     look-alikes (CoCoNot), as many plain instructions, and tasks. Where a set has fewer, all it has. Harmless prompts
-    are of the category unknown, and no prompt stands in two splits. A column
-    `request` more than elsewhere: what is asked, without a template.
+    are of the category unknown, and no prompt stands in two splits. A column `request` more than elsewhere: what is
+    asked, without a template.
     """
     rng = random.Random(seed)
     parts = public_files.split_by_group(public_files.load_xsafety(data_dir), "prompt", (0.7, 0.15), seed)
