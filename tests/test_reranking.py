@@ -163,9 +163,11 @@ def test_the_gap_to_another_reference_is_the_one_by_hand(tiny_model, start, tmp_
 def test_reranking_reads_the_present_policy_and_learns_on(tiny_model, start):
     told, tokenizer = ReadoutTraining(epochs=2, more_epochs=1), load_tokenizer(tiny_model)
     policy = load_policy(tiny_model, "cpu", adapter=start).get_base_model()
-    accuracy, fits = rounds.compare_readouts(policy, tokenizer, {"a": PAIRS}, PAIRS, told, "tiny", 0)
-    assert set(accuracy["a"]) == {f"{reads}, {how}" for reads in ("all layers", "layer 2") for how in ("last", "mean")}
-    assert fits["a"].layers == [1, 2] and all(0 <= value <= 1 for value in accuracy["a"].values())
+    right, fits = rounds.compare_readouts(policy, tokenizer, {"a": PAIRS}, PAIRS, told, "tiny", 0)
+    assert set(right["a"]) == {f"{reads}, {how}" for reads in ("all layers", "layer 2") for how in ("last", "mean")}
+    assert fits["a"].layers == [1, 2] and all(
+        set(of) <= {0, 0.5, 1} and len(of) == len(PAIRS) for of in right["a"].values()
+    )
     before = {name: value.clone() for name, value in fits["a"].tensors.items()}
     ranked = rounds.Reranker(tiny_model, POOL, PAIRS, fits["a"], told, "pair", 0, "cpu")
     first, second = (ranked(number, start) for number in range(2))
@@ -174,7 +176,7 @@ def test_reranking_reads_the_present_policy_and_learns_on(tiny_model, start):
     assert first["score_chosen"][:] == pytest.approx(scores.amax(1).tolist(), abs=1e-5)
     assert second["score_chosen"][:] != first["score_chosen"][:], "they learned on"
     assert all(torch.equal(value, before[name]) for name, value in fits["a"].tensors.items()), "but in a copy"
-    assert [row["round"] for row in ranked.seen] == [1, 2] and ranked.seen[0]["another best"] == 0
+    assert [row["round"] for row in ranked.seen] == [1, 2] and ranked.seen[0]["another best"] is None
     with pytest.raises(InputError, match="readouts.layer: 0 is the token's embedding, which has read nothing"):
         rounds.compare_readouts(policy, tokenizer, {"a": PAIRS}, PAIRS, ReadoutTraining(layer=0), "tiny", 0)
 
@@ -201,35 +203,45 @@ def test_rank_correlations_by_hand():
         torch.tensor([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]]),
         torch.tensor([[10.0, 20.0, 30.0], [1.0, 3.0, 2.0]]),
     )
-    assert course.mean_rank_correlation(scores, others) == pytest.approx((1 - 1) / 2)
-    assert course.mean_rank_correlation(scores, torch.ones(2, 3)) == 0
+    assert course.mean_rank_correlation(scores, others) == pytest.approx(((1 - 1) / 2, 1)), (
+        "1 and -1: sd root 2, of two"
+    )
+    assert course.mean_rank_correlation(scores, torch.ones(2, 3)) == (0, 0)
+    assert course.mean_rank_correlation(scores[:1], others[:1]) == pytest.approx((1, 0))
 
 
 def test_the_sentence_of_the_hypothesis_turns_round_with_the_numbers():
-    moved = {"order by states": 0.5, "KL": 0.05, "p": 0.5}
-    stayed = {"order by states": 0.95, "KL": 0.5, "p": 0.01}
+    moved = {"order by states": 0.5, "error of order": 0.1, "KL": 0.05}
+    stayed = {"order by states": 0.95, "error of order": 0.01, "KL": 0.5}
     text = course.about_course({"dpo": moved, "GRPO": stayed}, ["GRPO"], 0.9, 0.1)
     assert (
-        "under: dpo. New samples are told from the pool (p at most .05) under: GRPO. Of the orders that moved, that of "
-        "dpo did more for a nat of KL than under GRPO, on its own samples"
+        "below 0.1) under: dpo. It moved, and more per nat of KL than under GRPO, on its own samples, under: dpo"
         in text
-        and "holds here" in text
     )
+    assert "holds here" in text and "dpo 0.500 (± 0.200) at KL 0.050" in text
     text = course.about_course({"dpo": stayed, "GRPO": moved}, ["GRPO"], 0.9, 0.1)
-    assert (
-        "under: GRPO. New samples" in text
-        and "Of the orders that moved, that of none did" in text
-        and "does not hold here" in text
-    )
+    assert "below 0.1) under: GRPO. " in text and "samples, under: none" in text and "does not hold here" in text
+    unsure = moved | {"error of order": 0.25}
+    text = course.about_course({"dpo": unsure, "GRPO": stayed}, ["GRPO"], 0.9, 0.1)
+    assert "below 0.1) under: none. " in text and "does not hold here" in text, ".5 and twice .25 is not below .9"
 
 
 def test_who_trains_on_its_own_samples_is_no_case_for_the_hypothesis():
-    moved = {"order by states": 0.5, "KL": 0.05, "p": 0.5}
-    stayed = {"order by states": 0.95, "KL": 0.5, "p": 0.5}
+    moved = {"order by states": 0.5, "error of order": 0.1, "KL": 0.05}
+    stayed = {"order by states": 0.95, "error of order": 0.1, "KL": 0.5}
     both = ["GRPO", "online"]
     assert "holds here" in course.about_course({"dpo": moved, "GRPO": stayed, "online": stayed}, both, 0.9, 0.1)
     told = course.about_course({"dpo": moved, "GRPO": stayed, "online": moved}, both, 0.9, 0.1)
     assert "does not hold here" in told and "under GRPO and online, on its own samples" in told
+
+
+def test_a_null_run_that_finds_something_silences_the_test():
+    far, near = {"p": 0.002, "new samples": 0.05}, {"p": 0.03, "new samples": 0.001}
+    start = {"p": 0.4, "new samples": 0.002}
+    text = course.about_new_samples(start, {"dpo": far, "rerank": near})
+    assert "p = 0.400. New samples are told from the pool (p at most .05) under: dpo." in text
+    text = course.about_new_samples(start | {"p": 0.028}, {"dpo": far})
+    assert text.endswith("p = 0.028; a test that tells these apart says nothing of the others.")
 
 
 SHAPE = Shape(hidden=2, layers=3, heads=1, kv_heads=1, intermediate=2, vocab=5)  # a layer has seven matrices of 2 x 2
@@ -255,9 +267,12 @@ def test_cost_rows_by_hand():
     assert [rows[name]["seconds"] for name in cost.ROWS] == pytest.approx([8.0, 800.0, 8 / (2 + 1 + 1 / 3)])
     assert [rows[name]["FLOPs"] for name in cost.ROWS] == pytest.approx([4.0, 800.0, 80 / (20 + 20 + 10)])
     assert all("start's" in rows[name]["states"] for name in rows if name.endswith("kept"))
-    assert "reached by: only if states are kept, and then they are not" in cost.about_cost(rows)
+    text = cost.about_cost(rows)
+    assert text.endswith("reached by: kept states alone, and these are not the present policy's.")
     rows["rerank_vs_sampling_kept"] |= {"seconds": 299.0, "FLOPs": 299.0}
-    assert "reached by: none" in cost.about_cost(rows)
+    assert cost.about_cost(rows).endswith("reached by: none.")
+    rows["rerank_vs_sampling_cold"]["FLOPs"] = 0.9
+    assert cost.about_cost(rows).endswith("More FLOPs than sampling and scoring take: cold.")
 
 
 def test_what_is_wrong_by_hand():
@@ -316,16 +331,49 @@ def test_who_knows_better_turns_round_with_the_numbers():
 
 
 def test_sentences_of_read_outs_and_rounds():
-    reads = {"all layers, last": 0.8, "all layers, mean": 0.7, "layer 2, last": 0.75, "layer 2, mean": 0.6}
-    assert "minus one +0.050, last token minus mean +0.100, as expected" in rounds.about_readouts({"a": reads})
-    assert "not as expected" in rounds.about_readouts({"a": reads | {"layer 2, last": 0.9}})
+    prompts = [user_message(str(row // 2)) for row in range(40)]  # twenty prompts of two pairs
+    always, half = np.ones(40), np.tile([1.0, 0.0], 20)
+    reads = {"all layers, last": always, "all layers, mean": half, "layer 2, last": always, "layer 2, mean": half}
+    text = rounds.about_readouts({"a": reads}, prompts)
+    assert "a, all layers minus one +0.000 (+0.000 to +0.000), not as expected" in text
+    assert "a, last token minus mean +0.500 (+0.500 to +0.500), as expected" in text, "no prompt differs from another"
     gap = {
         name: [{"rewards/margins": value}] for name, value in {"dpo": 1.0, "rerank": 2.0, "rerank_pair": 0.5}.items()
     }
-    seen = {"rerank": [{"another best": 0.0}, {"another best": 0.25}]}
+    seen = {"rerank": [{"another best": None}, {"another best": 0.25}]}
     text = rounds.about_rounds(gap, seen)
     assert (
         "0.50 (rerank_pair), as expected of a confidence" in text and "25% (rerank) of the pools, as expected" in text
     )
     text = rounds.about_rounds(gap | {"rerank_pair": gap["rerank"]}, {"rerank": [{"another best": 0.0}] * 2})
     assert "not as expected of a confidence" in text and "0% (rerank) of the pools, not as expected" in text
+    late = [{"rewards/margins": value} for value in (9.0,) * 8 + (1.0, 3.0)]
+    assert "the implicit gap is 2.00 (dpo)" in rounds.about_rounds({"dpo": late}, {}), "a mean of the last fifth"
+
+
+def test_a_confidence_is_held_against_what_is_right():
+    """Scores 2 and -2 are believed with .997; three pairs in four are right, one pool has equal answers."""
+    scores = torch.tensor([[2.0, -2.0]]).repeat(41, 1)
+    worth = torch.tensor([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10 + [[1.0, 1.0]])
+    text, found = rounds.about_confidence(scores, worth)
+    sure = 1 / (1 + math.exp(-7.5 * (1 / (1 + math.exp(-2)) - 1 / (1 + math.exp(2)))))
+    assert found == pytest.approx({"pool_confidence": sure, "pool_right": 0.75}, abs=1e-6)
+    assert "Of 41 pairs, best against worst, the referee tells 40 apart" in text and text.endswith("not as expected.")
+    right = torch.tensor([[1.0, 0.0]] * 41)
+    assert rounds.about_confidence(scores * 9, right)[0].endswith(", as expected."), "sure of all, and right of all"
+    text, found = rounds.about_confidence(scores, torch.ones(41, 2))
+    assert text == "The referee finds both answers of all 41 pairs equally good." and found == {}
+
+
+def test_trust_is_expected_to_pay_only_where_labels_are_swapped():
+    better = {"label": "rerank_pair", "control": "dpo", "estimate": 0.04, "low": 0.01, "high": 0.07}
+    unclear = better | {"control": "rerank", "estimate": -0.0004, "low": -0.02, "high": 0.02}
+    text = rounds.about_trust([better], [unclear], swapped=0.3)
+    assert text == (
+        "rerank_pair minus dpo +0.040 (+0.010 to +0.070), as expected; minus rerank +0.000 (-0.020 to +0.020)."
+    )
+    assert "as expected" not in rounds.about_trust([better], [], swapped=0.0)
+    assert "dpo +0.000 (-0.020 to +0.020), not as expected" in rounds.about_trust(
+        [unclear | {"control": "dpo"}], [], 0.3
+    )
+    assert rounds.about_trust([], [], 0.3) == "No policy was trained with a confidence a pair."

@@ -219,6 +219,9 @@ def test_uncertainty_by_hand():
     second = Fixed({"near": [believed([10.0, -10.0], sd=[1.0, 3.0])], "far": [believed([-20.0, 20.0], sd=[7.0, 7.0])]})
     near, far = uncertainty([first, second], {"near": "near", "far": "far"})
     assert (near["tokens"], near["sd"], far["sd"]) == (2, 2.0, 6.0)
+    assert near["sd between tokens"] == far["sd between tokens"] == pytest.approx((4 / 3) ** 0.5), (
+        "four, one from 2 or 6"
+    )
     assert near["disagreement"] == pytest.approx(0, abs=1e-6), "the second says the same ten times as loud"
     spread = torch.tensor([1.0, -1.0, 2.0, -2.0]).std().item()
     assert far["disagreement"] == pytest.approx(4 / spread / 2**0.5, rel=1e-5)
@@ -233,10 +236,11 @@ def test_heat_map_frames_the_span_and_breaks_long_rows():
     assert len(axis.patches) == 63 and len(framed) == 2
     assert max(patch.get_y() for patch in axis.patches) > 3, "sixty tokens do not fit into one line of 40 characters"
     assert "reward" in figure.axes[1].get_ylabel()
+    assert len(axis.lines) == 1, "one token is below zero, and underlined"
     plt.close(figure)
 
 
-def test_heat_map_shows_forbidden_acts_first_then_other_ones_and_hides_what_it_must(tokenizer):
+def test_heat_map_shows_forbidden_acts_first_then_allowed_ones_and_hides_what_it_must(tokenizer):
     count, act = 9, [np.array([True])] * 8 + [np.array([False])]
     harmful = [np.array([i < 6]) for i in range(count)]
     found, prompts = [believed([0.0], [tokenizer.eos_token_id])] * count, [f"prompt {i}" for i in range(count)]
@@ -244,7 +248,7 @@ def test_heat_map_shows_forbidden_acts_first_then_other_ones_and_hides_what_it_m
         figure = heat_map_of_acts(tokenizer, prompts, found, harmful, act, show_text)
         titles = [text.get_text() for text in figure.axes[0].texts if ":" in text.get_text()]
         hidden = sum("redacted" in title for title in titles)
-        assert [title.split(":")[0] for title in titles] == ["forbidden"] * 5 + ["other"] * 2
+        assert [title.split(":")[0] for title in titles] == ["forbidden"] * 5 + ["allowed"] * 2
         assert (titles[0], hidden) == ("forbidden: prompt 0", 0) if show_text else hidden == 7
         assert ("▇" in [text.get_text() for text in figure.axes[0].texts]) != show_text
         plt.close(figure)

@@ -22,8 +22,8 @@ def joined(names: Sequence[str]) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign."""
-    return f"{value:+.3f}"
+    """A number with its sign, `+0.000` where nothing is left of it."""
+    return f"{value:+.3f}".replace("-0.000", "+0.000")
 
 
 def told(rows: Sequence[Mapping]) -> str:

@@ -160,9 +160,11 @@ def answers_by_kind(reader: Reader, rows: Mapping, held_out: str, seed: int) -> 
 
 
 def uncertainty(models: Sequence, answers: Mapping) -> list[dict]:
-    """Per kind of answers, how unsure models are about a token: rows with kind, tokens, sd, disagreement.
+    """Per kind of answers, how unsure models are about a token: rows with kind, tokens, sd, sd between tokens,
+    disagreement.
 
-    `models`: fits that differ in their seed. sd: mean posterior standard deviation. disagreement: standard deviation
+    `models`: fits that differ in their seed. sd: mean posterior standard deviation, and how far that varies between
+    tokens. disagreement: standard deviation
     of the posterior means between the models (a deep ensemble; Lakshminarayanan et al. 2017), after each model's
     means are divided by their overall spread, so that it has no unit.
     """
@@ -174,5 +176,6 @@ def uncertainty(models: Sequence, answers: Mapping) -> list[dict]:
         sd = torch.stack([torch.cat([b.sd for b in by_kind[kind]]) for by_kind in beliefs])
         scaled = torch.stack([by_kind[kind] / size for by_kind, size in zip(means, spread, strict=True)])
         apart = float(scaled.std(dim=0).mean()) if len(models) > 1 else 0.0
-        rows.append({"kind": kind, "tokens": sd.shape[1], "sd": float(sd.mean()), "disagreement": apart})
+        rows.append({"kind": kind, "tokens": sd.shape[1], "sd": float(sd.mean())})
+        rows[-1] |= {"sd between tokens": float(sd.std()), "disagreement": apart}
     return rows

@@ -1,5 +1,6 @@
 """Figures of token rewards: answers as rows of coloured tokens."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,8 @@ def heat_map_of_acts(
     shown = [*bad[:5], *(i for i in acted if i not in bad)][:8] or [0, 1, 2]
     word = tokenizer.decode if show_text else lambda _: "▇"
     words = [[word([token]).strip() for token in found[i].tokens] for i in shown]
-    titles = [f"{'forbidden' if i in bad else 'other'}: {redact(text_of(prompts[i]), show_text)}" for i in shown]
+    kinds = ["forbidden" if i in bad else "allowed" if i in acted else "other" for i in shown]
+    titles = [f"{kind}: {redact(text_of(prompts[i]), show_text)}" for kind, i in zip(kinds, shown, strict=True)]
     return token_heat_map(words, [found[i].mean.numpy() for i in shown], [act[i] for i in shown], titles)
 
 
@@ -44,7 +46,8 @@ def token_heat_map(
     """One row an answer: its tokens as text on the colour of their reward, those of the marked span in a black frame.
 
     `tokens[i]`, `rewards[i]`, `spans[i]` (bool) have one entry per token; `titles[i]` stands above the row. Rows break
-    after `width` characters. Red is low, blue is high, white is zero: the frame and the text carry no colour.
+    after `width` characters. Red is low, blue is high, white is zero; what is below zero is underlined, for readers in
+    grey. The frame and the text carry no colour.
     """
     rows = []  # (line of the figure, first character, text, reward, marked)
     line, heads = 0, []
@@ -69,8 +72,13 @@ def token_heat_map(
         axis.text(
             middle, place + 0.47, text, ha="center", va="center", family="monospace", fontsize=6.5, color=ink, zorder=4
         )
+        if value < 0:
+            axis.plot([at + 0.4, at + len(text) + 0.6], [place + 0.8] * 2, color=ink, linewidth=0.8, zorder=4)
     for place, title in heads:
-        axis.text(0, place + 0.75, title, fontsize=7.5, color=INK)
+        head = textwrap.shorten(title, 110, placeholder=" …")
+        axis.text(0, place + 0.75, head, fontsize=7.5, color=INK).set_in_layout(
+            False
+        )  # or a long one squeezes the axes
     axis.set(xlim=(0, width + 1), ylim=(line, 0))
     axis.set_axis_off()
     figure.colorbar(colours, ax=axis, label="posterior mean of the token's reward", shrink=0.7, aspect=30)

@@ -129,5 +129,7 @@ def about_cost(rows: Mapping[str, Mapping[str, float | str]]) -> str:
     """Where a factor such as `CLAIMED` can come from, by the rows of `cost_rows`."""
     said = [f"{name.rpartition('_')[2]} {row['seconds']:.1f} (FLOPs {row['FLOPs']:.1f})" for name, row in rows.items()]
     reach = [name.rpartition("_")[2] for name, row in rows.items() if max(row["seconds"], row["FLOPs"]) >= CLAIMED]
-    only = "only if states are kept, and then they are not the present policy's" if reach == ["kept"] else joined(reach)
-    return f"Times less than sampling and scoring: {'; '.join(said)}. About {CLAIMED:.0f} times is reached by: {only}."
+    only = "kept states alone, and these are not the present policy's" if reach == ["kept"] else joined(reach)
+    dear = [name.rpartition("_")[2] for name, row in rows.items() if row["FLOPs"] < 1]
+    text = f"Times less than sampling and scoring: {'; '.join(said)}. About {CLAIMED:.0f} times is reached by: {only}."
+    return f"{text} More FLOPs than sampling and scoring take: {joined(dear)}." if dear else text

@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
@@ -29,10 +30,11 @@ EMPTY = "."
 """What stands for an answer without a word, which has no states."""
 
 
-def mean_rank_correlation(scores: Tensor, others: Tensor) -> float:
-    """Spearman's correlation of two orders of each prompt's answers (P, K), (P, K), a mean over prompts; a prompt whose
-    answers all score the same counts 0."""
-    return sum(map(rank_correlation, scores.tolist(), others.tolist())) / len(scores)
+def mean_rank_correlation(scores: Tensor, others: Tensor) -> tuple[float, float]:
+    """Spearman's correlation of two orders of each prompt's answers (P, K), (P, K): the mean over prompts and its
+    standard error (0 of a single prompt); a prompt whose answers all score the same counts 0."""
+    kept = np.array(list(map(rank_correlation, scores.tolist(), others.tolist())))
+    return float(kept.mean()), float(kept.std(ddof=1) / len(kept) ** 0.5) if len(kept) > 1 else 0.0
 
 
 def follow(
@@ -49,10 +51,11 @@ def follow(
     which the `pool` was sampled and off whose states the `readouts` were learned; they stay as they are.
 
     `order by states` and `order by likelihood` (the sum over an answer's tokens): `mean_rank_correlation` with the
-    start; `KL`: KL[start | policy] on the pool's answers, the start's own samples (k3; nats a token); `held-out`: the
-    log-likelihood of `held_out` answers (columns prompt, completion; nats a token); `new samples`: the squared maximum
-    mean discrepancy between the pool and as many answers that the policy samples now (`sampling` of `generate`), on the
-    mean states of the model `reader`, with its `p` by permutation; the start's own is the null run.
+    start; `error of order`: the standard error over prompts of the order by states; `KL`: KL[start | policy] on the
+    pool's answers, the start's own samples (k3; nats a token); `held-out`: the log-likelihood of `held_out` answers
+    (columns prompt, completion; nats a token); `new samples`: the squared maximum mean discrepancy between the pool and
+    as many answers that the policy samples now (`sampling` of `generate`), on the mean states of the model `reader`,
+    with its `p` by permutation; the start's own is the null run.
     """
     found, first = {}, None
     prompts, pooled = flat(pool)
@@ -73,9 +76,11 @@ def follow(
         spoken = [text or EMPTY for text in anew]
         both = (embed(reader, tokenizer, prompts, texts, pooling="mean") for texts in (pooled, spoken))
         away, p = two_sample_test(*both, groups)
+        kept, error = mean_rank_correlation(scores, first[0])
         found[name] = {
-            "order by states": mean_rank_correlation(scores, first[0]),
-            "order by likelihood": mean_rank_correlation(likely, first[1]),
+            "order by states": kept,
+            "error of order": error,
+            "order by likelihood": mean_rank_correlation(likely, first[1])[0],
             "KL": float(sum(kl for kl, _ in apart) / sum(count for _, count in apart)),
             "held-out": float(sum((t * on).sum() for t, on in outside) / sum(on.sum() for _, on in outside)),
             "new samples": away,
@@ -88,7 +93,7 @@ PANELS = ("order by states", "order by likelihood", "KL", "new samples")
 TITLES = (
     "order by states (rank correlation)",
     "order by likelihood (rank correlation)",
-    "KL to the start, on its samples (nats a token)",
+    "KL[start | policy] (nats a token)",
     "new samples against the pool (MMD, squared)",
 )
 
@@ -108,22 +113,33 @@ def course_figure(lines: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]
 def about_course(last: Mapping[str, Mapping[str, float]], on_policy: Sequence[str], moved: float, near: float) -> str:
     """Whether the order moved while the distribution stayed, by policy at its end (rows of `follow`).
 
-    The order by states moved where its rank correlation is below `moved`, the distribution stayed where KL is below
-    `near`; a two-sample test that tells new samples from the pool (p at most .05) is said beside. The policies
-    `on_policy`, which train on their own samples, are what the others are held against: did both happen under all
-    others and under none of these, and whose order moved, and more per nat of KL than under any of these?
+    The order by states moved where its rank correlation lies two standard errors or more below `moved`, the
+    distribution stayed where KL is below `near`. The policies `on_policy`, which train on their own samples, are what
+    the others are held against: did both happen under all others and under none of these, and whose order moved, and
+    more per nat of KL than under any of these?
     """
-    both = [name for name, row in last.items() if row["order by states"] < moved and row["KL"] < near]
-    said = [f"{name} {row['order by states']:.2f} at KL {row['KL']:.3f}" for name, row in last.items()]
+    turned = [name for name, row in last.items() if row["order by states"] + 2 * row["error of order"] < moved]
+    both = [name for name in turned if last[name]["KL"] < near]
+    said = [
+        f"{name} {row['order by states']:.3f} (± {2 * row['error of order']:.3f}) at KL {row['KL']:.3f}"
+        for name, row in last.items()
+    ]
     pace = {name: (1 - row["order by states"]) / max(row["KL"], 1e-6) for name, row in last.items()}
-    most = max(pace[name] for name in on_policy)
-    faster = [name for name, row in last.items() if row["order by states"] < moved and pace[name] > most]
-    told = [name for name, row in last.items() if row["p"] <= 0.05]
+    faster = [name for name in turned if pace[name] > max(pace[own] for own in on_policy)]
     holds = "holds" if {*both} == {*last} - {*on_policy} else "does not hold"
     return (
-        f"Order kept (1: all of it): {'; '.join(said)}. The order moved (below {moved}) while the distribution stayed "
-        f"(KL below {near}) under: {joined(both)}. New samples are told from the pool (p at most .05) under: "
-        f"{joined(told)}. Of the orders that moved, that of {joined(faster)} did more for a nat of KL than under "
-        f"{joined(on_policy)}, on its own samples. The hypothesis, that off-policy, and only there, an order "
-        f"moves while the distribution stays, {holds} here."
+        f"Order kept (1: all of it; ± two standard errors over prompts): {'; '.join(said)}. The order moved (clearly "
+        f"below {moved}) while the distribution stayed (KL below {near}) under: {joined(both)}. It moved, and more per "
+        f"nat of KL than under {joined(on_policy)}, on its own samples, under: {joined(faster)}. The hypothesis, that "
+        f"off-policy, and only there, an order moves while the distribution stays, {holds} here."
     )
+
+
+def about_new_samples(start: Mapping[str, float], last: Mapping[str, Mapping[str, float]]) -> str:
+    """Whose new samples a two-sample test tells from the pool (p at most .05, and farther from it than the `start`'s
+    own); nobody's, where it tells even the start's own apart, which are of the same distribution: the null run."""
+    null = f"Null run: the start's new samples against its own pool, p = {start['p']:.3f}"
+    if start["p"] <= 0.05:
+        return f"{null}; a test that tells these apart says nothing of the others."
+    told = [name for name, row in last.items() if row["p"] <= 0.05 and row["new samples"] > start["new samples"]]
+    return f"{null}. New samples are told from the pool (p at most .05) under: {joined(told)}."

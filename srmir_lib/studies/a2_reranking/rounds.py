@@ -10,8 +10,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
+from scipy.stats import binomtest
 from torch import Tensor
 
 from srmir_lib.conversations import assistant_message, text_of
@@ -19,6 +21,7 @@ from srmir_lib.data.margins import distinct_texts
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.evaluate import asked_for
 from srmir_lib.evaluation.sentences import joined, signed
+from srmir_lib.evaluation.training_report import ends
 from srmir_lib.models.embeddings import check_layer, embed_layers
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.rbrm import best_and_worst, pair_confidence
@@ -27,7 +30,7 @@ from srmir_lib.policies.training import train_dpo
 from srmir_lib.reward_models.readouts import ReadOuts, all_layers, learn_readouts
 from srmir_lib.settings.appendices import ReadoutTraining
 from srmir_lib.settings.policies import DPOSettings
-from srmir_lib.statistics import pair_accuracy
+from srmir_lib.statistics import bootstrap_interval, is_correct
 
 SIDES = ("chosen", "rejected")
 
@@ -73,10 +76,10 @@ def compare_readouts(
     told: ReadoutTraining,
     model: str,
     seed: int,
-) -> tuple[dict[str, dict[str, float]], dict[str, ReadOuts]]:
-    """Accuracy on the `gold` pairs of read-outs of `policy`, by who labelled the pairs that they learned from (name ->
-    pairs) and what is read (all layers or `told.layer`, the last token or the mean); and by the same names the
-    read-outs of all layers, pooled as `told` says.
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, ReadOuts]]:
+    """Whether read-outs of `policy` rank each of the `gold` pairs rightly (1, 0, a tie one half; (N,)), by who labelled
+    the pairs that they learned from (name -> pairs) and what is read (all layers or `told.layer`, the last token or the
+    mean); and by the same names the read-outs of all layers, pooled as `told` says.
 
     `model`: what tells this policy from others (`ReadOuts`).
     """
@@ -85,7 +88,7 @@ def compare_readouts(
     if not told.layer % (len(layers) + 1):
         raise InputError(f"readouts.layer: {told.layer} is the token's embedding, which has read nothing; name another")
     one = layers.index(told.layer % (len(layers) + 1))
-    accuracy, fits = {name: {} for name in labelled}, {}
+    right, fits = {name: {} for name in labelled}, {}
     how = {"epochs": told.epochs, "learning_rate": told.learning_rate, "seed": seed}
     for pooling in ("last", "mean"):
         both = concatenate_datasets([pairs.select_columns(["prompt", *SIDES]) for pairs in (*labelled.values(), gold)])
@@ -97,25 +100,28 @@ def compare_readouts(
             for reads, places in {"all layers": list(range(len(layers))), f"layer {layers[one]}": [one]}.items():
                 kept = [layers[place] for place in places]
                 fit = learn_readouts(*(side[:, places] for side in sides), kept, pooling, model, **how)
-                accuracy[name][f"{reads}, {pooling}"] = pair_accuracy(*(fit.score(side[:, places]) for side in test))
+                chosen, rejected = (fit.score(side[:, places]) for side in test)
+                right[name][f"{reads}, {pooling}"] = is_correct(chosen - rejected)
                 if len(kept) == len(layers) and pooling == told.pooling:
                     fits[name] = fit
-    return accuracy, fits
+    return right, fits
 
 
-def about_readouts(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Whether all layers are better than one, and the last token than the mean, by the rows of `compare_readouts`;
-    expected: both, whoever labelled."""
+def about_readouts(right: Mapping[str, Mapping[str, np.ndarray]], prompts: Sequence) -> str:
+    """Whether all layers are better than one, and the last token than the mean, by the rows of `compare_readouts` on
+    pairs of `prompts` (N,), with intervals over prompts; expected: both, whoever labelled."""
+    asked = np.unique([text_of(prompt) for prompt in prompts], return_inverse=True)[1]
     said = []
-    for name, of in accuracy.items():
+    for name, of in right.items():
         all_last, all_mean, one_last = (
             next(value for reads, value in of.items() if reads.startswith(start) and reads.endswith(end))
             for start, end in (("all", "last"), ("all", "mean"), ("layer", "last"))
         )
-        layers, tokens = all_last - one_last, all_last - all_mean
-        held = "as expected" if min(layers, tokens) > 0 else "not as expected"
-        said.append(f"{name}: all layers minus one {signed(layers)}, last token minus mean {signed(tokens)}, {held}")
-    return f"Accuracy on gold pairs: {'; '.join(said)}."
+        for what, rival in {"all layers minus one": one_last, "last token minus mean": all_mean}.items():
+            gain = bootstrap_interval(np.bincount(asked, all_last - rival) / np.bincount(asked))
+            held = "as expected" if gain.low > 0 else "not as expected"
+            said.append(f"{name}, {what} {signed(gain.estimate)} ({signed(gain.low)} to {signed(gain.high)}), {held}")
+    return f"Accuracy on gold pairs, a mean over prompts: {'; '.join(said)}."
 
 
 def sample_pool(policy, tokenizer, asked: Dataset, size: int, **sampling) -> tuple[Dataset, int]:
@@ -179,7 +185,8 @@ class Reranker:
 
     The read-outs are a copy. Before every round but the first they learn on from the `labelled` pairs, as the present
     policy reads them (`told.more_epochs`; 0: they stay as they were). `trust` as of `ranked_pairs`. `seen`: of each
-    round, the mean confidence of its pairs and the share of pools whose best answer is another than a round before.
+    round, the mean confidence of its pairs and the share of pools whose best answer is another than a round before (in
+    the first round None).
     """
 
     base_model: str | Path
@@ -204,7 +211,7 @@ class Reranker:
         scores = pool_scores(model, self.tokenizer, self.pool, self.readouts)
         best, worst = best_and_worst(scores)
         sure = pair_confidence(*(scores.gather(1, at.unsqueeze(1)).squeeze(1) for at in (best, worst)))
-        changed = 0.0 if self.best is None else (best != self.best).float().mean().item()
+        changed = None if self.best is None else (best != self.best).float().mean().item()
         self.seen.append({"round": number + 1, "confidence": sure.mean().item(), "another best": changed})
         self.best = best
         return ranked_pairs(self.pool, scores, self.trust, self.seed + number)
@@ -242,10 +249,12 @@ def train_in_rounds(
 
 
 def about_rounds(histories: Mapping[str, Sequence[Mapping]], seen: Mapping[str, Sequence[Mapping]]) -> str:
-    """Whether the implicit gap ends smaller with a confidence than without, and whether the ranking moved from round to
-    round, as expected of both; `histories` of `train_in_rounds`, `seen` of `Reranker`, by method."""
-    gaps = {name: history[-1]["rewards/margins"] for name, history in histories.items()}
-    said = f"The implicit gap ends at {joined([f'{gap:.2f} ({name})' for name, gap in gaps.items()])}"
+    """Whether the implicit gap ends smaller with a confidence than without (means of the last fifth of the updates),
+    and whether the ranking moved from round to round, as expected of both; `histories` of `train_in_rounds`, `seen` of
+    `Reranker`, by method."""
+    gaps = {name: ends(history, "rewards/margins")[1] for name, history in histories.items()}
+    said = "Over the last fifth of the updates the implicit gap is "
+    said += joined([f"{gap:.2f} ({name})" for name, gap in gaps.items()])
     doubted = [name for name in gaps if name.startswith("rerank_")]
     if "rerank" in gaps and doubted:
         held = "as" if all(gaps[name] < gaps["rerank"] for name in doubted) else "not as"
@@ -254,3 +263,36 @@ def about_rounds(histories: Mapping[str, Sequence[Mapping]], seen: Mapping[str, 
     shares = [f"{sum(of) / len(of):.0%} ({name})" for name, of in moved.items()]
     held = "as" if moved and all(max(of) > 0 for of in moved.values()) else "not as"
     return f"{said}. From round to round another answer is the best of: {joined(shares)} of the pools, {held} expected."
+
+
+def about_confidence(scores: Tensor, worth: Tensor) -> tuple[str, dict[str, float]]:
+    """Whether a confidence means what it says, of the pairs best against worst by the `scores` (P, K) of pools whose
+    answers are `worth` (P, K): how sure the read-outs are of those that the referee tells apart, and how many of them
+    are right, with Wilson's interval (1927) over pools; expected: as many. And both as metrics, `pool_confidence` and
+    `pool_right` (none where no pair is told apart)."""
+    best, worst = (at.unsqueeze(1) for at in best_and_worst(scores))
+    gap = (worth.gather(1, best) - worth.gather(1, worst)).squeeze(1)
+    sure = pair_confidence(*(scores.gather(1, at).squeeze(1) for at in (best, worst)))[gap != 0]
+    if not len(sure):
+        return f"The referee finds both answers of all {len(gap)} pairs equally good.", {}
+    right, mean = binomtest(int((gap > 0).sum()), len(sure)), sure.mean().item()
+    share, within = right.statistic, right.proportion_ci(method="wilson")
+    held = "as" if within.low <= mean <= within.high else "not as"
+    said = (
+        f"Of {len(gap)} pairs, best against worst, the referee tells {len(sure)} apart: mean confidence {mean:.2f}, "
+        f"right {share:.2f} ({within.low:.2f} to {within.high:.2f}), {held} expected."
+    )
+    return said, {"pool_confidence": mean, "pool_right": share}
+
+
+def about_trust(against: Sequence[Mapping], untrusted: Sequence[Mapping], swapped: float) -> str:
+    """Whether re-ranking with a confidence a pair is better than DPO on the labelled pairs, as expected where a share
+    of them is `swapped`, and how it stands to the same without a confidence; rows of `differences` against dpo and
+    against rerank."""
+    said = []
+    for rows, expected in ((against, swapped > 0), (untrusted, False)):
+        for row in (row for row in rows if row["label"] == "rerank_pair"):
+            gain = f"minus {row['control']} {signed(row['estimate'])} ({signed(row['low'])} to {signed(row['high'])})"
+            held = f", {'as' if row['low'] > 0 else 'not as'} expected" if expected else ""
+            said.append(gain + held)
+    return f"rerank_pair {'; '.join(said)}." if said else "No policy was trained with a confidence a pair."
