@@ -260,14 +260,16 @@ def test_a_sentence_says_what_the_row_holds():
     claim = Claim(**BASE | {"claim": "a beats b", "smallest": 0.02, "resolves": 0.05, "headline": True})
     found = records([0.1, 0.2, 0.3, 0.4, 0.5], [0.0] * 5) | {9: {}}
     assert sentence(decide(claim, found)) == (
-        "✓ a beats b: +0.300 [+0.104, +0.496], wanted above 0 by 0.02 or more: reproduced in 5 towns (act), p 0.013 by "
-        "Holm; so many towns resolve 0.05; left out: 9"
+        "✓ x: a beats b: +0.300 [+0.104, +0.496], wanted above 0 by 0.02 or more: reproduced in 5 towns (act), p 0.013 "
+        "by Holm; so many towns resolve 0.05 by the spread of development towns, 0.198 by their own; left out: 9"
     )
     assert ", p below 0.001 by Holm" in sentence(decide(claim, records([0.1, 0.1, 0.1], [0.0] * 3)))
-    assert sentence(decide(claim, {})) == "– a beats b: not measured (act)"
+    assert sentence(decide(claim, {})) == "– x: a beats b: not measured (act)"
     # ratios .25, .3: mean .275, deviation .05 / sqrt 2, half 12.706 * .025
     short = decide(Claim(**BASE, form="ratio", side="below", bound=0.5), records([1, 1.2], [4, 4]))
-    assert sentence(short) == "? c: as a ratio +0.275 [-0.043, +0.593], wanted below 0.5: inconclusive in 2 towns (act)"
+    assert sentence(short) == (
+        "? x: c: as a ratio +0.275 [-0.043, +0.593], wanted below 0.5: inconclusive in 2 towns (act)"
+    )
 
 
 def test_each_family_is_corrected_for_itself():
@@ -465,6 +467,6 @@ def test_a6_decides_what_is_on_record_and_draws_the_dials(repository):
     assert metrics["towns/seeds"] == 10 and metrics["dial-topic-all/seeds"] == 10
     assert metrics["verdict_reproduced"] >= 8 and "none is on record" not in shown
     for claim in headlines:
-        assert f"✓ {claim.claim}" in shown
+        assert f"✓ {claim.id}: {claim.claim}" in " ".join(shown.split())
     figures = {file.stem for file in (repository / "outputs/lab/A6_over_seeds/figures").glob("*.png")}
     assert figures == {"claims", "dials"}

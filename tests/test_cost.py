@@ -297,6 +297,19 @@ def test_rows_of_the_base_model_by_hand():
     assert row["reached"] == "no", "1.15 times 1.35 is less than 2.2"
 
 
+def test_the_table_in_words_has_units_and_says_which_way_is_better():
+    rows = [
+        cost.table_row("a_vs_b_mixed", [3.0, 1.0, 2.0], 12.0, Spread(6.0, 5.0, 7.0), goal=5.5, limit=(9.0, 9.5)),
+        cost.table_row("peak_growth", 2e7, 1e7, Spread(2.0, 2.0, 2.0), goal=1.05),
+        cost.table_row("rank_flips", None, None, Spread(0.0, 0.0, 0.0), goal=None),
+    ]
+    faster, peak, flips = cost.in_words(rows, {"a_vs_b": "a against b", "peak": "memory"})
+    assert faster["what"] == "a against b" and (faster["ours"], faster["peer"]) == ("2 s", "12 s")
+    assert (faster["goal"], faster["reached"], faster["limit, work"]) == ("≥ 5.5", "yes", "9.5")
+    assert (peak["what"], peak["ours"], peak["goal"], peak["reached"]) == ("memory", "2e+07 bytes", "≤ 1.05", "no")
+    assert (flips["what"], flips["ours"], flips["goal"], flips["reached"]) == ("", "", "", "")
+
+
 def test_scoring_rows_divide_the_slower_by_ours():
     seconds = {"linear": [1.0], "routed": [0.5], "monitored": [0.6], "watched": [1.02], "one": [2.0]}
     seconds |= {"alone": [2.2], "again": [0.9]}

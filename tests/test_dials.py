@@ -2,7 +2,7 @@
 
 import pytest
 
-from srmir_lib.evaluation.dials import GAIN, GOODNESS, dial_rows
+from srmir_lib.evaluation.dials import GAIN, GOODNESS, about_gain, about_lead, dial_rows
 from srmir_lib.evaluation.over_towns import BEHIND, about_steadiness, over_towns, policies_over_towns
 
 
@@ -35,6 +35,26 @@ def test_gains_are_taken_within_a_town_and_points_come_in_order_of_the_dial():
     )
     assert goodness["SFT", 0.9]["estimate"] == pytest.approx(0.4) and goodness["SFT", 0.9]["towns"] == 3
     assert goodness["ceiling", 0.5]["estimate"] == 0.9 and "reference" not in goodness["ceiling", 0.5]
+
+
+def row(line: str, level: float, estimate: float, half: float = 0.1) -> dict:
+    ends = {"estimate": estimate, "low": estimate - half, "high": estimate + half}
+    return {"dial": "d", "panel": GAIN, "line": line, "level": level, **ends}
+
+
+def test_sentences_about_a_dial_turn_round_with_the_numbers():
+    hoped = [row("categorized", 0.5, 0.05), row("categorized", 0.7, 0.2), row("categorized", 0.9, 0.3)]
+    text = about_gain(hoped, "d")
+    assert "adds +0.050 [-0.050, +0.150] at 0.5; +0.200" in text
+    assert "lowest level: no, as expected" in text and text.endswith("every step: yes, as expected.")
+    text = about_gain([row("categorized", 0.5, 0.3), *hoped[1:]], "d")
+    assert "lowest level: yes, not as expected" in text and text.endswith("every step: no, not as expected.")
+    rival = [row("one model", level, 0.1) for level in (0.5, 0.7, 0.9)]
+    text = about_lead(hoped + rival, "d")
+    assert text == "d, from left to right: categorized is ahead of one model -0.050, +0.100 and +0.200, as expected."
+    assert about_lead(hoped[::-1] + rival[::-1], "d").endswith("+0.200, +0.100 and -0.050, not as expected.")
+    assert about_gain(hoped[:1], "d") == "d: fewer than two levels are on record."
+    assert about_lead(rival, "d") == "d: not on record."
 
 
 def test_one_town_has_no_interval_and_is_not_drawn():

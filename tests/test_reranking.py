@@ -207,20 +207,18 @@ def test_rank_correlations_by_hand():
         "1 and -1: sd root 2, of two"
     )
     assert course.mean_rank_correlation(scores, torch.ones(2, 3)) == (0, 0)
-    assert course.mean_rank_correlation(scores[:1], others[:1]) == pytest.approx((1, 0))
+    with pytest.raises(InputError, match="^watching.course_pools: 1 pool has no standard error; read two or more"):
+        course.mean_rank_correlation(scores[:1], others[:1])
 
 
 def test_the_sentence_of_the_hypothesis_turns_round_with_the_numbers():
     moved = {"order by states": 0.5, "error of order": 0.1, "KL": 0.05}
     stayed = {"order by states": 0.95, "error of order": 0.01, "KL": 0.5}
     text = course.about_course({"dpo": moved, "GRPO": stayed}, ["GRPO"], 0.9, 0.1)
-    assert (
-        "below 0.1) under: dpo. It moved, and more per nat of KL than under GRPO, on its own samples, under: dpo"
-        in text
-    )
+    assert "below 0.1) under: dpo. Per nat of KL it moved more than" in text and "(GRPO) under: dpo. The" in text
     assert "holds here" in text and "dpo 0.500 (± 0.200) at KL 0.050" in text
     text = course.about_course({"dpo": stayed, "GRPO": moved}, ["GRPO"], 0.9, 0.1)
-    assert "below 0.1) under: GRPO. " in text and "samples, under: none" in text and "does not hold here" in text
+    assert "below 0.1) under: GRPO. " in text and "(GRPO) under: none. The" in text and "does not hold here" in text
     unsure = moved | {"error of order": 0.25}
     text = course.about_course({"dpo": unsure, "GRPO": stayed}, ["GRPO"], 0.9, 0.1)
     assert "below 0.1) under: none. " in text and "does not hold here" in text, ".5 and twice .25 is not below .9"
@@ -232,14 +230,17 @@ def test_who_trains_on_its_own_samples_is_no_case_for_the_hypothesis():
     both = ["GRPO", "online"]
     assert "holds here" in course.about_course({"dpo": moved, "GRPO": stayed, "online": stayed}, both, 0.9, 0.1)
     told = course.about_course({"dpo": moved, "GRPO": stayed, "online": moved}, both, 0.9, 0.1)
-    assert "does not hold here" in told and "under GRPO and online, on its own samples" in told
+    assert "does not hold here" in told and "their own samples (GRPO and online)" in told
+    noisy = moved | {"order by states": 0.8, "error of order": 0.06}
+    told = course.about_course({"dpo": moved, "GRPO": noisy}, ["GRPO"], 0.9, 0.1)
+    assert "does not hold here" in told, "the noise of GRPO's order does not speak for the hypothesis"
 
 
 def test_a_null_run_that_finds_something_silences_the_test():
     far, near = {"p": 0.002, "new samples": 0.05}, {"p": 0.03, "new samples": 0.001}
     start = {"p": 0.4, "new samples": 0.002}
     text = course.about_new_samples(start, {"dpo": far, "rerank": near})
-    assert "p = 0.400. New samples are told from the pool (p at most .05) under: dpo." in text
+    assert "p = 0.400. New samples are told from the pool" in text and text.endswith("the start's own) under: dpo.")
     text = course.about_new_samples(start | {"p": 0.028}, {"dpo": far})
     assert text.endswith("p = 0.028; a test that tells these apart says nothing of the others.")
 
@@ -361,19 +362,21 @@ def test_a_confidence_is_held_against_what_is_right():
     assert "Of 41 pairs, best against worst, the referee tells 40 apart" in text and text.endswith("not as expected.")
     right = torch.tensor([[1.0, 0.0]] * 41)
     assert rounds.about_confidence(scores * 9, right)[0].endswith(", as expected."), "sure of all, and right of all"
+    few = rounds.about_confidence(scores[:3], right[:3])[0]
+    assert few.endswith(", too few to say whether as expected.")
     text, found = rounds.about_confidence(scores, torch.ones(41, 2))
     assert text == "The referee finds both answers of all 41 pairs equally good." and found == {}
 
 
 def test_trust_is_expected_to_pay_only_where_labels_are_swapped():
-    better = {"label": "rerank_pair", "control": "dpo", "estimate": 0.04, "low": 0.01, "high": 0.07}
-    unclear = better | {"control": "rerank", "estimate": -0.0004, "low": -0.02, "high": 0.02}
-    text = rounds.about_trust([better], [unclear], swapped=0.3)
+    better = {"label": "rerank_pair", "estimate": 0.04, "low": 0.01, "high": 0.07}
+    unclear = {"label": "rerank_batch", "estimate": -0.0004, "low": -0.02, "high": 0.02}
+    other = {"label": "GRPO", "estimate": 0.5, "low": 0.4, "high": 0.6}
+    text = rounds.about_trust({"dpo": [better, unclear, other], "rerank_shuffled": [unclear]}, swapped=0.3)
     assert text == (
-        "rerank_pair minus dpo +0.040 (+0.010 to +0.070), as expected; minus rerank +0.000 (-0.020 to +0.020)."
+        "rerank_pair minus dpo +0.040 (+0.010 to +0.070), as expected; "
+        "rerank_batch minus dpo +0.000 (-0.020 to +0.020), not as expected; "
+        "rerank_batch minus rerank_shuffled +0.000 (-0.020 to +0.020)."
     )
-    assert "as expected" not in rounds.about_trust([better], [], swapped=0.0)
-    assert "dpo +0.000 (-0.020 to +0.020), not as expected" in rounds.about_trust(
-        [unclear | {"control": "dpo"}], [], 0.3
-    )
-    assert rounds.about_trust([], [], 0.3) == "No policy was trained with a confidence a pair."
+    assert "expected" not in rounds.about_trust({"dpo": [better]}, swapped=0.0)
+    assert rounds.about_trust({"dpo": [other]}, 0.3) == "No policy was trained with a confidence."

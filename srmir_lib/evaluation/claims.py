@@ -30,6 +30,10 @@ LEVEL = 0.05
 MOST_HEADLINES = 8
 
 
+STANDARD_ERRORS = 2.8
+"""How many of them an effect must have for four studies of five to show it, if the spread were known."""
+
+
 Records = Mapping[int, Mapping[str, float]]
 """The metrics of a preset's towns: seed -> {"<notebook>/<metric>": value}."""
 
@@ -42,7 +46,7 @@ class Claim(BaseModel):
     ("trend"). It should lie `above` a bound, `below` one, or `within` plus or minus one; `smallest` is the least
     distance beyond the bound that counts. Several controls, or a `*` in one, are rivals: the strongest of a town
     counts. `worlds`: the presets that decide it; none named: those that the reader asks about. `headline`: its verdict
-    is corrected for those of the other headlines of its `family`. `resolves`: 2.8 standard errors of its towns, by the
+    is corrected for those of the other headlines of its `family`. `resolves`: `STANDARD_ERRORS` of its towns, by the
     spread between development towns (`statistics.power` says how often towns show it).
     """
 
@@ -191,7 +195,8 @@ def overall(rows: Sequence[Mapping]) -> str:
 
 
 def decide_claims(claims: Sequence[Claim], found: Mapping[str, Records], worlds: Sequence[str]) -> list[dict]:
-    """One row a claim and preset, of a trend one in all: estimate, low, high (paired t, 95 %), p, seeds, verdict, …
+    """One row a claim and preset, of a trend one in all: estimate, low, high (paired t, 95 %), p, seeds, verdict, …;
+    `resolved` is what `resolves` would be by the spread of these very towns.
 
     `found`: preset -> its towns; `worlds`: the presets that decide claims which name none. `left_out` are towns on
     record that lack a metric, or a level of the dial. A claim that fewer than two towns can speak of has no interval
@@ -207,11 +212,12 @@ def decide_claims(claims: Sequence[Claim], found: Mapping[str, Records], worlds:
             row |= {"world": ", ".join(places), "treatment": claim.treatment, "control": claim.rivals}
             row |= {"form": claim.form, "rule": claim.rule, "resolves": claim.resolves}
             row |= {"seeds": list(values), "left_out": sorted(known - set(values)), "verdict": NOT_MEASURED}
-            row |= dict.fromkeys(("estimate", "low", "high", "p", "adjusted_p"))
+            row |= dict.fromkeys(("estimate", "low", "high", "resolved", "p", "adjusted_p"))
             if len(values) > 1:
                 numbers = list(values.values())
                 interval = paired_t_interval(numbers)
-                row |= {**interval._asdict(), "p": claim.p_value(numbers)}
+                error = float(np.std(numbers, ddof=1)) / len(numbers) ** 0.5
+                row |= {**interval._asdict(), "resolved": STANDARD_ERRORS * error, "p": claim.p_value(numbers)}
                 row |= {"verdict": claim.verdict(interval.low, interval.high)}
             rows.append(row)
     for family in {claim.family for claim in claims}:
@@ -224,9 +230,9 @@ def decide_claims(claims: Sequence[Claim], found: Mapping[str, Records], worlds:
 
 
 def sentence(row: Mapping) -> str:
-    """A row of `decide_claims` as a sentence behind its mark: ✓ reproduced, ✗ not reproduced, ? inconclusive, – not
-    measured."""
-    said = f"{MARKS[row['verdict']]} {row['claim']}: "
+    """A row of `decide_claims` as a sentence behind its mark and its id: ✓ reproduced, ✗ not reproduced, ?
+    inconclusive, – not measured."""
+    said = f"{MARKS[row['verdict']]} {row['id']}: {row['claim']}: "
     if row["estimate"] is None:
         return f"{said}not measured ({row['world']})"
     unit = {"ratio": "as a ratio ", "trend": "for a whole unit of the dial "}.get(row["form"], "")
@@ -235,7 +241,8 @@ def sentence(row: Mapping) -> str:
     if (p := row["adjusted_p"]) is not None:
         said += f", p {f'{p:.3f}' if p >= 0.001 else 'below 0.001'} by Holm"
     if row["resolves"] is not None:
-        said += f"; so many towns resolve {row['resolves']:g}"
+        said += f"; so many towns resolve {row['resolves']:g} by the spread of development towns"
+        said += f", {row['resolved']:.3f} by their own"
     left_out = ", ".join(map(str, row["left_out"]))
     return f"{said}; left out: {left_out}" if left_out else said
 

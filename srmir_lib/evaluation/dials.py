@@ -1,13 +1,14 @@
 """What the town's dials do to its policies: one curve a policy, over the presets that differ in the dial alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from srmir_lib.evaluation.claims import Records
+from srmir_lib.evaluation.sentences import joined, signed
 from srmir_lib.statistics import paired_t_interval
 
 LEARNED = {
     "categorized": "06_evaluation/categorized/balanced_goodness",
-    "cross-trained sum": "06_evaluation/linear/balanced_goodness",
+    "fair sum (linear)": "06_evaluation/linear/balanced_goodness",
     "one model": "06_evaluation/GRPO, one model/balanced_goodness",
 }
 """Policies whose reward was learned, and where their balanced goodness is on record."""
@@ -49,3 +50,38 @@ def dial_rows(found: Mapping[str, Records], dials: Mapping[str, Mapping[str, flo
                     row = {"dial": dial, "panel": panel, "line": name, "level": level, "towns": len(towns)}
                     rows.append(row | interval._asdict() | ({"reference": 0.0} if rivals else {}))
     return rows
+
+
+def about_gain(rows: Sequence[Mapping], dial: str, line: str = "categorized") -> str:
+    """Whether what `line` adds to imitation is told from nothing at the lowest level of a dial (expected: not), and
+    grows at every step of it (expected: it does; means, for the trend claims have the intervals). `rows` of
+    `dial_rows`."""
+    own = [row for row in rows if (row["dial"], row["panel"], row["line"]) == (dial, GAIN, line)]
+    if len(own) < 2:
+        return f"{dial}: fewer than two levels are on record."
+    levels = [
+        f"{signed(row['estimate'])} [{signed(row['low'])}, {signed(row['high'])}] at {row['level']:g}" for row in own
+    ]
+    grows = all(one["estimate"] < other["estimate"] for one, other in zip(own, own[1:], strict=False))
+    told = not own[0]["low"] <= 0 <= own[0]["high"]
+    return (
+        f"{dial}: {line} adds {joined(levels)} to imitation at its better dose. Told from nothing at the lowest level: "
+        f"{'yes, not as expected' if told else 'no, as expected'}; grows at every step: "
+        f"{'yes, as expected' if grows else 'no, not as expected'}."
+    )
+
+
+def about_lead(rows: Sequence[Mapping], dial: str, line: str = "categorized") -> str:
+    """Whether `line` is ahead of the other learned rewards, and more so with every step of a dial, as expected; means
+    over towns, for the trend claims have the intervals. `rows` of `dial_rows`."""
+    means: dict[str, dict[float, float]] = {}
+    for row in rows:
+        if (row["dial"], row["panel"]) == (dial, GAIN):
+            means.setdefault(row["line"], {})[row["level"]] = row["estimate"]
+    said = []
+    for rival in (name for name in means if name != line and line in means):
+        leads = [own - means[rival][level] for level, own in means[line].items() if level in means[rival]]
+        grows = len(leads) > 1 and all(one < other for one, other in zip(leads, leads[1:], strict=False))
+        held = "as expected" if grows else "not as expected"
+        said.append(f"of {rival} {joined(list(map(signed, leads)))}, {held}")
+    return f"{dial}, from left to right: {line} is ahead {'; '.join(said)}." if said else f"{dial}: not on record."

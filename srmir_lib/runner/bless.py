@@ -48,8 +48,9 @@ MAIN = {
 
 INTRODUCTION = """# Results
 
-Written by `srmir bless` from `outputs/reference/`; do not edit. Each part is one run: it describes itself, and decides
-no claim. Square brackets hold the interval that the notebook computed."""
+Written by `srmir bless` from `outputs/reference/`; do not edit. Each part but A6 is one run: it describes itself, and
+decides no claim. A6 puts many towns together, and decides. Square brackets hold the interval that a notebook
+computed."""
 
 
 ABOUT = (

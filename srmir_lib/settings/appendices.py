@@ -151,7 +151,7 @@ class Pool(Settings):
 
     prompts: int = told("practice prompts, drawn with the seed", 240, gt=1)
     size: int = told("answers to each", 8, ge=2)
-    temperature: float = told("of the sampling; at 1 the KL on these samples is one", 1.0, gt=0)
+    temperature: float = told("of the sampling, and of the distributions whose KL is told", 1.0, gt=0)
     max_new_tokens: int = told("tokens of an answer at most", 36, gt=0)
 
 

@@ -160,13 +160,12 @@ def answers_by_kind(reader: Reader, rows: Mapping, held_out: str, seed: int) -> 
 
 
 def uncertainty(models: Sequence, answers: Mapping) -> list[dict]:
-    """Per kind of answers, how unsure models are about a token: rows with kind, tokens, sd, sd between tokens,
-    disagreement.
+    """Per kind of answers, how unsure models are about a token: a row each, with kind and number of tokens.
 
-    `models`: fits that differ in their seed. sd: mean posterior standard deviation, and how far that varies between
-    tokens. disagreement: standard deviation
-    of the posterior means between the models (a deep ensemble; Lakshminarayanan et al. 2017), after each model's
-    means are divided by their overall spread, so that it has no unit.
+    `models`: fits that differ in their seed. sd: mean posterior standard deviation; sd between tokens: how far it
+    varies from token to token, a mean over models; disagreement: standard deviation of the posterior means between the
+    models (a deep ensemble; Lakshminarayanan et al. 2017), after each model's means are divided by their overall
+    spread, so that it has no unit.
     """
     beliefs = [{kind: model.tokens(texts) for kind, texts in answers.items()} for model in models]
     means = [{kind: torch.cat([b.mean for b in found]) for kind, found in by_kind.items()} for by_kind in beliefs]
@@ -176,6 +175,7 @@ def uncertainty(models: Sequence, answers: Mapping) -> list[dict]:
         sd = torch.stack([torch.cat([b.sd for b in by_kind[kind]]) for by_kind in beliefs])
         scaled = torch.stack([by_kind[kind] / size for by_kind, size in zip(means, spread, strict=True)])
         apart = float(scaled.std(dim=0).mean()) if len(models) > 1 else 0.0
-        rows.append({"kind": kind, "tokens": sd.shape[1], "sd": float(sd.mean())})
-        rows[-1] |= {"sd between tokens": float(sd.std()), "disagreement": apart}
+        varies = float(sd.std(dim=1).mean())
+        row = {"kind": kind, "tokens": sd.shape[1], "sd": float(sd.mean()), "sd between tokens": varies}
+        rows.append(row | {"disagreement": apart})
     return rows

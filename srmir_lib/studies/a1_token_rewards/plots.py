@@ -76,9 +76,8 @@ def token_heat_map(
             axis.plot([at + 0.4, at + len(text) + 0.6], [place + 0.8] * 2, color=ink, linewidth=0.8, zorder=4)
     for place, title in heads:
         head = textwrap.shorten(title, 110, placeholder=" …")
-        axis.text(0, place + 0.75, head, fontsize=7.5, color=INK).set_in_layout(
-            False
-        )  # or a long one squeezes the axes
+        shown = axis.text(0, place + 0.75, head, fontsize=7.5, color=INK)
+        shown.set_in_layout(False)  # or a long one squeezes the axes
     axis.set(xlim=(0, width + 1), ylim=(line, 0))
     axis.set_axis_off()
     figure.colorbar(colours, ax=axis, label="posterior mean of the token's reward", shrink=0.7, aspect=30)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from srmir_lib.conversations import text_of
+from srmir_lib.errors import InputError
 from srmir_lib.evaluation.evaluate import each_policy
 from srmir_lib.evaluation.plots import gridded, marker_of, style_of, subplots
 from srmir_lib.evaluation.sentences import joined
@@ -32,9 +33,11 @@ EMPTY = "."
 
 def mean_rank_correlation(scores: Tensor, others: Tensor) -> tuple[float, float]:
     """Spearman's correlation of two orders of each prompt's answers (P, K), (P, K): the mean over prompts and its
-    standard error (0 of a single prompt); a prompt whose answers all score the same counts 0."""
+    standard error; a prompt whose answers all score the same counts 0. P >= 2."""
+    if len(scores) < 2:
+        raise InputError(f"watching.course_pools: {len(scores)} pool has no standard error; read two or more")
     kept = np.array(list(map(rank_correlation, scores.tolist(), others.tolist())))
-    return float(kept.mean()), float(kept.std(ddof=1) / len(kept) ** 0.5) if len(kept) > 1 else 0.0
+    return float(kept.mean()), float(kept.std(ddof=1) / len(kept) ** 0.5)
 
 
 def follow(
@@ -52,17 +55,17 @@ def follow(
 
     `order by states` and `order by likelihood` (the sum over an answer's tokens): `mean_rank_correlation` with the
     start; `error of order`: the standard error over prompts of the order by states; `KL`: KL[start | policy] on the
-    pool's answers, the start's own samples (k3; nats a token); `held-out`: the log-likelihood of `held_out` answers
-    (columns prompt, completion; nats a token); `new samples`: the squared maximum mean discrepancy between the pool and
-    as many answers that the policy samples now (`sampling` of `generate`), on the mean states of the model `reader`,
-    with its `p` by permutation; the start's own is the null run.
+    pool's answers, the start's own samples (k3; nats a token; at the temperature of the `sampling`); `held-out`: the
+    log-likelihood of `held_out` answers (columns prompt, completion; nats a token); `new samples`: the squared maximum
+    mean discrepancy between the pool and as many answers that the policy samples now (`sampling` of `generate`), on the
+    mean states of the model `reader`, with its `p` by permutation; the start's own is the null run.
     """
     found, first = {}, None
     prompts, pooled = flat(pool)
     groups = [row for row, responses in enumerate(pool["responses"]) for _ in responses]
     for name, policy, tokenizer in each_policy(base_model, policies, device):
         said = answer_ids(policy, tokenizer, prompts, pooled)
-        read = token_log_probabilities(policy, *said, MICRO_BATCH)
+        read = token_log_probabilities(policy, *said, MICRO_BATCH, sampling["temperature"])
         likely = torch.cat([(token * on).sum(1) for token, on in read]).view(len(pool), -1)
         scores = pool_scores(policy.get_base_model(), tokenizer, pool, readouts)
         first = first or (scores, likely, read)
@@ -115,23 +118,24 @@ def about_course(last: Mapping[str, Mapping[str, float]], on_policy: Sequence[st
 
     The order by states moved where its rank correlation lies two standard errors or more below `moved`, the
     distribution stayed where KL is below `near`. The policies `on_policy`, which train on their own samples, are what
-    the others are held against: did both happen under all others and under none of these, and whose order moved, and
-    more per nat of KL than under any of these?
+    the others are held against: did both happen under all others, and under none of these, of which the estimate alone
+    counts, so that their noise cannot speak for the hypothesis? And whose order moved more per nat of KL than theirs?
     """
     turned = [name for name, row in last.items() if row["order by states"] + 2 * row["error of order"] < moved]
     both = [name for name in turned if last[name]["KL"] < near]
+    own = [name for name in on_policy if last[name]["order by states"] < moved and last[name]["KL"] < near]
     said = [
         f"{name} {row['order by states']:.3f} (± {2 * row['error of order']:.3f}) at KL {row['KL']:.3f}"
         for name, row in last.items()
     ]
     pace = {name: (1 - row["order by states"]) / max(row["KL"], 1e-6) for name, row in last.items()}
-    faster = [name for name in turned if pace[name] > max(pace[own] for own in on_policy)]
-    holds = "holds" if {*both} == {*last} - {*on_policy} else "does not hold"
+    faster = [name for name in turned if pace[name] > max(pace[one] for one in on_policy)]
+    holds = "holds" if not own and {*both} == {*last} - {*on_policy} else "does not hold"
     return (
         f"Order kept (1: all of it; ± two standard errors over prompts): {'; '.join(said)}. The order moved (clearly "
-        f"below {moved}) while the distribution stayed (KL below {near}) under: {joined(both)}. It moved, and more per "
-        f"nat of KL than under {joined(on_policy)}, on its own samples, under: {joined(faster)}. The hypothesis, that "
-        f"off-policy, and only there, an order moves while the distribution stays, {holds} here."
+        f"below {moved}) while the distribution stayed (KL below {near}) under: {joined(both)}. Per nat of KL it moved "
+        f"more than under those that train on their own samples ({joined(on_policy)}) under: {joined(faster)}. The "
+        f"hypothesis, that off-policy, and only there, an order moves while the distribution stays, {holds} here."
     )
 
 
@@ -142,4 +146,7 @@ def about_new_samples(start: Mapping[str, float], last: Mapping[str, Mapping[str
     if start["p"] <= 0.05:
         return f"{null}; a test that tells these apart says nothing of the others."
     told = [name for name, row in last.items() if row["p"] <= 0.05 and row["new samples"] > start["new samples"]]
-    return f"{null}. New samples are told from the pool (p at most .05) under: {joined(told)}."
+    return (
+        f"{null}. New samples are told from the pool (p at most .05, and farther from it than the start's own) under: "
+        f"{joined(told)}."
+    )

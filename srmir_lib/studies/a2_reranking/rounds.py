@@ -121,7 +121,7 @@ def about_readouts(right: Mapping[str, Mapping[str, np.ndarray]], prompts: Seque
             gain = bootstrap_interval(np.bincount(asked, all_last - rival) / np.bincount(asked))
             held = "as expected" if gain.low > 0 else "not as expected"
             said.append(f"{name}, {what} {signed(gain.estimate)} ({signed(gain.low)} to {signed(gain.high)}), {held}")
-    return f"Accuracy on gold pairs, a mean over prompts: {'; '.join(said)}."
+    return f"Accuracy on test pairs, a mean over prompts: {'; '.join(said)}."
 
 
 def sample_pool(policy, tokenizer, asked: Dataset, size: int, **sampling) -> tuple[Dataset, int]:
@@ -268,8 +268,8 @@ def about_rounds(histories: Mapping[str, Sequence[Mapping]], seen: Mapping[str, 
 def about_confidence(scores: Tensor, worth: Tensor) -> tuple[str, dict[str, float]]:
     """Whether a confidence means what it says, of the pairs best against worst by the `scores` (P, K) of pools whose
     answers are `worth` (P, K): how sure the read-outs are of those that the referee tells apart, and how many of them
-    are right, with Wilson's interval (1927) over pools; expected: as many. And both as metrics, `pool_confidence` and
-    `pool_right` (none where no pair is told apart)."""
+    are right, with Wilson's interval (1927) over pools; expected: as many, where the interval is no wider than .2. And
+    both as metrics, `pool_confidence` and `pool_right` (none where no pair is told apart)."""
     best, worst = (at.unsqueeze(1) for at in best_and_worst(scores))
     gap = (worth.gather(1, best) - worth.gather(1, worst)).squeeze(1)
     sure = pair_confidence(*(scores.gather(1, at).squeeze(1) for at in (best, worst)))[gap != 0]
@@ -277,22 +277,23 @@ def about_confidence(scores: Tensor, worth: Tensor) -> tuple[str, dict[str, floa
         return f"The referee finds both answers of all {len(gap)} pairs equally good.", {}
     right, mean = binomtest(int((gap > 0).sum()), len(sure)), sure.mean().item()
     share, within = right.statistic, right.proportion_ci(method="wilson")
-    held = "as" if within.low <= mean <= within.high else "not as"
+    unsure = "as expected" if within.high - within.low <= 0.2 else "too few to say whether as expected"
+    held = unsure if within.low <= mean <= within.high else "not as expected"
     said = (
         f"Of {len(gap)} pairs, best against worst, the referee tells {len(sure)} apart: mean confidence {mean:.2f}, "
-        f"right {share:.2f} ({within.low:.2f} to {within.high:.2f}), {held} expected."
+        f"right {share:.2f} ({within.low:.2f} to {within.high:.2f}), {held}."
     )
     return said, {"pool_confidence": mean, "pool_right": share}
 
 
-def about_trust(against: Sequence[Mapping], untrusted: Sequence[Mapping], swapped: float) -> str:
-    """Whether re-ranking with a confidence a pair is better than DPO on the labelled pairs, as expected where a share
-    of them is `swapped`, and how it stands to the same without a confidence; rows of `differences` against dpo and
-    against rerank."""
+def about_trust(gains: Mapping[str, Sequence[Mapping]], swapped: float) -> str:
+    """How re-ranking with a confidence, of a pair or of a batch, stands to every control (name -> rows of
+    `differences` to it): it is expected to be better than dpo where a share of the labels is `swapped`."""
     said = []
-    for rows, expected in ((against, swapped > 0), (untrusted, False)):
-        for row in (row for row in rows if row["label"] == "rerank_pair"):
-            gain = f"minus {row['control']} {signed(row['estimate'])} ({signed(row['low'])} to {signed(row['high'])})"
-            held = f", {'as' if row['low'] > 0 else 'not as'} expected" if expected else ""
-            said.append(gain + held)
-    return f"rerank_pair {'; '.join(said)}." if said else "No policy was trained with a confidence a pair."
+    for control, rows in gains.items():
+        for row in (row for row in rows if row["label"] in ("rerank_pair", "rerank_batch")):
+            gain = f"{row['label']} minus {control} {signed(row['estimate'])}"
+            gain += f" ({signed(row['low'])} to {signed(row['high'])})"
+            held = "as" if row["low"] > 0 else "not as"
+            said.append(f"{gain}, {held} expected" if control == "dpo" and swapped > 0 else gain)
+    return f"{'; '.join(said)}." if said else "No policy was trained with a confidence."

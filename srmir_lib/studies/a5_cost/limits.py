@@ -239,6 +239,22 @@ def own_model_rows(
     return rows
 
 
+def in_words(rows: Sequence[Mapping], about: Mapping[str, str]) -> list[dict[str, str]]:
+    """The table as text: behind each metric what it is (`about`, by the beginning of its name), both sides with their
+    unit, and on which side of the goal it should lie."""
+    shown = []
+    for row in rows:
+        text = {
+            key: "" if value is None else f"{value:.4g}" for key, value in row.items() if not isinstance(value, str)
+        }
+        what = next((words for name, words in about.items() if row["metric"].startswith(name)), "")
+        unit = "bytes" if row["metric"].startswith(("weights", "peak")) else "s"
+        sides = {side: f"{text[side]} {unit}" if text[side] else "" for side in ("ours", "peer")}
+        goal = {"goal": text["goal"] and ("≥ " if "_vs_" in row["metric"] else "≤ ") + text["goal"]}
+        shown.append({"metric": row["metric"], "what": what} | text | sides | goal | {"reached": row["reached"]})
+    return shown
+
+
 def rank_flips(scores: torch.Tensor, other: torch.Tensor) -> int:
     """Pairs of texts that two scorers put in opposite order, over all models: both (N, K)."""
     left, right = (table.unsqueeze(0) - table.unsqueeze(1) for table in (scores.double(), other.double()))
