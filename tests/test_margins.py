@@ -1,5 +1,6 @@
 """Legend by hand: direction, margins, their scale, and the embeddings they are read from."""
 
+import weakref
 from collections import Counter
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -370,3 +371,22 @@ def test_a_bar_counts_the_rows_of_all_batches_and_lets_them_through(monkeypatch)
     assert told[0]["total"] == 3 and told[0]["desc"] == "embeddings" and not told[0]["disable"] and told[1:] == [2, 1]
     assert [rows for rows, _ in counted([([5], "states")], 1, "read", lambda part: len(part[0]), False)] == [[5]]
     assert told[3]["disable"] and told[4:] == [1]
+
+
+def test_a_bar_lets_a_batch_go_before_the_next_is_made():
+    made = []
+
+    def batches():
+        for number in range(3):
+            assert not [batch for batch in made if batch() is not None], "the one before is still in memory"
+            batch = Rows([number])
+            made.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    class Rows(list):
+        """A list that can be referred to weakly."""
+
+    for batch in counted(batches(), 3, "rows", shown=False):
+        del batch
+    assert len(made) == 3

@@ -24,8 +24,10 @@ def counted(batches: Iterable, total: int, what: str, size: Callable = len, show
     tells the rows of a batch."""
     with tqdm(total=total, desc=what, disable=not shown, leave=False, delay=5) as bar:
         for batch in batches:
+            count = size(batch)
             yield batch
-            bar.update(size(batch))
+            del batch  # else it is in memory while the next is made
+            bar.update(count)
 
 
 def by_length(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

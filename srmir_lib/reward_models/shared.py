@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from srmir_lib.artifacts import atomic_path, write_json
 from srmir_lib.conversations import conversation_ids
 from srmir_lib.errors import InputError
+from srmir_lib.models.batching import counted
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.config import kept_fit, write_config
 from srmir_lib.reward_models.pairs import pair_batches, pair_loss
@@ -84,7 +85,7 @@ def score_ids(
     share their common beginning."""
     count = len(ids)
     scores = [torch.zeros(count, len(probes.categories)) if columns is None else torch.zeros(count) for probes in sets]
-    for rows, states in trunk.prefill(ids, groups):
+    for rows, states in counted(trunk.prefill(ids, groups), count, "scores", lambda batch: len(batch[0])):
         at = columns[rows].to(trunk.device) if columns is not None else None
         for own, probes in zip(scores, sets, strict=True):
             own[rows] = probes(trunk, states, at).float().cpu()
