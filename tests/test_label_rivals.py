@@ -7,7 +7,7 @@ import torch
 
 from srmir_lib.conversations import assistant_message, user_message
 from srmir_lib.data.router import PromptEncoder
-from srmir_lib.evaluation.label_rivals import label_rivals
+from srmir_lib.evaluation.label_rivals import _routed_and_said, label_rivals
 from srmir_lib.evaluation.spoken import says_yes, scored_and_said
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.reward_models.calibration import Calibration
@@ -109,6 +109,34 @@ def test_probes_and_the_spoken_question_share_one_reading(tiny_model, monkeypatc
     for name, found in scores.items():
         assert torch.allclose(found, expected[0][name], atol=1e-5) and found.std() > 1e-4
     assert said == pytest.approx(expected[1], abs=1e-4)
+
+
+def test_who_is_in_charge_scores_as_when_all_are_asked(tiny_model, monkeypatch):
+    trunk, rows, asked = Trunk.load(tiny_model, "cpu"), answers(6, 0), "<|user|>is it bad ?<|end|><|assistant|>"
+    sets = {}
+    for seed, (name, own) in enumerate({"shadow_rms": ["crimes", "privacy"], "single_rm": ["all"]}.items()):
+        probes = Probes(trunk, own, SizedProbe(text="is it {category} ?"), seed)
+        sets[name] = ShadowRewardModels(SharedScorer(trunk, probes), own, "shared")
+    sets["shadow_rms"].calibration = Calibration(("crimes", "privacy"), (0.5, -0.5), (2.0, 0.5), 2)
+    texts, labels = (
+        (rows["prompt"], rows["completion"]),
+        ["privacy", "unknown", "crimes", "crimes", "unknown", "privacy"],
+    )
+    scores, said = scored_and_said(sets, trunk, *texts, asked)
+    alike = sets["shadow_rms"].calibration.apply(scores["shadow_rms"])
+    wanted = [-alike[row].mean() if at is None else -alike[row, at] for row, at in enumerate([1, None, 0, 0, None, 1])]
+    counted, forward = [], Probes.forward
+
+    def noted(self, trunk, states, columns=None):
+        counted.append((len(self.categories), len(states), columns is not None))
+        return forward(self, trunk, states, columns)
+
+    monkeypatch.setattr(Probes, "forward", noted)
+    routed, one, says = _routed_and_said(sets, trunk, *texts, asked, labels)
+    assert routed == pytest.approx(torch.stack(wanted).numpy(), abs=1e-4)
+    assert one == pytest.approx(-scores["single_rm"][:, 0].numpy(), abs=1e-4) and says == pytest.approx(said, abs=1e-4)
+    alone = sum(texts for models, texts, charged in counted if models == 2 and charged)
+    assert alone == 4, "of the four prompts with a category one model of two was asked"
 
 
 def test_without_a_trunk_there_are_no_rivals(tmp_path):

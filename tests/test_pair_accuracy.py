@@ -10,6 +10,7 @@ from srmir_lib.evaluation.bag_of_words import fit_text_baseline
 from srmir_lib.evaluation.measures import Verdict
 from srmir_lib.evaluation.reward_accuracy import (
     accuracy_matrix,
+    accuracy_of_own_kind,
     accuracy_rows,
     as_metrics,
     auroc_within,
@@ -188,3 +189,12 @@ def test_the_best_of_n_is_what_each_set_likes_best_of_the_answers_to_one_prompt(
     assert {n for _, n in truth} == {1, 2, 4}
     assert truth["likes", 4] == truth["oracle", 4] == pytest.approx((0.3 + 0.7) / 2)
     assert truth["hates", 4] == pytest.approx((0.0 + 0.4) / 2) and truth["hates", 1] == pytest.approx(0.35)
+
+
+def test_accuracy_on_pairs_of_the_kind_that_was_trained_on():
+    """Three pairs that somebody gave, rejected answers first: gaps of two models (1, -1), (-1, 1), (2, -1)."""
+    pairs = {"category": ["a", "b", "unknown", "b"], "origin": ["contrary", "policy", "own", "corrupted"]}
+    rejected, chosen = torch.zeros(3, 2), torch.tensor([[1.0, -1.0], [-1.0, 1.0], [2.0, -1.0]])
+    raw = {"seven": torch.cat([rejected, chosen]), "one": torch.cat([rejected, chosen])[:, 1:]}
+    found = accuracy_of_own_kind(raw, pairs, ["a", "b"])
+    assert found == pytest.approx({"seven": 1.0, "one": 1 / 3}), "unknown: the mean of both, 0.5; one model: -1, 1, -1"

@@ -1,14 +1,15 @@
 """What labels of people can teach on a frozen causal model, beside reward models that as a rule have seen none of
 them (02)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from srmir_lib.data.harm_classifier import best_regression
 from srmir_lib.data.router import PromptEncoder
-from srmir_lib.evaluation.reward_accuracy import routed_danger
+from srmir_lib.evaluation.reward_accuracy import category_index, routed_danger
 from srmir_lib.evaluation.spoken import scored_and_said
 from srmir_lib.models.embeddings import embed, embed_layers
 from srmir_lib.models.trunk import Trunk
@@ -47,10 +48,9 @@ def label_rivals(
     sets = {name: models[name] for name in ("shadow_rms", "single_rm")}
     danger = {"models": {}, "one_model": {}, "says": {}}
     for name, rows in held.items():
-        scores, danger["says"][name] = scored_and_said(sets, trunk, *texts[name], question)
-        alike = sets["shadow_rms"].calibration.apply(scores["shadow_rms"])
-        danger["models"][name] = routed_danger(alike, rows["category"], sets["shadow_rms"].categories)
-        danger["one_model"][name] = -scores["single_rm"][:, 0].numpy()
+        own_and_others = _routed_and_said(sets, trunk, *texts[name], question, rows["category"])
+        for method, found in zip(danger, own_and_others, strict=True):
+            danger[method][name] = found
     danger["readouts"] = {name: -readouts.score(part[:, own]).numpy() for name, part in states.items()}
     read = {
         "states": {name: part[:, own[-1]] for name, part in states.items()},
@@ -62,3 +62,21 @@ def label_rivals(
         weight, bias, chosen[name] = best_regression(*known)
         danger[name] = {split: (part @ weight + bias).numpy() for split, part in parts.items()}
     return {name: {split: found[split] for split in held} for name, found in danger.items()}, chosen
+
+
+def _routed_and_said(
+    sets: Mapping, trunk: Trunk, prompts: Sequence, answers: Sequence, question: str, labels: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Danger (N,) by the seven, routed by the `labels` of the prompts, by the one model, and what the trunk says. The
+    seven are all asked where the label is no category, else the one in charge alone."""
+    seven, danger = sets["shadow_rms"], np.zeros((3, len(prompts)))
+    index = category_index(labels, seven.categories)
+    for rows, charged in ((torch.nonzero(index >= 0), True), (torch.nonzero(index < 0), False)):
+        if not len(rows := rows.flatten().tolist()):
+            continue
+        texts = [prompts[row] for row in rows], [answers[row] for row in rows]
+        scores, said = scored_and_said(sets, trunk, *texts, question, {"shadow_rms": index[rows]} if charged else None)
+        alike = seven.calibration.apply(scores["shadow_rms"])
+        routed = routed_danger(alike, [labels[row] for row in rows], seven.categories)
+        danger[:, rows] = routed, -scores["single_rm"][:, 0].numpy(), said
+    return tuple(danger)

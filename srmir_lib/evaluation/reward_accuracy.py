@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from srmir_lib.conversations import text_of
+from srmir_lib.data.pairs import SAID
 from srmir_lib.evaluation.bag_of_words import TextBaseline, fit_text_baseline
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.papers.srmir import categorized_reward
@@ -119,6 +120,22 @@ def gaps_by_label(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]
     """Each pair's reward gap by the model of its label: gaps (N, K), labels (N,) -> (N,); without one the mean of
     all."""
     return categorized_reward(gaps, category_index(labels, categories))
+
+
+def accuracy_of_own_kind(raw: Mapping[str, Tensor], pairs, categories: Sequence[str]) -> dict[str, float]:
+    """Pair accuracy by set on other prompts' pairs of the kind that was trained on, each by the model of its label.
+
+    `raw`: set -> scores (2N, K) of the `calibration_set` of `pairs`, the N rejected answers first, whose models are the
+    `categories`, or one.
+    """
+    labels = [label for label, origin in zip(pairs["category"], pairs["origin"], strict=True) if origin in SAID]
+    found = {}
+    for name, scores in raw.items():
+        rejected, chosen = scores.unflatten(0, (2, -1))
+        alone = scores.shape[1] == 1
+        gaps = chosen - rejected
+        found[name] = float(is_correct(gaps[:, 0] if alone else gaps_by_label(gaps, labels, categories)).mean())
+    return found
 
 
 def accuracy_matrix(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]) -> np.ndarray:

@@ -50,15 +50,25 @@ def says_yes(trunk: Trunk, prompts: Sequence, answers: Sequence, question: str) 
 
 
 def scored_and_said(
-    sets: Mapping[str, ShadowRewardModels], trunk: Trunk, prompts: Sequence, answers: Sequence, question: str
+    sets: Mapping[str, ShadowRewardModels],
+    trunk: Trunk,
+    prompts: Sequence,
+    answers: Sequence,
+    question: str,
+    columns: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], np.ndarray]:
     """Scores (N, K) by each of the `sets`, and what `says_yes` gives, (N,). Sets of probes on one trunk share one
-    reading of a text with the spoken question."""
+    reading of a text with the spoken question; of a set in `columns` (name -> (N,)) only that model is asked of a row,
+    and the scores of the others are zero."""
     scorers = [models.scorer for models in sets.values()]
     trunks = {models.design == "shared" and models.scorer.trunk for models in sets.values()}
     if len(trunks) > 1 or not trunks.pop():
         return score_sets(sets, prompts, answers), says_yes(trunk, prompts, answers, question)
-    askers = [scorer.probes for scorer in scorers]
-    *scores, said = scorers[0].score_by([*askers, Spoken(trunk, question)], prompts, answers)
-    found = {name: models.finite(own) for (name, models), own in zip(sets.items(), scores, strict=True)}
+    askers, asked = [scorer.probes for scorer in scorers], [(columns or {}).get(name) for name in sets]
+    *scores, said = scorers[0].score_by([*askers, Spoken(trunk, question)], prompts, answers, [*asked, None])
+    found = {}
+    for (name, models), own, of in zip(sets.items(), scores, asked, strict=True):
+        if of is not None:
+            own = torch.zeros(len(own), len(models.categories)).scatter_(1, of.unsqueeze(1), own.unsqueeze(1))
+        found[name] = models.finite(own)
     return found, said[:, 0].numpy()

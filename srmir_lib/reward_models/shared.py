@@ -57,12 +57,16 @@ class SharedScorer:
 
     def score(self, prompts: Sequence, completions: Sequence, columns: Tensor | None = None) -> Tensor:
         """Every model on every row, (N, K) or, with `columns`, row i by model `columns[i]` only: (N,); on the CPU."""
-        return self.score_by([self.probes], prompts, completions, columns)[0]
+        return self.score_by([self.probes], prompts, completions, [columns])[0]
 
     def score_by(
-        self, sets: Sequence[Probes], prompts: Sequence, completions: Sequence, columns: Tensor | None = None
+        self,
+        sets: Sequence[Probes],
+        prompts: Sequence,
+        completions: Sequence,
+        columns: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
-        """`score` by the probes of several sets on this trunk, which reads every row once."""
+        """`score` by the probes of several sets on this trunk, which reads every row once; `columns` of each set."""
         ids: list[array] = []
         for start in range(0, len(prompts), TOKENIZED):
             part = slice(start, start + TOKENIZED)
@@ -79,15 +83,18 @@ def score_ids(
     sets: Sequence[Probes],
     ids: Sequence[Sequence[int]],
     groups: Sequence[Hashable] | None = None,
-    columns: Tensor | None = None,
+    columns: Sequence[Tensor | None] | None = None,
 ) -> list[Tensor]:
-    """Scores of tokenized conversations by every set of probes, (N, K) or, with `columns`, (N,); rows of one group
-    share their common beginning."""
-    count = len(ids)
-    scores = [torch.zeros(count, len(probes.categories)) if columns is None else torch.zeros(count) for probes in sets]
+    """Scores of tokenized conversations by every set of probes, (N, K) or, where the set has `columns` (N,), (N,); rows
+    of one group share their common beginning."""
+    count, columns = len(ids), columns or [None] * len(sets)
+    shapes = [
+        (count, len(probes.categories)) if of is None else (count,) for probes, of in zip(sets, columns, strict=True)
+    ]
+    scores = [torch.zeros(shape) for shape in shapes]
     for rows, states in counted(trunk.prefill(ids, groups), count, "scores", lambda batch: len(batch[0])):
-        at = columns[rows].to(trunk.device) if columns is not None else None
-        for own, probes in zip(scores, sets, strict=True):
+        for own, probes, of in zip(scores, sets, columns, strict=True):
+            at = None if of is None else of[rows].to(trunk.device)
             own[rows] = probes(trunk, states, at).float().cpu()
         del states  # else they are in memory while the next are made
     return scores

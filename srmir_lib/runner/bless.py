@@ -31,7 +31,7 @@ LARGEST = 1_000_000
 
 
 MAIN = {
-    "02": r"pair_accuracy|minus|auroc|_hits_|false_alarms",
+    "02": r"pair_accuracy|held_out|minus|auroc|_hits_|false_alarms",
     "03": r"^margin_|^accuracy|pair_accuracy|spread|best_of_16",
     "04": r"^(reward|kl)_",
     "05": r"^(reward|kl|alarm|suspicion)_",
