@@ -94,12 +94,18 @@ def test_what_a_model_says_is_its_own_next_word(tiny_model):
     assert len({round(value, 3) for value in said}) == 6
 
 
-def test_probes_and_the_spoken_question_share_one_reading(tiny_model, monkeypatch):
-    trunk, rows, asked = Trunk.load(tiny_model, "cpu"), answers(6, 0), "<|user|>is it bad ?<|end|><|assistant|>"
+def two_and_one(trunk: Trunk) -> dict[str, ShadowRewardModels]:
+    """Untrained probes on a trunk: of two categories, and of all."""
     sets = {}
     for seed, (name, own) in enumerate({"shadow_rms": ["crimes", "privacy"], "single_rm": ["all"]}.items()):
         probes = Probes(trunk, own, SizedProbe(text="is it {category} ?"), seed)
         sets[name] = ShadowRewardModels(SharedScorer(trunk, probes), own, "shared")
+    return sets
+
+
+def test_probes_and_the_spoken_question_share_one_reading(tiny_model, monkeypatch):
+    trunk, rows, asked = Trunk.load(tiny_model, "cpu"), answers(6, 0), "<|user|>is it bad ?<|end|><|assistant|>"
+    sets = two_and_one(trunk)
     texts = rows["prompt"], rows["completion"]
     expected = {name: models.score(*texts) for name, models in sets.items()}, says_yes(trunk, *texts, asked)
     read, prefill = [], trunk.prefill
@@ -113,10 +119,7 @@ def test_probes_and_the_spoken_question_share_one_reading(tiny_model, monkeypatc
 
 def test_who_is_in_charge_scores_as_when_all_are_asked(tiny_model, monkeypatch):
     trunk, rows, asked = Trunk.load(tiny_model, "cpu"), answers(6, 0), "<|user|>is it bad ?<|end|><|assistant|>"
-    sets = {}
-    for seed, (name, own) in enumerate({"shadow_rms": ["crimes", "privacy"], "single_rm": ["all"]}.items()):
-        probes = Probes(trunk, own, SizedProbe(text="is it {category} ?"), seed)
-        sets[name] = ShadowRewardModels(SharedScorer(trunk, probes), own, "shared")
+    sets = two_and_one(trunk)
     sets["shadow_rms"].calibration = Calibration(("crimes", "privacy"), (0.5, -0.5), (2.0, 0.5), 2)
     texts, labels = (
         (rows["prompt"], rows["completion"]),
