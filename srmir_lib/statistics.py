@@ -52,7 +52,11 @@ def paired_t_interval(treatment, control=0.0, confidence: float = 0.95) -> Inter
     return Interval(float(difference.mean()), float(difference.mean() - half), float(difference.mean() + half))
 
 
-def power(count: int, standard_errors: float = 2.8) -> float:
+STANDARD_ERRORS = 2.8
+"""How many of them an effect must have for four studies of five to show it, if the spread were known."""
+
+
+def power(count: int, standard_errors: float = STANDARD_ERRORS) -> float:
     """How often the 95 % t interval of `count` numbers lies above zero, if their true mean lies so many standard errors
     above it, by the noncentral t (Johnson & Welch 1940). Fewer than two numbers have no interval: an `InputError`.
     """

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import paired_difference
-from srmir_lib.statistics import holm, paired_t_interval, slope, upper_tail
+from srmir_lib.statistics import STANDARD_ERRORS, holm, paired_t_interval, slope, upper_tail
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED = "reproduced", "not reproduced", "inconclusive", "not measured"
 MARKS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_MEASURED: "–"}
@@ -28,10 +28,6 @@ LEVEL = 0.05
 
 
 MOST_HEADLINES = 8
-
-
-STANDARD_ERRORS = 2.8
-"""How many of them an effect must have for four studies of five to show it, if the spread were known."""
 
 
 Records = Mapping[int, Mapping[str, float]]
