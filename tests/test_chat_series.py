@@ -46,6 +46,20 @@ SIZES = {
 }
 """What is smaller than in the preset."""
 
+APPENDICES = {
+    "A1_bayesian_rewards": {"max_steps": 2, "max_prompts": 8, "grpo": {"max_steps": 1} | GRPO},
+    "A2_representation_reranking": {
+        "labelled_pairs": 20,
+        "max_steps": 2,
+        "batch_size": 4,
+        "readouts": {"epochs": 2},
+        "pool": {"prompts": 6, "max_new_tokens": 20},
+        "watching": {"prompts": 8, "course_pools": 3, "cost_pools": 2},
+    },
+    "A3_hardness": {"max_steps": 2, "train_prompts": 6, "max_prompts": 8, "training": GRPO},
+}
+"""The same of appendices, which `smollm2` has."""
+
 POLICIES = {"base", "start", "SFT", "DPO", "DPO, within limits", "best-of-n", "GRPO, one model", "linear"}
 POLICIES |= {"categorized", "base, again", "start, again"}
 RULED = (
@@ -141,6 +155,21 @@ def test_people_may_teach_in_the_place_of_introspection(outputs, repository):
     assert pairs["test"].to_dict() == load_dataset(outputs / "01_data" / "preferences")["test"].to_dict()
     seen = repository / "outputs" / "labels" / "02_shadow_reward_models"
     assert read_json(seen / "metrics.json") != read_json(outputs / "02_shadow_reward_models" / "metrics.json")
+
+
+def test_appendices_run_on_a_chat_model(outputs, repository):
+    """As in `smollm2`, on what this preset made: a classifier rules, an encoder tells A3's sentences apart."""
+    for name, sizes in APPENDICES.items():
+        places = {"preset": PRESET, "base_model": str(repository.parent / "model")}
+        if name == "A3_hardness":
+            places["encoder"] = str(repository.parent / "encoder")
+        values = changed(stated("smollm2")[name], sizes) | places
+        (repository / "params" / PRESET / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    done = srmir(repository, "run", PRESET, *(name[:2] for name in APPENDICES), "--jobs", "2")
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    for name in APPENDICES:
+        metrics = read_json(outputs / name / "metrics.json")
+        assert metrics and all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
 
 
 @pytest.mark.parametrize("name", SIZES)

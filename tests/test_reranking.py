@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.errors import InputError
+from srmir_lib.evaluation.group_report import worth_of
 from srmir_lib.evaluation.measures import Verdict
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.policies.training import train_dpo, train_sft
@@ -91,7 +92,7 @@ def test_pairs_of_a_pool_by_hand():
 
 
 def test_worth_and_texts_of_a_pool_stand_in_its_order():
-    assert rounds.worth_of(Ladder(), POOL).tolist() == [[1, 2, 3], [1, 2, 3]]
+    assert worth_of(Ladder(), POOL, POOL["responses"]).tolist() == [[1, 2, 3], [1, 2, 3]]
     prompts, answers = rounds.flat(POOL)
     assert [text_of(prompt) for prompt in prompts] == ["open the red door"] * 3 + ["open the big door"] * 3
     assert answers[1] == "no way" and answers[5] == "the big one"
@@ -329,6 +330,10 @@ def test_who_knows_better_turns_round_with_the_numbers():
     assert areas["states"] == 1 and "right ones better than asked" in text and text.endswith(", as expected.")
     text, _ = says.about_knowing(dangers, rows, "asked", ["states"], 0)
     assert "worse than states" in text and "not as expected" in text
+    for all_of_them, word in ((True, "All"), (False, "None")):
+        alike = Dataset.from_dict({"prompt": rows["prompt"][:], "wrong": [all_of_them] * 40})
+        text, areas = says.about_knowing(dangers, alike, "states", ["asked"], 0)
+        assert text.startswith(f"{word} of 40 answers are wrong") and areas == {}
 
 
 def test_sentences_of_read_outs_and_rounds():

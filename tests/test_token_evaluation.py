@@ -195,6 +195,10 @@ def test_answers_by_kind_are_the_known_the_unseen_and_babble_behind_every_prompt
     assert kinds["trained on"] == whole.select([0, 2]) and kinds["category never seen"] == whole.select([1])
     assert kinds["babble"].prompts == whole.prompts
     assert not any(tail in whole.tails for tail in kinds["babble"].tails)
+    assert list(answers_by_kind(reader, rows | {"category": ["insult"] * 3}, "privacy", seed=1)) == [
+        "trained on",
+        "babble",
+    ]
 
 
 def test_babble_is_ordinary_tokens_and_repeats_with_its_seed(tokenizer):

@@ -209,7 +209,9 @@ class HardnessSettings(NotebookSettings):
     """Notebook A3."""
 
     base_model: str = told(FROM_01)
-    facts: str = told("file of 01_data with the truth about the town, for evaluation only", min_length=1)
+    facts: str = told("file of 01_data with the truth about the town, for evaluation only; empty: another")
+    classifier: str = told("without facts: folder of 01_data that tells harm in real answers; empty: refusal phrases")
+    encoder: str = told("whose states tell sentences apart: folder or hub id of an encoder; empty: the base model's")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     variants: list[Hardness] = told("what scales the advantage, a policy each; one is the control", min_length=2)
     tau: float = told("squared distance from the mean beyond which a reward gap is an outlier", gt=0)

@@ -147,16 +147,18 @@ def answers_by_kind(reader: Reader, rows: Mapping, held_out: str, seed: int) -> 
     """Answers on and off what a fit was trained on, by kind.
 
     "trained on" and "category never seen": the chosen answers of `rows` (prompt, chosen, category), apart by whether
-    their category is `held_out`. "babble": behind each of the prompts, of as many tokens as its chosen answer.
+    their category is `held_out`. "babble": behind each of the prompts, of as many tokens as its chosen answer. A kind
+    that no answer is of is left out.
     """
     chosen = reader.answers(rows["prompt"], rows["chosen"])
     lengths = [len(tail) - reader.opening - 1 for tail in chosen.tails]
     unseen = np.array(rows["category"]) == held_out
-    return {
+    kinds = {
         "trained on": chosen.select(np.flatnonzero(~unseen)),
         "category never seen": chosen.select(np.flatnonzero(unseen)),
         "babble": reader.answers(rows["prompt"], babble(reader.trunk.tokenizer, lengths, seed)),
     }
+    return {kind: answers for kind, answers in kinds.items() if answers.tails}
 
 
 def uncertainty(models: Sequence, answers: Mapping) -> list[dict]:

@@ -19,7 +19,6 @@ from torch import Tensor
 from srmir_lib.conversations import assistant_message, text_of
 from srmir_lib.data.margins import distinct_texts
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.evaluate import asked_for
 from srmir_lib.evaluation.sentences import joined, signed
 from srmir_lib.evaluation.training_report import ends
 from srmir_lib.models.embeddings import check_layer, embed_layers
@@ -144,14 +143,6 @@ def flat(pool: Dataset) -> tuple[list, list[str]]:
     size = len(pool[0]["responses"])
     prompts = [prompt for prompt in pool["prompt"] for _ in range(size)]
     return prompts, [text for group in pool["responses"] for text in group]
-
-
-def worth_of(referee, pool: Dataset) -> Tensor:
-    """Goodness of each answer of a pool, by the referee, (P, K) in [0, 1]; of a prompt in a template it reads what is
-    asked (`asked_for`)."""
-    answers = flat(pool)[1]
-    verdicts = referee([asked_for(row) for row in pool for _ in row["responses"]], answers)
-    return torch.tensor([verdict.goodness for verdict in verdicts]).view(len(pool), -1)
 
 
 def pool_scores(policy, tokenizer, pool: Dataset, readouts: ReadOuts) -> Tensor:

@@ -102,7 +102,10 @@ def about_knowing(
     dangers: Mapping[str, np.ndarray], rows: Dataset, known: str, said: Sequence[str], seed: int
 ) -> tuple[str, dict[str, float]]:
     """Whether `known` finds the `wrong` answers among `rows` better than each of what is `said` (names of `dangers`),
-    as expected, with intervals over prompts; and the AUROC of all."""
+    as expected, with intervals over prompts; and the AUROC of all. Where all answers are wrong, or none, there is
+    nothing to find, and no AUROC."""
+    if len({*rows["wrong"]}) < 2:
+        return f"{'All' if all(rows['wrong']) else 'None'} of {len(rows)} answers are wrong: nothing to tell apart.", {}
     areas, parts = {name: auroc(danger, rows["wrong"]) for name, danger in dangers.items()}, []
     groups = [text_of(prompt) for prompt in rows["prompt"]]
     for name in said:
