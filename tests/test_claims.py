@@ -203,9 +203,21 @@ def test_presets_have_the_level_that_claims_and_a6_name():
         for world in levels:
             others = {key: value for key, value in told[world].items() if key not in (dial, "preset")}
             assert others == {key: value for key, value in told["dial-default"].items() if key in others}
-    trends = [claim for claim in load_claims(ROOT / "params/claims.yaml") if claim.over]
+    trends = {claim.id: claim.over for claim in load_claims(ROOT / "params/claims.yaml") if claim.over}
+    shuffled = trends.pop("labels_matter")
     levels = [own.items() for own in dials.values()]
-    assert len(trends) == 4 and all(any(claim.over.items() <= own for own in levels) for claim in trends)
+    assert len(trends) == 4 and all(any(over.items() <= own for own in levels) for over in trends.values())
+    right = {world: 1 - 2 * swapped for world, swapped in {"labels-shuffled": 0.5, "dial-default": 0.0}.items()}
+    assert shuffled == right, "0: labels that say nothing, 1: those of introspection"
+
+
+def test_the_control_of_the_labels_differs_in_them_alone():
+    files = {path.name for path in (ROOT / "params/dial-default").iterdir()}
+    assert files == {path.name for path in (ROOT / "params/labels-shuffled").iterdir()}
+    for name in files:
+        plain, control = (load_values(ROOT / "params" / world / name) for world in ("dial-default", "labels-shuffled"))
+        changes = {"swapped": 0.5} if name.startswith("02") else {}
+        assert control == plain | changes | {"preset": "labels-shuffled"}
 
 
 def test_holm_corrects_the_headlines_and_nothing_else():

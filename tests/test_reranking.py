@@ -10,10 +10,11 @@ from datasets import Dataset
 
 from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.errors import InputError
-from srmir_lib.evaluation.group_report import worth_of
+from srmir_lib.evaluation.evaluate import worth_of
 from srmir_lib.evaluation.measures import Verdict
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.policies.training import train_dpo, train_sft
+from srmir_lib.reward_models.pairs import swap_labels
 from srmir_lib.settings.appendices import ReadoutTraining, Watching
 from srmir_lib.settings.cost import Shape
 from srmir_lib.settings.policies import DPOSettings, SFTSettings
@@ -57,11 +58,13 @@ class Ladder:
 
 
 def test_a_share_of_the_labels_is_swapped_the_same_ones_for_a_seed():
-    swapped = rounds.swap_labels(PAIRS, 0.3, seed=1)
+    swapped = swap_labels(PAIRS, 0.3, seed=1)
     wrong = [row for row, text in enumerate(said(swapped, "chosen")) if text == "no"]
     assert len(wrong) == 3 and [said(swapped, "rejected")[row] for row in wrong] == [f"good {row}" for row in wrong]
-    assert rounds.swap_labels(PAIRS, 0.3, seed=1)[:] == swapped[:] != rounds.swap_labels(PAIRS, 0.3, seed=2)[:]
-    assert rounds.swap_labels(PAIRS, 0.0, seed=1)[:] == PAIRS[:]
+    assert swap_labels(PAIRS, 0.3, seed=1)[:] == swapped[:] != swap_labels(PAIRS, 0.3, seed=2)[:]
+    assert swap_labels(PAIRS, 0.0, seed=1)[:] == PAIRS[:]
+    told = PAIRS.add_column("category", [str(row) for row in range(len(PAIRS))])
+    assert swap_labels(told, 0.5, seed=1)["category"][:] == told["category"][:], "what else is said of a pair stays"
 
 
 def test_the_referee_labels_and_leaves_ties_out():

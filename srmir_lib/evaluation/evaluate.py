@@ -2,11 +2,13 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from peft import PeftModel
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from srmir_lib.conversations import text_of
@@ -34,6 +36,14 @@ def is_right(answer: str, reference: str, anywhere: bool) -> bool:
 def asked_for(row: Mapping) -> str:
     """What a prompt asks for: its column `request`, without a template, or its text."""
     return row.get("request") or text_of(row["prompt"])
+
+
+def worth_of(referee, asked: Iterable[Mapping], answers: Sequence[Sequence[str]]) -> Tensor:
+    """Goodness of answers (P, G), by a referee, (P, G) in [0, 1]. `asked`: P rows with a column prompt; of one in a
+    template the referee reads what it asks for (`asked_for`)."""
+    requests = [asked_for(row) for row, group in zip(asked, answers, strict=True) for _ in group]
+    verdicts = referee(requests, [text for group in answers for text in group])
+    return torch.tensor([verdict.goodness for verdict in verdicts]).view(len(answers), -1)
 
 
 def evaluate_policy(

@@ -2,13 +2,12 @@
 training: whether groups differ in worth, whether refusals are sampled, and which rewards know the better answer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from srmir_lib.conversations import opens_with_refusal
-from srmir_lib.evaluation.evaluate import asked_for
 from srmir_lib.papers.grpo import grpo_loss, kl_estimate
 from srmir_lib.policies.callbacks import answer_ids, token_log_probabilities
 from srmir_lib.settings.policies import GRPOSettings
@@ -69,14 +68,6 @@ def token_account(
         steps["leash: beta × KL estimate"] = leash
     account = {name: value.item() for name, value in steps.items()}
     return account | {"term of the loss": term, "weight in the mean": weight, "contribution": term * weight}
-
-
-def worth_of(referee, asked: Iterable[Mapping], answers: Sequence[Sequence[str]]) -> Tensor:
-    """Goodness of answers (P, G), by a referee, (P, G) in [0, 1]. `asked`: P rows with a column prompt; of one in a
-    template the referee reads what it asks for (`asked_for`)."""
-    requests = [asked_for(row) for row, group in zip(asked, answers, strict=True) for _ in group]
-    verdicts = referee(requests, [text for group in answers for text in group])
-    return torch.tensor([verdict.goodness for verdict in verdicts]).view(len(answers), -1)
 
 
 def start_signals(

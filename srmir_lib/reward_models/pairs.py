@@ -21,6 +21,22 @@ from srmir_lib.settings.reward_training import LIMITS, RewardSettings
 from srmir_lib.taxonomy import ALL, UNKNOWN, ordered
 
 
+def reverse(pairs: Dataset, swap: Sequence[bool]) -> Dataset:
+    """The same pairs, chosen and rejected exchanged where `swap` (N,) says so."""
+    columns = {name: pairs[name][:] for name in pairs.column_names}
+    sides = [(r, c) if one else (c, r) for c, r, one in zip(columns["chosen"], columns["rejected"], swap, strict=True)]
+    columns["chosen"], columns["rejected"] = map(list, zip(*sides, strict=True)) if sides else ([], [])
+    return Dataset.from_dict(columns, features=pairs.features)
+
+
+def swap_labels(pairs: Dataset, share: float, seed: int) -> Dataset:
+    """The same pairs, `share` of them (rounded) with their answers exchanged; which ones follows from the `seed`. Half
+    of them: labels that say nothing."""
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
+    wrong = {*order[: round(share * len(pairs))].tolist()}
+    return reverse(pairs, [row in wrong for row in range(len(pairs))]) if wrong else pairs
+
+
 class TokenizedPairs:
     """Preference pairs, tokenized once for any number of sets on a trunk."""
 

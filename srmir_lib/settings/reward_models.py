@@ -56,6 +56,7 @@ class ShadowSettings(NotebookSettings):
     max_steps: int = told("updates of each of the seven; the single model gets as many as they together", gt=0)
     learning_rate: float = told("of the seven, at the first update; falls linearly to zero", gt=0)
     pairs: str = told("folder in 01_data of the pairs that are learned from", min_length=1)
+    swapped: float = told("share of the training pairs that are reversed; half: labels that say nothing", ge=0, le=1)
     labelled: str = told(
         "folder in 01_data of responses that people labelled, which train design pooled alone; empty: none"
     )

@@ -26,6 +26,7 @@ from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.rbrm import best_and_worst, pair_confidence
 from srmir_lib.policies.groups import sample_groups
 from srmir_lib.policies.training import train_dpo
+from srmir_lib.reward_models.pairs import reverse
 from srmir_lib.reward_models.readouts import ReadOuts, all_layers, learn_readouts
 from srmir_lib.settings.appendices import ReadoutTraining
 from srmir_lib.settings.policies import DPOSettings
@@ -43,20 +44,6 @@ def labelled_by(referee, pairs: Dataset) -> Dataset:
     if not apart:
         raise InputError(f"labels: the referee finds both answers of all {len(pairs)} pairs equally good; give others")
     return reverse(pairs, (chosen < rejected).tolist()).select(apart)
-
-
-def swap_labels(pairs: Dataset, share: float, seed: int) -> Dataset:
-    """The same pairs, `share` of them (rounded) with their answers exchanged; which ones follows from the `seed`."""
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
-    wrong = {*order[: round(share * len(pairs))].tolist()}
-    return reverse(pairs, [row in wrong for row in range(len(pairs))])
-
-
-def reverse(pairs: Dataset, swap: Sequence[bool]) -> Dataset:
-    """Prompt, chosen and rejected of `pairs`, the answers exchanged where `swap` (N,) says so."""
-    sides = [(r, c) if one else (c, r) for c, r, one in zip(pairs["chosen"], pairs["rejected"], swap, strict=True)]
-    rows = zip(pairs["prompt"], sides, strict=True)
-    return Dataset.from_list([{"prompt": prompt, "chosen": c, "rejected": r} for prompt, (c, r) in rows])
 
 
 def side_states(policy, tokenizer, pairs: Dataset, layers: Sequence[int], pooling: str) -> tuple[Tensor, Tensor]:
