@@ -205,6 +205,8 @@ def test_how_far_weights_go_and_whether_they_follow_difficulty():
         "0.28), not as expected."
     )
     assert "not all within 0.1 of 1, not as expected" in sentences.about_hardness({}, {}, 0.95, 1.12, near=0.1)
+    few = sentences.about_hardness({"one": 0.0, "four": 1.0}, {"one": 1, "four": 4}, 0.9, 1.1, near=0.2)
+    assert few.count("(chance: up to 1.00), not told from chance") == 2, "of so few values nothing can be told"
 
 
 def test_weights_over_training():

@@ -240,7 +240,7 @@ def about_hardness(
     within = f"{'within' if held else 'not all within'} {near} of 1, {'as' if held else 'not as'} expected"
     said = []
     for name, of in follows.items():
-        chance = 1.96 / (apart[name] - 1) ** 0.5
+        chance = 1.96 / (apart[name] - 1) ** 0.5 if apart[name] > 4 else 1.0
         told = "as expected" if of > chance else "not told from chance" if of >= -chance else "not as expected"
         said.append(f"{name} {signed(of)} (chance: up to {chance:.2f}), {told}")
     return f"From {lowest:.3f} to {highest:.3f}: {within}. Rank correlation with difficulty: {'; '.join(said)}."
