@@ -336,7 +336,7 @@ def test_who_knows_better_turns_round_with_the_numbers():
     for all_of_them, word in ((True, "All"), (False, "None")):
         alike = Dataset.from_dict({"prompt": rows["prompt"][:], "wrong": [all_of_them] * 40})
         text, areas = says.about_knowing(dangers, alike, "states", ["asked"], 0)
-        assert text.startswith(f"{word} of 40 answers are wrong") and areas == {}
+        assert text.startswith(f"{word} of 40 answers: wrong.") and areas == {}
 
 
 def test_sentences_of_read_outs_and_rounds():

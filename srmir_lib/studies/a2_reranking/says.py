@@ -105,7 +105,8 @@ def about_knowing(
     as expected, with intervals over prompts; and the AUROC of all. Where all answers are wrong, or none, there is
     nothing to find, and no AUROC."""
     if len({*rows["wrong"]}) < 2:
-        return f"{'All' if all(rows['wrong']) else 'None'} of {len(rows)} answers are wrong: nothing to tell apart.", {}
+        which = "All of" if all(rows["wrong"]) else "None of"
+        return f"{which} {len(rows)} answers: wrong. There is nothing to tell apart.", {}
     areas, parts = {name: auroc(danger, rows["wrong"]) for name, danger in dangers.items()}, []
     groups = [text_of(prompt) for prompt in rows["prompt"]]
     for name in said:
