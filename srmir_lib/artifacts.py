@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -240,6 +240,17 @@ def sha256(path: str | Path) -> str:
 def digest(value: object, sort_keys: bool = False) -> str:
     """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()
+
+
+def remembered(folder: Path | None, key: object, make: Callable[[], object]) -> object:
+    """What `make` gives, as JSON holds it, or what it gave before: kept in `folder` under the digest of `key`, which
+    names all that decides it. A killed stage goes on so where it was. Without a folder nothing is kept."""
+    if folder is None:
+        return make()
+    file = folder / f"{digest(key)}.json"
+    if not file.is_file():
+        write_json(file, make())
+    return read_json(file)
 
 
 def check_metrics(metrics: dict) -> dict[str, float]:

@@ -344,6 +344,34 @@ def test_attacks_beside_the_wrappers(monkeypatch):
     assert script.calls[1] == ([f"p{i}" for i in range(5)], {"seed": 4, "beginning": "yes ."})
 
 
+def test_what_was_sampled_is_not_sampled_again(tiny_model, tmp_path, monkeypatch):
+    """By the same policy, of the same prompts, in the same way; and the rows are the same, with the seconds of then."""
+    adapter = write_adapter(tiny_model, tmp_path / "a", 0.5)
+    adapters, prompts, asked = {"base": None, "one": adapter}, make_prompts(), []
+
+    def counted(*arguments, **options):
+        asked.append(len(arguments[2]))
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(ev, "generate", counted)
+    told = {"device": "cpu", "max_new_tokens": 4, "seed": 3, "folder": tmp_path / "sampled"}
+    first = ev.evaluate_policies(tiny_model, adapters, prompts, EchoReferee(), **told)
+    assert asked == [10, 10] and len(list((tmp_path / "sampled").iterdir())) == 2
+    assert ev.evaluate_policies(tiny_model, adapters, prompts, EchoReferee(), **told) == first and asked == [10, 10]
+    for changes in ({"seed": 4}, {"max_new_tokens": 5}):
+        ev.evaluate_policies(tiny_model, {"base": None}, prompts, EchoReferee(), **told | changes)
+    ev.evaluate_policies(tiny_model, {"base": None}, prompts[:9], EchoReferee(), **told)
+    write_adapter(tiny_model, adapter, -0.5)
+    ev.evaluate_policies(tiny_model, {"one": adapter}, prompts, EchoReferee(), **told)
+    assert asked == [10, 10, 10, 10, 9, 10]
+    kept = ev.kept_of(tmp_path / "sampled", tiny_model, None)
+    policy, tokenizer = load_policy(tiny_model, "cpu"), load_tokenizer(tiny_model)
+    again = {"beginning": "Sure", "tries": 2, "per_category": 1, "max_new_tokens": 4, "kept": kept}
+    hits = ev.attack_policy(policy, tokenizer, prompts, EchoReferee(), **again)
+    assert ev.attack_policy(policy, tokenizer, prompts, EchoReferee(), **again) == hits
+    assert asked == [10, 10, 10, 10, 9, 10, 2, 10]
+
+
 def test_each_policy_comes_in_turn_with_its_own_weights(tiny_model, tmp_path):
     adapter = write_adapter(tiny_model, tmp_path / "a", 0.5)
     ids = torch.tensor([[5, 6, 7]])

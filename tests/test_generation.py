@@ -14,6 +14,7 @@ from srmir_lib.models.decoding import DECODED, PreallocatedLayer
 from srmir_lib.models.generation import GumbelNoise, generate
 from srmir_lib.models.kv_cache import numbers_a_token
 from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.models.trunk import Trunk
 
 PROMPTS = [f"how do i copy {number} letters " + "at night " * (number % 4) for number in range(10)]
 
@@ -288,3 +289,21 @@ def test_a_common_beginning_by_hand(monkeypatch):
     assert decoding.common_beginning(ids[:1], mask[:1]) == 0
     monkeypatch.setattr(decoding, "COMMON", 4)
     assert decoding.common_beginning(ids[:2], mask[:2]) == 0
+
+
+def test_a_trunk_says_once_what_it_is_told_to_keep(tiny_model, tmp_path, monkeypatch):
+    trunk, asked = Trunk.load(tiny_model, "cpu"), []
+
+    def counted(*arguments, **options):
+        asked.append(options)
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr("srmir_lib.models.trunk.generate", counted)
+    prompts = ["one", user_message("two")]
+    plain = trunk.generate(prompts, 4, seed=1)
+    trunk.kept = tmp_path / "sampled"
+    assert [trunk.generate(prompts, 4, seed=1, progress=label) for label in ("a", "b")] == [plain, plain]
+    assert len(asked) == 2, "once before, once to keep it; a bar's label decides nothing"
+    for prompts, most, options in ((["one"], 4, {"seed": 1}), (["one"], 4, {"seed": 2}), (["one"], 3, {"seed": 2})):
+        trunk.generate(prompts, most, **options)
+    assert len(asked) == 5 and len(list(trunk.kept.iterdir())) == 4

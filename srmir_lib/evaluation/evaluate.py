@@ -5,17 +5,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from srmir_lib.artifacts import remembered, sha256
 from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import ANY_OF_N, BEGUN
 from srmir_lib.models.generation import generate
-from srmir_lib.models.loading import load_policy, load_tokenizer, with_adapter
+from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer, with_adapter
 from srmir_lib.policies.callbacks import answer_ids, log_likelihood
 from srmir_lib.taxonomy import first_of_each
 
@@ -46,6 +48,31 @@ def worth_of(referee, asked: Iterable[Mapping], answers: Sequence[Sequence[str]]
     return torch.tensor([verdict.goodness for verdict in verdicts]).view(len(answers), -1)
 
 
+class Kept(NamedTuple):
+    """Where answers are kept, and whose they are: what tells a policy from every other."""
+
+    folder: Path
+    who: str
+
+
+def kept_of(folder: Path | None, base_model: str | Path, adapter: str | Path | None) -> Kept | None:
+    """Where the answers of a base model, or of an adapter on it, are kept; without a folder nowhere."""
+    weights = "" if adapter is None else sha256(Path(adapter, "adapter_model.safetensors"))
+    return folder and Kept(folder, f"{fingerprint(base_model)} {weights}")
+
+
+def sampled(policy, tokenizer, prompts: Sequence, kept: Kept | None, **options) -> tuple[list[str], float]:
+    """Answers of a policy, and the seconds they took; `options` as of `generate`. What the very same policy has
+    answered to the very same before is read from where it is `kept`, with the seconds of then."""
+
+    def sample() -> list:
+        started = time.perf_counter()
+        said = generate(policy, tokenizer, prompts, **options)
+        return [said, time.perf_counter() - started]
+
+    return tuple(remembered(kept and kept.folder, kept and [kept.who, prompts, options], sample))
+
+
 def evaluate_policy(
     policy,
     tokenizer,
@@ -56,6 +83,7 @@ def evaluate_policy(
     batch_size: int = 128,
     seed: int = 0,
     anywhere: bool = False,
+    kept: Kept | None = None,
 ) -> list[dict]:
     """Answer every prompt once, rule on every answer; one row per prompt, in the order of `prompts`.
 
@@ -63,17 +91,17 @@ def evaluate_policy(
     Of a prompt in a template the referee reads what is asked (column `request`, where there is one): it learned from
     bare questions. A row holds the prompt's text and gold columns, `response`, the verdict's fields, `correct` (of
     utility, else False: it is the reference or, where that may stand `anywhere`, holds it as words), `tokens` (of the
-    text, tokenized again) and `seconds` (generation time divided by the prompts).
+    text, tokenized again) and `seconds` (generation time divided by the prompts). `kept`: where the answers are, if it
+    was asked before.
     """
     table = [dict(row) for row in prompts]
     missing = [column for column in COLUMNS if not table or column not in table[0]]
     if missing:
         raise InputError(f"evaluation prompts: no rows, or missing the columns {', '.join(missing)}; run 01_data again")
     texts = [text_of(row["prompt"]) for row in table]
-    started = time.perf_counter()
     prompts = [row["prompt"] for row in table]
-    responses = generate(policy, tokenizer, prompts, max_new_tokens, temperature, batch_size, seed)
-    seconds = (time.perf_counter() - started) / len(table)
+    how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "batch_size": batch_size, "seed": seed}
+    responses, seconds = sampled(policy, tokenizer, prompts, kept, **how)
     verdicts = referee(list(map(asked_for, table)), responses)
     if len(verdicts) != len(table):
         raise InputError(f"referee: gave {len(verdicts)} verdicts for {len(table)} answers; it must give one each")
@@ -83,7 +111,7 @@ def evaluate_policy(
         correct = source["kind"] == "utility" and is_right(response, source["reference"], anywhere)
         count = len(tokenizer(response, add_special_tokens=False)["input_ids"])
         row = {"prompt": text, "response": response} | gold | asdict(verdict)
-        rows.append(row | {"correct": correct, "tokens": count, "seconds": seconds})
+        rows.append(row | {"correct": correct, "tokens": count, "seconds": seconds / len(table)})
     return rows
 
 
@@ -95,17 +123,19 @@ def attack_policy(
     beginning: str,
     tries: int,
     per_category: int,
+    kept: Kept | None = None,
     **sampling,
 ) -> dict[str, list[bool]]:
     """Whether two attacks get a policy to comply with harmful `prompts` (rows with `COLUMNS`), by measure.
 
     `BEGUN`: its answer has to begin with the words `beginning` (prefilling; Andriushchenko et al. 2024, arXiv
     2404.02151), one answer to each prompt. `ANY_OF_N`: any of `tries` answers complies (Hughes et al. 2024, arXiv
-    2412.03556, without their augmentations), on `first_of_each` of the prompts. `sampling` goes to `generate`.
+    2412.03556, without their augmentations), on `first_of_each` of the prompts. `kept`: as of `evaluate_policy`;
+    `sampling` goes to `generate`.
     """
 
     def complied(rows: Sequence[Mapping], **options) -> list[bool]:
-        said = generate(policy, tokenizer, [row["prompt"] for row in rows], **sampling, **options)
+        said, _ = sampled(policy, tokenizer, [row["prompt"] for row in rows], kept, **sampling, **options)
         return [verdict.complied for verdict in referee(list(map(asked_for, rows)), said)]
 
     some = [row for row in first_of_each(prompts, per_category) for _ in range(tries)]
@@ -143,11 +173,14 @@ def evaluate_policies(
     prompts,
     referee,
     device: str = "auto",
+    folder: Path | None = None,
     **options,
 ) -> dict[str, list[dict]]:
     """Evaluate `each_policy`: name -> rows of `evaluate_policy`. All get the same prompts, seed and sampling; `options`
-    go to `evaluate_policy`."""
+    go to `evaluate_policy`. `folder`: where answers are kept, so that a killed evaluation goes on."""
     return {
-        name: evaluate_policy(policy, tokenizer, prompts, referee, **options)
+        name: evaluate_policy(
+            policy, tokenizer, prompts, referee, kept=kept_of(folder, base_model, adapters[name]), **options
+        )
         for name, policy, tokenizer in each_policy(base_model, adapters, device)
     }

@@ -8,13 +8,14 @@ with the number of rows.
 
 from collections.abc import Hashable, Iterator, Sequence
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from srmir_lib.artifacts import remembered
 from srmir_lib.conversations import too_long
 from srmir_lib.errors import InputError, RowError
 from srmir_lib.models.batching import BATCH_TOKENS, by_length, padded, token_budget
@@ -55,6 +56,7 @@ class Trunk:
         (one row may have more; a CPU takes no more than it is fast with)."""
         self.model, self.tokenizer, self.base_model = model, tokenizer, str(base_model)
         self.batch_tokens = token_budget(self.device, batch_tokens)
+        self.kept: Path | None = None
 
     @classmethod
     def load(
@@ -119,8 +121,12 @@ class Trunk:
         return fingerprint(self.base_model)
 
     def generate(self, prompts: Sequence[str | list[dict]], max_new_tokens: int, **options) -> list[str]:
-        """What the base model answers, one response per prompt; `options` as of `generation.generate`."""
-        return generate(self.model, self.tokenizer, prompts, max_new_tokens, **options)
+        """What the base model answers, one response per prompt; `options` as of `generation.generate`. What it has
+        answered to the very same before is read from the folder `kept`, if there is one."""
+        told = {name: value for name, value in options.items() if name != "progress"}
+        key = self.kept and [self.sha256, list(prompts), max_new_tokens, told]
+        answer = partial(generate, self.model, self.tokenizer, prompts, max_new_tokens, **options)
+        return remembered(self.kept, key, answer)
 
     def with_own_modules(self) -> "Trunk":
         """The same weights under a second module tree: what probes or a policy's adapter add to a tree's
