@@ -242,11 +242,9 @@ def digest(value: object, sort_keys: bool = False) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()
 
 
-def remembered(folder: Path | None, key: object, make: Callable[[], object]) -> object:
-    """What `make` gives, as JSON holds it, or what it gave before: kept in `folder` under the digest of `key`, which
-    names all that decides it. A killed stage goes on so where it was. Without a folder nothing is kept."""
-    if folder is None:
-        return make()
+def remembered(folder: Path, key: object, make: Callable[[], object]) -> object:
+    """What `make` gives, as JSON holds it, or what it gave before: kept in `folder` under the digest of `key`, which is
+    to name all that decides it and may change while the folder lives."""
     file = folder / f"{digest(key)}.json"
     if not file.is_file():
         write_json(file, make())

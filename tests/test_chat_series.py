@@ -167,9 +167,11 @@ def test_appendices_run_on_a_chat_model(outputs, repository):
         (repository / "params" / PRESET / f"{name}.yaml").write_text(yaml.safe_dump(values))
     done = srmir(repository, "run", PRESET, *(name[:2] for name in APPENDICES), "--jobs", "2")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-    for name in APPENDICES:
-        metrics = read_json(outputs / name / "metrics.json")
-        assert metrics and all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
+    told = {name: read_json(outputs / name / "manifest.json") for name in APPENDICES}
+    assert all(one["ok"] for one in told.values())
+    read = {name: {path.split("/")[-1] for path in one["inputs"]} for name, one in told.items()}
+    assert all("classifier" in of for of in read.values()), read
+    assert told["A3_hardness"]["parameters"]["encoder"].endswith("encoder")
 
 
 @pytest.mark.parametrize("name", SIZES)

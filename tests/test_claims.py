@@ -468,6 +468,8 @@ def test_a6_decides_what_is_on_record_and_draws_the_dials(repository):
     extra |= {f"categorized, {what}" for what in ("random routing", "random reward", "from base", "left out", "unseen")}
     extra |= {"SFT, voted"}
     measures = ("balanced_goodness", "utility", "attack_success_held_out_wrappers", "goodness/privacy")
+    ends = {f"06_evaluation/{name}/balanced_goodness": 0.5 for name in ("categorized", "start")}
+    found["labels-shuffled"] = {town: ends for town in found["dial-default"]}
     for towns in found.values():
         for town, metrics in towns.items():
             known = {name.split("/")[1] for name in metrics} | extra
@@ -478,6 +480,8 @@ def test_a6_decides_what_is_on_record_and_draws_the_dials(repository):
     metrics, shown = over_seeds(repository)
     assert metrics["towns/seeds"] == 10 and metrics["dial-topic-all/seeds"] == 10
     assert metrics["verdict_reproduced"] >= 8 and "none is on record" not in shown
+    assert metrics["labels-shuffled/nothing_without_labels/estimate"] == 0
+    assert "labels-shuffled, dial-default/labels_matter/estimate" in metrics
     for claim in headlines:
         assert f"✓ {claim.id}: {claim.claim}" in " ".join(shown.split())
     figures = {file.stem for file in (repository / "outputs/lab/A6_over_seeds/figures").glob("*.png")}

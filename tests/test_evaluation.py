@@ -354,7 +354,7 @@ def test_what_was_sampled_is_not_sampled_again(tiny_model, tmp_path, monkeypatch
         return generate(*arguments, **options)
 
     monkeypatch.setattr(ev, "generate", counted)
-    told = {"device": "cpu", "max_new_tokens": 4, "seed": 3, "folder": tmp_path / "sampled"}
+    told = {"device": "cpu", "max_new_tokens": 4, "seed": 3, "keep_in": tmp_path / "sampled"}
     first = ev.evaluate_policies(tiny_model, adapters, prompts, EchoReferee(), **told)
     assert asked == [10, 10] and len(list((tmp_path / "sampled").iterdir())) == 2
     assert ev.evaluate_policies(tiny_model, adapters, prompts, EchoReferee(), **told) == first and asked == [10, 10]

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 
-from srmir_lib.artifacts import load_dataset, read_json, save_dataset, write_json, write_jsonl
+from srmir_lib.artifacts import load_dataset, read_json, save_dataset, sha256, write_json, write_jsonl
 from srmir_lib.conversations import user_message
 from srmir_lib.evaluation.comparison import learned_policies
 from srmir_lib.evaluation.evaluate import COLUMNS
@@ -116,7 +116,8 @@ def elsewhere(tiny_model, tmp_path_factory) -> Path:
     """Prompts of no town, refusal phrases, and an A0 that began with the base model and has no rows but its own."""
     adapters = ADAPTERS | {"A0_baselines": ["sft", "dpo", "grpo_single"]}
     root = tmp_path_factory.mktemp("elsewhere")
-    return evaluated(root, tiny_model, made_up_prompts(), adapters, {"router_mean": 0.9}, facts="")
+    told = {"facts": "", "output_dir": "outputs/lab/06_evaluation"}  # as the runner, which would clear up behind it
+    return evaluated(root, tiny_model, made_up_prompts(), adapters, {"router_mean": 0.9}, **told)
 
 
 def test_every_policy_is_in_the_table_with_finite_numbers(outputs):
@@ -137,6 +138,17 @@ def test_the_best_is_the_best_of_those_that_may_be_called_so(outputs):
     scores = {n: s[BALANCED] for n, s in read_json(outputs / "06_evaluation" / "results.json")["policies"].items()}
     best = max(learned_policies(name for name in scores if ", again" not in name), key=scores.get)
     assert f"{best}, the best learned policy, has {scores[best]:.3f}" in shown(outputs)
+
+
+def test_a_run_keeps_what_every_policy_said_until_it_is_done(elsewhere, outputs):
+    """Once under both attacks and once plainly, of the base a second time; adapters that are the same are one."""
+    kept = [*(elsewhere / "06_evaluation" / ".scratch" / "sampled").iterdir()]
+    adapters = {sha256(file) for file in elsewhere.glob("*/*/adapter_model.safetensors")}
+    assert len(kept) == 3 * (1 + len(adapters)) + 1
+    rows = read_jsonl(elsewhere / "06_evaluation" / "answers.jsonl")
+    plain = [[row["response"] for row in rows if row["policy"] == name] for name in ("base", "SFT", "base, again")]
+    assert all(said in [read_json(file)[0] for file in kept] for said in plain)
+    assert not (outputs / "06_evaluation" / ".scratch").exists(), "nothing where a reader presses Run all"
 
 
 def test_answers_can_be_counted_again(outputs):

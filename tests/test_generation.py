@@ -301,9 +301,9 @@ def test_a_trunk_says_once_what_it_is_told_to_keep(tiny_model, tmp_path, monkeyp
     monkeypatch.setattr("srmir_lib.models.trunk.generate", counted)
     prompts = ["one", user_message("two")]
     plain = trunk.generate(prompts, 4, seed=1)
-    trunk.kept = tmp_path / "sampled"
+    trunk.keep_in = tmp_path / "sampled"
     assert [trunk.generate(prompts, 4, seed=1, progress=label) for label in ("a", "b")] == [plain, plain]
     assert len(asked) == 2, "once before, once to keep it; a bar's label decides nothing"
     for prompts, most, options in ((["one"], 4, {"seed": 1}), (["one"], 4, {"seed": 2}), (["one"], 3, {"seed": 2})):
         trunk.generate(prompts, most, **options)
-    assert len(asked) == 5 and len(list(trunk.kept.iterdir())) == 4
+    assert len(asked) == 5 and len(list(trunk.keep_in.iterdir())) == 4

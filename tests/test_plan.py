@@ -74,7 +74,7 @@ def test_a_table_and_what_does_not_fit():
     row = {"notebook": "04_grpo_linear", "read": 1.5e6, "trained": 2e6, "sampled": 3e5, "memory": 5e9, "seconds": 600}
     text = told([row], {"04_grpo_linear": {"peak_memory_mb": 2100, "seconds": 720, "cpu": "X"}})
     assert "1,500    2,000      300" in text and "5.0 GB    10 min   measured: 2.1 GB, 12 min on X" in text
-    assert "in all about 0.2 hours here, as busy as it is now, 5.0 GB" in text
+    assert "in all about 0.2 hours here, were nothing else at work, 5.0 GB" in text
     check_fits([row], 6e9)
     with pytest.raises(InputError, match="memory: 04_grpo_linear 5.0 GB, and there are 4.0 GB; lower micro_batch"):
         check_fits([row], 4e9)

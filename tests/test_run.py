@@ -37,7 +37,8 @@ MAKE = [
     "stage = Stage('01_make', preset, output_dir)",
     "write_json(stage.path('numbers') / 'data.json', {'rate': rate, 'seed': seed})\n"
     "if not stage.path('part.txt').exists():\n    stage.path('part.txt').write_text(output_dir)\n"
-    "else:\n    stage.path('kept.txt').write_text('kept')",
+    "else:\n    stage.path('kept.txt').write_text('kept')\n"
+    "if place := stage.scratch('said'):\n    place.mkdir(parents=True, exist_ok=True)\n    (place / 'one').touch()",
     "import time\nwhile (stage.root / 'wait').exists():\n    time.sleep(0.05)",
     "stage.save_metrics({'rate': rate})",
     "## Check",
@@ -481,9 +482,11 @@ def test_killed_run_goes_on_where_it_was_and_leaves_no_kernel(root, capsys):
     run.communicate()
     assert kernels and not psutil.wait_procs(kernels, timeout=20)[1], "the kernel outlived its runner"
     assert Runner("lab").status(Runner("lab").plan(["01_make"]))[0].state == "interrupted"
+    assert (root / "outputs/lab/.01_make.work/.scratch/said/one").exists()
     (root / "wait").unlink()
     assert main(["run", "lab", "01"]) == 0
     assert (root / "outputs/lab/01_make/kept.txt").exists(), "finished parts of a killed run are kept"
+    assert not (root / "outputs/lab/01_make/.scratch").exists(), "what a killed run alone has use for goes"
 
     assert main(["run", "lab", "01", "--set", "seed=1"]) == 0
     assert not (root / "outputs/lab/01_make/kept.txt").exists(), "parts made with other parameters are not"

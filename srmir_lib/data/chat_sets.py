@@ -32,7 +32,7 @@ PAIRED = ("prompt", "chosen", "rejected", "category", "origin", "difficulty")
 
 
 def chat_sets(
-    base_model: str, settings: DataSettings, device: str = "auto", kept: Path | None = None
+    base_model: str, settings: DataSettings, device: str = "auto", keep_in: Path | None = None
 ) -> tuple[dict[str, DatasetDict], Router, dict[str, dict[str, float]], ChatData]:
     """The folders that 01 writes for a chat model, the router, numbers, and what the model made of training prompts.
 
@@ -41,7 +41,7 @@ def chat_sets(
     are those of `preferences` as well; `judged`: `judged_pairs`; `helpful`: `helpful_answers`.
     The router reads prompts with `settings.encoder`, and knows harmless ones as the class unknown. The numbers:
     `router`, `left_out` (texts that are in no demonstration, by reason) and `repeats`, as of `labelled_answers`.
-    `kept`: a folder for what the model says, so that a killed run need not ask again.
+    `keep_in`: a folder for what the model says, so that a killed run need not ask again.
     """
     collection, seed = settings.collection, settings.seed
     sizes = collection.practice_per_group, collection.benign_ratio, settings.evaluation.questions
@@ -52,8 +52,7 @@ def chat_sets(
     labelled, repeats = labelled_answers(router, settings.data_dir, seed)
     labelled = after_system(labelled, collection.system)
     told = {split: preferred_answers(labelled, split) for split in ("train", "validation", "test")}
-    trunk, made = Trunk.load(base_model, device), {}
-    trunk.kept = kept
+    trunk, made = Trunk.load(base_model, device, keep_in=keep_in), {}
     borrowed = borrowed_refusals(router, settings.data_dir, prompts, seed) if collection.borrowed else {}
     borrowed = after_system(borrowed, collection.system)
     ask = settings.asking.model_dump(exclude={"router_question"})

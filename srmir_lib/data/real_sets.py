@@ -27,15 +27,15 @@ class RealData:
     harm: HarmClassifier | None = None
 
 
-def real_sets(settings: DataSettings, model: str, pairs: Path, kept: Path | None = None) -> RealData:
+def real_sets(settings: DataSettings, model: str, pairs: Path, keep_in: Path | None = None) -> RealData:
     """All of it, as `prompt_source` says. `model`: the chat model's id or folder, else the encoder's; `pairs`: a
-    person's own, where they are read; `kept`: a folder for what a chat model says, so that it is asked once."""
+    person's own, where they are read; `keep_in`: a folder for what a chat model says, so that it is asked once."""
     seed, device = settings.seed, settings.device
     if settings.prompt_source == "own":
         return RealData(*own_data(pairs, model, seed, device))
     if settings.prompt_source == "xsafety":
         return RealData(*public_data(settings.data_dir, model, seed, device))
-    folders, router, numbers, said = chat_sets(model, settings, device, kept)
+    folders, router, numbers, said = chat_sets(model, settings, device, keep_in)
     harm, test = fit_harm_classifier(settings.data_dir, settings.encoder, device, seed), folders["labelled"]["test"]
     numbers["referee"] = harm.against(list(map(text_of, test["prompt"])), test["completion"], test["unsafe"])
     return RealData(folders, router, numbers, said, harm)

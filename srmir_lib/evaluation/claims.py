@@ -231,7 +231,7 @@ def sentence(row: Mapping) -> str:
     said = f"{MARKS[row['verdict']]} {row['id']}: {row['claim']}: "
     if row["estimate"] is None:
         return f"{said}not measured ({row['world']})"
-    unit = {"ratio": "as a ratio ", "trend": "for a whole unit of the dial "}.get(row["form"], "")
+    unit = {"ratio": "as a ratio ", "trend": "for a whole unit of its levels "}.get(row["form"], "")
     said += f"{unit}{row['estimate']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], wanted {row['rule']}: "
     said += f"{row['verdict']} in {len(row['seeds'])} towns ({row['world']})"
     if (p := row["adjusted_p"]) is not None:

@@ -17,7 +17,7 @@ from srmir_lib.conversations import text_of
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.measures import ANY_OF_N, BEGUN
 from srmir_lib.models.generation import generate
-from srmir_lib.models.loading import fingerprint, load_policy, load_tokenizer, with_adapter
+from srmir_lib.models.loading import computed_on, fingerprint, load_policy, load_tokenizer, with_adapter
 from srmir_lib.policies.callbacks import answer_ids, log_likelihood
 from srmir_lib.taxonomy import first_of_each
 
@@ -41,8 +41,8 @@ def asked_for(row: Mapping) -> str:
 
 
 def worth_of(referee, asked: Iterable[Mapping], answers: Sequence[Sequence[str]]) -> Tensor:
-    """Goodness of answers (P, G), by a referee, (P, G) in [0, 1]. `asked`: P rows with a column prompt; of one in a
-    template the referee reads what it asks for (`asked_for`)."""
+    """What a referee finds G answers to each of P prompts worth, (P, G) in [0, 1]. `asked`: P rows with a column
+    prompt; of one in a template the referee reads what it asks for (`asked_for`)."""
     requests = [asked_for(row) for row, group in zip(asked, answers, strict=True) for _ in group]
     verdicts = referee(requests, [text for group in answers for text in group])
     return torch.tensor([verdict.goodness for verdict in verdicts]).view(len(answers), -1)
@@ -52,25 +52,29 @@ class Kept(NamedTuple):
     """Where answers are kept, and whose they are: what tells a policy from every other."""
 
     folder: Path
-    who: str
+    who: tuple
 
 
-def kept_of(folder: Path | None, base_model: str | Path, adapter: str | Path | None) -> Kept | None:
+def kept_of(keep_in: Path | None, base_model: str | Path, adapter: str | Path | None) -> Kept | None:
     """Where the answers of a base model, or of an adapter on it, are kept; without a folder nowhere."""
-    weights = "" if adapter is None else sha256(Path(adapter, "adapter_model.safetensors"))
-    return folder and Kept(folder, f"{fingerprint(base_model)} {weights}")
+    if keep_in is None:
+        return None
+    files = [] if adapter is None else sorted(Path(adapter).glob("adapter_*"))
+    return Kept(keep_in, (fingerprint(base_model), *map(sha256, files)))
 
 
 def sampled(policy, tokenizer, prompts: Sequence, kept: Kept | None, **options) -> tuple[list[str], float]:
-    """Answers of a policy, and the seconds they took; `options` as of `generate`. What the very same policy has
-    answered to the very same before is read from where it is `kept`, with the seconds of then."""
+    """Answers of a policy, and the seconds they took; `options` as of `generate`. What the very same policy, on such a
+    device, has answered to the very same before is read from where it is `kept`, with the seconds of then."""
 
     def sample() -> list:
         started = time.perf_counter()
         said = generate(policy, tokenizer, prompts, **options)
         return [said, time.perf_counter() - started]
 
-    return tuple(remembered(kept and kept.folder, kept and [kept.who, prompts, options], sample))
+    if kept is None:
+        return tuple(sample())
+    return tuple(remembered(kept.folder, [kept.who, computed_on(policy), prompts, options], sample))
 
 
 def evaluate_policy(
@@ -173,14 +177,14 @@ def evaluate_policies(
     prompts,
     referee,
     device: str = "auto",
-    folder: Path | None = None,
+    keep_in: Path | None = None,
     **options,
 ) -> dict[str, list[dict]]:
     """Evaluate `each_policy`: name -> rows of `evaluate_policy`. All get the same prompts, seed and sampling; `options`
-    go to `evaluate_policy`. `folder`: where answers are kept, so that a killed evaluation goes on."""
+    go to `evaluate_policy`. `keep_in`: a folder for the answers, so that a killed evaluation goes on."""
     return {
         name: evaluate_policy(
-            policy, tokenizer, prompts, referee, kept=kept_of(folder, base_model, adapters[name]), **options
+            policy, tokenizer, prompts, referee, kept=kept_of(keep_in, base_model, adapters[name]), **options
         )
         for name, policy, tokenizer in each_policy(base_model, adapters, device)
     }

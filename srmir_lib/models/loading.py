@@ -271,6 +271,11 @@ def precision(model: str | Path, device: str = "auto") -> str:
     return "bfloat16" if units and config_of(model).dtype == torch.bfloat16 else "float32"
 
 
+def computed_on(model) -> list[str]:
+    """What of a device decides what a model says and samples there: its kind, and the precision of the weights."""
+    return [model.device.type, str(model.dtype)]
+
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 

@@ -32,13 +32,13 @@ QUESTION = 16
 CATEGORIES = 7
 
 LABELLED = {"train": 3200, "held": 3400}
-"""Answers that people labelled, which 02 reads with a chat model: once those that teach, the others for their states,
-for the reward models in charge of them, and for what the model says."""
+"""Answers that people labelled, which 02 reads with a chat model: once those that teach, the others for their states
+and for three questions: of the model in charge, of the single one, and what the chat model says itself."""
 
 SHARE = {"read": 0.8, "trained": 0.7, "sampled": 0.2}
 """Of the measured rate, what reading, training and sampling reach: attention, adapters, optimizer and Python are not
-counted in the work, and a sampled token reads all weights for little. SmolLM2-135M in single precision reached .91, .80
-and .24 (a processor without units for bfloat16; 8 texts of 160 tokens, 4 to train on, 32 answers of 80)."""
+counted in the work, and a sampled token reads all weights for little. Rounded down: SmolLM2-135M in single precision
+reached .91, .80 and .24 (no units for bfloat16; 8 texts of 160 tokens, 4 to train on, 32 answers of 80)."""
 
 BASE = 1.2e9
 """Bytes of Python and its libraries."""
@@ -128,7 +128,7 @@ def of_reward_models(own: Mapping, size: Size, number: int, of: Mapping) -> Work
     updates = own["max_steps"] * CATEGORIES * told["batch_size"] * 2
     read = 2 * pairs * text
     if own["labelled"]:
-        read += LABELLED["train"] * text + LABELLED["held"] * 3 * (text + QUESTION)
+        read += LABELLED["train"] * text + LABELLED["held"] * (2 * text + 3 * QUESTION)
     return Work(read, 3 * updates * QUESTION, 0, told["keep_gb"] * 1e9)
 
 
@@ -229,7 +229,7 @@ def told(rows: Sequence[Mapping], measured: Mapping[str, Mapping]) -> str:
             line += f"   measured: {run['peak_memory_mb'] / 1e3:.1f} GB, {run['seconds'] / 60:.0f} min on {run['cpu']}"
         lines.append(line)
     hours, most = sum(row["seconds"] for row in rows) / 3600, max(row["memory"] for row in rows)
-    lines.append(f"in all about {hours:.1f} hours here, as busy as it is now, {most / 1e9:.1f} GB; {ASSUMED}")
+    lines.append(f"in all about {hours:.1f} hours here, were nothing else at work, {most / 1e9:.1f} GB; {ASSUMED}")
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from srmir_lib.models.generation import generate
 from srmir_lib.models.kinds import instead_of_shared, language_problem, shared_problem, window_of
 from srmir_lib.models.kv_cache import CaptureCache, PrefilledKV
 from srmir_lib.models.loading import (
+    computed_on,
     config_of,
     fingerprint,
     load_policy,
@@ -51,16 +52,28 @@ class Trunk:
     """A frozen causal model and its tokenizer: `Trunk.load(base_model)` once, then hand it to the router, to the
     introspector and to every set of reward models, which all share its weights."""
 
-    def __init__(self, model, tokenizer, base_model: str | Path = "", batch_tokens: int = BATCH_TOKENS):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        base_model: str | Path = "",
+        batch_tokens: int = BATCH_TOKENS,
+        keep_in: Path | None = None,
+    ):
         """`base_model`: the id or folder that the model came from. `batch_tokens`: tokens in one forward pass at most
-        (one row may have more; a CPU takes no more than it is fast with)."""
+        (one row may have more; a CPU takes no more than it is fast with). `keep_in`: a folder for what `generate`
+        says, so that a killed run goes on."""
         self.model, self.tokenizer, self.base_model = model, tokenizer, str(base_model)
-        self.batch_tokens = token_budget(self.device, batch_tokens)
-        self.kept: Path | None = None
+        self.batch_tokens, self.keep_in = token_budget(self.device, batch_tokens), keep_in
 
     @classmethod
     def load(
-        cls, base_model: str | Path, device: str = "auto", dtype: str = "", batch_tokens: int = BATCH_TOKENS
+        cls,
+        base_model: str | Path,
+        device: str = "auto",
+        dtype: str = "",
+        batch_tokens: int = BATCH_TOKENS,
+        keep_in: Path | None = None,
     ) -> "Trunk":
         """A causal model by id or folder, frozen. `dtype`: bfloat16 or float32; empty: what suits it (`precision`)."""
         if problem := language_problem(config_of(base_model)):
@@ -68,7 +81,7 @@ class Trunk:
         tokenizer = load_tokenizer(base_model)
         with quiet():
             model = load_policy(base_model, device, dtype).requires_grad_(False)
-        return cls(model, tokenizer, base_model, batch_tokens)
+        return cls(model, tokenizer, base_model, batch_tokens, keep_in)
 
     @property
     def device(self) -> torch.device:
@@ -122,11 +135,14 @@ class Trunk:
 
     def generate(self, prompts: Sequence[str | list[dict]], max_new_tokens: int, **options) -> list[str]:
         """What the base model answers, one response per prompt; `options` as of `generation.generate`. What it has
-        answered to the very same before is read from the folder `kept`, if there is one."""
-        told = {name: value for name, value in options.items() if name != "progress"}
-        key = self.kept and [self.sha256, list(prompts), max_new_tokens, told]
+        answered to the very same before is read from the folder `keep_in`, if there is one."""
         answer = partial(generate, self.model, self.tokenizer, prompts, max_new_tokens, **options)
-        return remembered(self.kept, key, answer)
+        if self.keep_in is None:
+            return answer()
+        told = {name: value for name, value in options.items() if name != "progress"}
+        return remembered(
+            self.keep_in, [self.sha256, computed_on(self.model), list(prompts), max_new_tokens, told], answer
+        )
 
     def with_own_modules(self) -> "Trunk":
         """The same weights under a second module tree: what probes or a policy's adapter add to a tree's

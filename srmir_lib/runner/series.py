@@ -17,7 +17,7 @@ from srmir_lib.runner import manifest as records
 from srmir_lib.runner.execute import Board, StageFailed, refresh_prose
 from srmir_lib.runner.launch import check_config
 from srmir_lib.runner.notebook import GIVEN_BY_RUNNER, Notebook, load_values
-from srmir_lib.runner.stage import find_root, how_to_run
+from srmir_lib.runner.stage import SCRATCH, find_root, how_to_run
 from srmir_lib.runner.workers import Workers, needs_of, next_to_start
 
 try:
@@ -258,6 +258,7 @@ class Runner:
     def _finish(self, task: Task, begun: dict, seconds: float, peak: float) -> Path | None:
         """What a stage made takes the place of what was there, with a record of how it was made; see `carry_over`."""
         work, folder = self.work(task.name), self.outputs / task.name
+        shutil.rmtree(work / SCRATCH, ignore_errors=True)
         manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "seed": task.parameters["seed"]} | begun
         manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak), "parameters": task.parameters}
         manifest |= records.machine(begun["jobs"]) | {"outputs": records.hash_outputs(work)}

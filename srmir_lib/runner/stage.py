@@ -22,6 +22,9 @@ from srmir_lib.errors import InputError
 from srmir_lib.rows import read_jsonl
 from srmir_lib.runner import smollm2
 
+SCRATCH = ".scratch"
+"""Folder in a stage's work folder for what is of use to a killed run alone."""
+
 
 def find_root() -> Path:
     """The repository: `SRMIR_ROOT`, else the checkout this package lies in, else the nearest one above the caller.
@@ -52,7 +55,7 @@ class Stage:
     """
 
     def __init__(self, notebook: str, preset: str, output_dir: str = "", root: str | Path | None = None):
-        self.notebook, self.preset = notebook, preset
+        self.notebook, self.preset, self.resumes = notebook, preset, bool(output_dir)
         self.root = Path(root).resolve() if root else find_root()
         self.outputs = inside(self.root / "outputs", preset)
         self.folder = self.resolve(output_dir) if output_dir else self.outputs / notebook
@@ -69,6 +72,11 @@ class Stage:
     def path(self, name: str) -> Path:
         """Where this stage writes the artefact `name`; the caller writes it (atomically). See `artifacts.inside`."""
         return inside(self.folder, name)
+
+    def scratch(self, name: str) -> Path | None:
+        """Where a run that is killed finds what it need not make again: a folder that goes when the stage is done. None
+        where a reader presses "Run all": nothing would tell what the code of another day had left there."""
+        return self.path(f"{SCRATCH}/{name}") if self.resumes else None
 
     def input(self, notebook: str, name: str) -> Path:
         """The artefact `name` that an earlier `notebook` of this preset wrote; missing is an `InputError`.

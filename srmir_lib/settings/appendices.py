@@ -205,12 +205,10 @@ class RerankingSettings(Refereed):
         return DPOSettings.of(dict(self.training), **own, seed=self.seed, device=self.device)
 
 
-class HardnessSettings(NotebookSettings):
+class HardnessSettings(Refereed):
     """Notebook A3."""
 
     base_model: str = told(FROM_01)
-    facts: str = told("file of 01_data with the truth about the town, for evaluation only; empty: another")
-    classifier: str = told("without facts: folder of 01_data that tells harm in real answers; empty: refusal phrases")
     encoder: str = told("whose states tell sentences apart: folder or hub id of an encoder; empty: the base model's")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     variants: list[Hardness] = told("what scales the advantage, a policy each; one is the control", min_length=2)

@@ -74,6 +74,8 @@ class ShadowSettings(NotebookSettings):
         names_the_category(self.probe)
         if self.num_processes > 1 and self.design != "separate":
             raise ValueError(f"num_processes: design {self.design} trains in one process; write 1, or design: separate")
+        if self.swapped and self.design == "pooled":
+            raise ValueError("swapped: design pooled learns from labelled responses as well; write 0")
         if self.training.batch_size % self.num_processes:
             raise ValueError(f"num_processes: {self.num_processes} must divide batch_size = {self.training.batch_size}")
         return self
