@@ -8,6 +8,7 @@ from test_training import COMMON, PROMPTS, count_e, numbers
 from srmir_lib.errors import InputError
 from srmir_lib.policies.training import train_online_dpo
 from srmir_lib.settings.policies import DPOSettings
+from srmir_lib.studies.a2_reranking.rounds import sample_in_rounds
 
 SETTINGS = DPOSettings(**COMMON | {"batch_size": 8, "beta": 0.05})
 
@@ -37,6 +38,28 @@ def test_the_start_is_its_reference(tiny_model, tmp_path):
     trained(tiny_model, tmp_path / "start", steps=20)
     (row,) = trained(tiny_model, tmp_path / "on", steps=1, start=tmp_path / "start")
     assert row["rewards/margins"] == pytest.approx(0, abs=1e-5) and row["objective/kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_another_adapter_may_be_the_reference(tiny_model, tmp_path):
+    """As in A2's rounds, which go on from the policy before and are all held against the start."""
+    trained(tiny_model, tmp_path / "start", steps=2)
+    first = trained(tiny_model, tmp_path / "one", steps=3, start=tmp_path / "start")
+    told = {"start": tmp_path / "one", "reference": tmp_path / "start"}
+    (row,) = trained(tiny_model, tmp_path / "on", steps=1, **told)
+    (own,) = trained(tiny_model, tmp_path / "own", steps=1, start=tmp_path / "one")
+    assert first[0]["objective/kl"] == pytest.approx(0, abs=1e-4) and own["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert abs(row["objective/kl"]) > 1e-3, "held against the start, from which it is away already"
+    assert trained(tiny_model, tmp_path / "on", steps=1, **told | {"reference": tmp_path / "one"}, resume=True) != [row]
+
+
+def test_rounds_of_sampling_go_on_from_one_another(tiny_model, tmp_path):
+    trained(tiny_model, tmp_path / "start", steps=2)
+    told = tmp_path / "online", SETTINGS.changed(max_steps=2), 3, True, 6
+    history = sample_in_rounds(tiny_model, tmp_path / "start", PROMPTS, count_e, *told)
+    assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
+    away = [abs(row["objective/kl"]) for row in history]
+    assert away[0] < 1e-4 < min(away[2], away[4]), "later rounds are held against the start, not against themselves"
+    assert sample_in_rounds(tiny_model, tmp_path / "start", PROMPTS, count_e, *told) == history, "nothing ran again"
 
 
 def test_a_set_without_prompts_is_refused(tiny_model, tmp_path):

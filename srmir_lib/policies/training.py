@@ -116,6 +116,7 @@ def train_online_dpo(
     temperature: float = 1.0,
     resume: bool = False,
     start=None,
+    reference=None,
 ) -> list[dict]:
     """DPO on pairs that the policy samples anew in every update: of two answers to a prompt the one that earns more is
     chosen (Guo et al. 2024, arXiv 2402.04792; TRL's trainer).
@@ -129,6 +130,9 @@ def train_online_dpo(
     told = f"online {max_new_tokens} {temperature} {getattr(reward_function, 'fingerprint', '')}"
     paid = partial(finite_rewards, reward_function)  # the trainer would take what is no number for nothing
     kind = partial(OnlineDPOTrainer, reward_funcs=[paid])
+    if reference is not None:
+        told += f"reference {_check_start(reference, settings, 'reference')}"
+        kind = partial(_referring_to, kind, base_model, settings.device, reference)
     config = partial(OnlineDPOConfig, max_new_tokens=max_new_tokens, temperature=temperature)
     return _train(kind, config, base_model, prompts, columns, output_dir, settings, resume, start, told)
 

@@ -2,7 +2,7 @@
 
 Deng et al. 2025 (arXiv 2503.10093: RBRM). Each round is a run of TRL's trainer that goes on from the policy before it,
 while the reference stays the start (`train_dpo(reference=)`). Ours: Adam's moments begin anew in a round, for methods
-that rank again and for those that do not.
+that rank again, for those that do not, and for online DPO.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from srmir_lib.models.embeddings import check_layer, embed_layers
 from srmir_lib.models.loading import load_policy, load_tokenizer
 from srmir_lib.papers.rbrm import best_and_worst, pair_confidence
 from srmir_lib.policies.groups import sample_groups
-from srmir_lib.policies.training import train_dpo
+from srmir_lib.policies.training import train_dpo, train_online_dpo
 from srmir_lib.reward_models.pairs import reverse
 from srmir_lib.reward_models.readouts import ReadOuts, all_layers, learn_readouts
 from srmir_lib.settings.appendices import ReadoutTraining
@@ -200,6 +200,23 @@ def round_folders(output_dir: Path, rounds: int) -> list[Path]:
     return [Path(output_dir) / f"round_{number + 1}" for number in range(rounds)]
 
 
+def in_rounds(
+    start: str | Path,
+    output_dir: str | Path,
+    settings: DPOSettings,
+    rounds: int,
+    train: Callable[[int, str | Path, Path, DPOSettings], list[dict]],
+) -> list[dict]:
+    """`train(number, policy, folder, settings)` for every round, with the policy of the round before, the first with
+    `start`, and a seed of its own. The policies lie in `round_folders`; one history, its steps counted on."""
+    history, policy = [], start
+    for number, folder in enumerate(round_folders(Path(output_dir), rounds)):
+        rows = train(number, policy, folder, settings.changed(seed=settings.seed + number))
+        history += [row | {"step": row["step"] + number * settings.max_steps} for row in rows]
+        policy = folder
+    return history
+
+
 def train_in_rounds(
     base_model: str | Path,
     start: str | Path,
@@ -211,19 +228,40 @@ def train_in_rounds(
     batch: bool = False,
 ) -> list[dict]:
     """DPO in rounds of `settings.max_steps` updates, each on the pairs that `pairs_of(number, policy)` makes with the
-    policy of the round before; the reference of all is `start`.
+    policy of the round before; the reference of all is `start`. The rest is as in `in_rounds`.
 
-    Saves the policies in `round_folders`, and returns one history, its steps counted on. `batch`: one confidence for
-    each micro-batch, by the read-outs of `pairs_of`, a `Reranker`, on the states of DPO's own forward pass.
+    `batch`: one confidence for each micro-batch, by the read-outs of `pairs_of`, a `Reranker`, on the states of DPO's
+    own forward pass.
     """
-    history, policy = [], start
-    for number, folder in enumerate(round_folders(Path(output_dir), rounds)):
-        pairs, told = pairs_of(number, policy), settings.changed(seed=settings.seed + number)
+
+    def train(number: int, policy: str | Path, folder: Path, told: DPOSettings) -> list[dict]:
+        pairs = pairs_of(number, policy)
         how = {"readouts": pairs_of.readouts if batch else None, "reference": start}
-        rows = train_dpo(base_model, pairs, folder, told, resume, policy, **how)
-        history += [row | {"step": row["step"] + number * settings.max_steps} for row in rows]
-        policy = folder
-    return history
+        return train_dpo(base_model, pairs, folder, told, resume, policy, **how)
+
+    return in_rounds(start, output_dir, settings, rounds, train)
+
+
+def sample_in_rounds(
+    base_model: str | Path,
+    start: str | Path,
+    prompts: Dataset,
+    reward: Callable,
+    output_dir: str | Path,
+    settings: DPOSettings,
+    rounds: int,
+    resume: bool,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+) -> list[dict]:
+    """Online DPO in the same rounds, with the same reference: every update samples its pairs anew (`train_online_dpo`,
+    which says what the parameters are)."""
+
+    def train(number: int, policy: str | Path, folder: Path, told: DPOSettings) -> list[dict]:
+        drawn = max_new_tokens, temperature, resume
+        return train_online_dpo(base_model, prompts, reward, folder, told, *drawn, start=policy, reference=start)
+
+    return in_rounds(start, output_dir, settings, rounds, train)
 
 
 def about_rounds(histories: Mapping[str, Sequence[Mapping]], seen: Mapping[str, Sequence[Mapping]]) -> str:
