@@ -33,6 +33,7 @@ def told(number: str, **changes) -> Settings:
         ("01", {"asking": {"template": ""}}, "asking.template = '': it must have at least 1"),
         ("01", {"asking": {"router_question": "x"}}, "asking.router_question: 'x' asks about no prompt"),
         ("01", {"introspection": 0.4}, "introspection = 0.4: it must be greater than or equal to 0.5"),
+        ("02", {"swapped": 0.5, "design": "pooled"}, "swapped: design pooled learns from labelled responses as well"),
         ("05", {"signal_prompts": 0}, "signal_prompts = 0: it must be greater than 0"),
         ("04", {"variants": ["own_normalized"]}, "variants: own_normalized pays an answer by its group alone"),
         (
@@ -66,6 +67,7 @@ def told(number: str, **changes) -> Settings:
         ("A2", {"classifier": "referee"}, "classifier: 'referee' is not read beside facts; leave one of them empty"),
         ("A2", {"labelled_pairs": 1001}, "labelled_pairs = 1001: it must be less than or equal to 1000"),
         ("A2", {"pool": {"prompts": 30}}, "watching: course_pools and cost_pools are at most pool.prompts = 30"),
+        ("A3", {"classifier": "classifier"}, "classifier: 'classifier' is not read beside facts; leave one of them empty"),
         ("A3", {"variants": ["one", "most"]}, "variants.1 = 'most': it must be one of 'alpha', 'inverse', "),
         ("A3", {"variants": ["alpha", "random"]}, "variants: alpha, random; name each once, and one, the control, too"),
         ("A3", {"variants": ["one", "one"]}, "variants: one, one; name each once, and one, the control, too"),
