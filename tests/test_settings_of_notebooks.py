@@ -67,7 +67,7 @@ def told(number: str, **changes) -> Settings:
         ("A2", {"classifier": "referee"}, "classifier: 'referee' is not read beside facts; leave one of them empty"),
         ("A2", {"labelled_pairs": 1001}, "labelled_pairs = 1001: it must be less than or equal to 1000"),
         ("A2", {"pool": {"prompts": 30}}, "watching: course_pools and cost_pools are at most pool.prompts = 30"),
-        ("A3", {"classifier": "classifier"}, "classifier: 'classifier' is not read beside facts; leave one of them empty"),
+        ("A3", {"classifier": "classifier"}, "classifier: 'classifier' is not read beside facts; leave one"),
         ("A3", {"variants": ["one", "most"]}, "variants.1 = 'most': it must be one of 'alpha', 'inverse', "),
         ("A3", {"variants": ["alpha", "random"]}, "variants: alpha, random; name each once, and one, the control, too"),
         ("A3", {"variants": ["one", "one"]}, "variants: one, one; name each once, and one, the control, too"),
