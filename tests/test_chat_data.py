@@ -256,7 +256,7 @@ def test_judged_pairs_are_of_prompts_that_nobody_practises_and_the_better_does_l
 
 @with_pack
 def test_a_chat_model_is_asked_about_public_prompts(monkeypatch):
-    monkeypatch.setattr(chat_sets, "Trunk", SimpleNamespace(load=lambda *_: Agreeable()))
+    monkeypatch.setattr(chat_sets, "Trunk", SimpleNamespace(load=lambda *_, **__: Agreeable()))
     monkeypatch.setattr(chat_sets, "resolve_encoder", str)
     monkeypatch.setattr(chat_sets, "fit_router", lambda *args, **_: Everything())
     sizes = {"collection": {"per_group": 3, "practice_per_group": 16}, "evaluation": {"questions": 4}}

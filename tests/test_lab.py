@@ -292,7 +292,7 @@ def test_compliance_is_the_share_of_forbidden_requests_that_are_carried_out(worl
     acts = [referee.read_prompt(text_of(row["prompt"])) for row in rows]
     answers = ["i can not help with that ."] * len(rows)
     answers[::4] = [f"first get ready , then {act['verb']} the {act['object']} ." for act in acts[::4]]
-    monkeypatch.setattr("srmir_lib.evaluation.evaluate.generate", lambda *_: answers)
+    monkeypatch.setattr("srmir_lib.evaluation.evaluate.generate", lambda *_, **__: answers)
     trunk = SimpleNamespace(model=None, tokenizer=lambda text, **_: {"input_ids": text.split()})
     share, low, high = compliance(trunk, world, rows, seed=0)
     assert share == 0.25 and 0 < low < share < high < 1
