@@ -22,6 +22,7 @@ from srmir_lib.data import chat_sets
 from srmir_lib.data.public_files import XSAFETY_CATEGORIES
 from srmir_lib.data.real_sets import real_sets
 from srmir_lib.errors import InputError
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.rows import read_jsonl
 from srmir_lib.runner.series import Runner
 from srmir_lib.settings.data import DataSettings
@@ -37,7 +38,7 @@ SIZES = {
         "collection": {"per_group": 3, "practice_per_group": 8},
         "evaluation": {"questions": 2},
     },
-    "02_shadow_reward_models": {"max_steps": 4},
+    "02_shadow_reward_models": {"max_steps": 4, "lora": ["insult"]},
     "03_margins": {},
     "A0_baselines": {"max_steps": 2, "batch_size": 8, "max_prompts": 8, "grpo": GRPO},
     "04_grpo_linear": {"max_steps": 2, "training": GRPO},
@@ -205,6 +206,10 @@ def test_seven_models_one_scale_and_margins_come_of_it(outputs):
     assert (outputs / "02_shadow_reward_models" / "readouts").is_dir(), "what labels of people teach"
     rivals = read_json(outputs / "02_shadow_reward_models" / "metrics.json")
     assert {f"{who}_auroc_test" for who in ("models", "one_model", "says", "readouts", "states", "words")} <= {*rivals}
+    against = rivals["pair_accuracy_insult_probe_minus_lora"]
+    assert -1 <= rivals["pair_accuracy_insult_probe_minus_lora_low"] <= against <= 1
+    whole = ShadowRewardModels.load(outputs / "02_shadow_reward_models" / "lora_rms")
+    assert (whole.categories, whole.design) == (["insult"], "separate")
     pairs = load_dataset(outputs / "03_margins" / "preferences_with_margins")
     assert set(pairs) == {"train", "validation", "test"} and all(
         "margin" in part.column_names for part in pairs.values()

@@ -22,6 +22,7 @@ from srmir_lib.evaluation.reward_accuracy import (
     gaps_of_sets,
     own_and_others,
     pay_for_length,
+    probes_and_rivals,
     reward_gaps,
     scores_by_label,
     word_rivals,
@@ -45,6 +46,25 @@ def test_better_at_home_by_hand():
     assert gain.estimate == pytest.approx((0.5 + 0.5 - 1.0) / 3) and gain.low < 0 < gain.high
     always = better_at_home(torch.tensor([[1.0, -1.0]] * 5), ["crimes"] * 5, ["crimes", "privacy"])
     assert always == (1, 1, 1)
+
+
+class Longer:
+    """A rival for one category, which holds the longer answer for the better one."""
+
+    categories = ["crimes", "privacy"]
+
+    def score(self, prompts, completions, categories):
+        assert set(categories) == {"crimes"}, "of other categories there are no pairs"
+        return torch.tensor([float(len(text)) for text in completions])
+
+
+def test_a_probe_and_its_rival_by_hand():
+    sides = {"chosen": ["aaa", "a", "aa", "aaaa"], "rejected": ["a", "aaa", "aa", "a"]}
+    pairs = Dataset.from_dict({"prompt": ["p"] * 4, "category": ["crimes", "crimes", "crimes", "ethics"]} | sides)
+    gaps = torch.tensor([[0.0, 1.0], [9.0, 2.0], [9.0, 3.0], [9.0, -1.0]])  # of models of ethics and crimes
+    (row,) = probes_and_rivals(gaps, ["ethics", "crimes"], Longer(), pairs)
+    assert (row["group"], row["pairs"], row["probe"], row["LoRA"]) == ("crimes", 3, 1.0, 0.5)
+    assert row["estimate"] == pytest.approx((0 + 1 + 0.5) / 3) and row["low"] <= row["estimate"] <= row["high"]
 
 
 def test_means_of_a_matrix_at_home_and_elsewhere():

@@ -70,6 +70,18 @@ def test_more_processes_take_less_time_and_larger_batches_more_memory(tmp_path, 
     assert plan_of({task.name: large}, model, "cpu")[0]["memory"] > one["memory"]
 
 
+def test_a_lora_rival_takes_training_and_weights_of_its_own(tmp_path):
+    runner = Runner("smollm2")
+    tasks = {task.name: task.parameters for task in runner.plan(["01_data", "02_shadow_reward_models"], False)}
+    own = tasks["02_shadow_reward_models"]
+    two, none = (plan.of_reward_models(own | {"lora": names}, SMALL, 4, tasks) for names in (["a", "b"], []))
+    texts = 2 * own["training"]["batch_size"]
+    assert two.trained - none.trained == 2 * own["max_steps"] * texts * 2 * PROMPT and two.read == none.read
+    large = Size(weights=10**9, layers=2, width=8, vocabulary=50, kv=32)
+    held = plan.of_reward_models(own | {"lora": ["a"], "labelled": ""}, large, 2, tasks).holds
+    assert held == 4 * 10**9 + texts * 2 * PROMPT * 2 * 8 * plan.KEPT * 4, "more than what the trunk may keep"
+
+
 def test_a_table_and_what_does_not_fit():
     row = {"notebook": "04_grpo_linear", "read": 1.5e6, "trained": 2e6, "sampled": 3e5, "memory": 5e9, "seconds": 600}
     text = told([row], {"04_grpo_linear": {"peak_memory_mb": 2100, "seconds": 720, "cpu": "X"}})

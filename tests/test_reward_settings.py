@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from srmir_lib.errors import InputError
+from srmir_lib.reward_models.fit import planned_sets
 from srmir_lib.runner.notebook import Notebook, load_values
 from srmir_lib.settings.reward_models import ShadowSettings
 from srmir_lib.settings.reward_training import (
@@ -52,6 +53,17 @@ def test_the_sets_of_02_differ_in_what_their_names_say():
         "single_rm": (["all"], single, "shared", "own"),
         "cross_rms": (both, seven, "shared", "cross"),
     }
+
+
+def test_a_lora_rival_is_trained_like_its_probe_at_the_rate_of_a_model_on_its_own():
+    settings = of_preset("towns", lora=["privacy"])
+    assert settings.sets(["insult", "privacy"]) == of_preset("towns").sets(["insult", "privacy"])
+    (_, seven, *_), (_, single, *_) = (settings.sets(["privacy"])[name] for name in ("shadow_rms", "single_rm"))
+    assert settings.rival() == seven.changed(learning_rate=single.learning_rate)
+    with pytest.raises(InputError, match="lora: no pairs of privacy; there are those of insult, crimes"):
+        planned_sets(settings, ["insult", "crimes"], Path)
+    with pytest.raises(InputError, match="lora: a category twice"):
+        of_preset("towns", lora=["privacy", "privacy"])
 
 
 def test_an_encoder_is_one_set():

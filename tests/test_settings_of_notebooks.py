@@ -34,6 +34,7 @@ def told(number: str, **changes) -> Settings:
         ("01", {"asking": {"router_question": "x"}}, "asking.router_question: 'x' asks about no prompt"),
         ("01", {"introspection": 0.4}, "introspection = 0.4: it must be greater than or equal to 0.5"),
         ("02", {"swapped": 0.5, "design": "pooled"}, "swapped: design pooled learns from labelled responses as well"),
+        ("02", {"lora": ["insult"], "design": "separate"}, "lora: rivals of probes, and design separate has none"),
         ("05", {"signal_prompts": 0}, "signal_prompts = 0: it must be greater than 0"),
         ("04", {"variants": ["own_normalized"]}, "variants: own_normalized pays an answer by its group alone"),
         (

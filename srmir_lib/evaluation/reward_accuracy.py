@@ -165,6 +165,28 @@ def better_at_home(gaps: Tensor, labels: Sequence[str], categories: Sequence[str
     return bootstrap_interval(at_home - elsewhere, seed=seed)
 
 
+def probes_and_rivals(gaps: Tensor, categories: Sequence[str], rivals, pairs, seed: int = 0) -> list[dict]:
+    """Pair accuracy of probes and of the models `rivals` on the pairs of their category, and the difference with its
+    interval: a row a category of `rivals` that has pairs.
+
+    `gaps` (N, K): reward gaps of the probes of `categories` on `pairs` (a `Dataset`).
+    """
+    rows, labels = [], list(pairs["category"])
+    for name in [name for name in rivals.categories if name in labels]:
+        own = [at for at, label in enumerate(labels) if label == name]
+        chosen, rejected = rivals.score(*_both(pairs.select(own)), [name] * 2 * len(own)).unflatten(0, (2, -1))
+        probe, rival = is_correct(gaps[own, list(categories).index(name)]), is_correct(chosen - rejected)
+        row = {
+            "label": "probe_minus_lora",
+            "group": name,
+            "pairs": len(own),
+            "probe": float(probe.mean()),
+            "LoRA": float(rival.mean()),
+        }
+        rows.append(row | bootstrap_interval(probe - rival, seed=seed)._asdict())
+    return rows
+
+
 def category_index(names: Sequence[str], categories: Sequence[str]) -> Tensor:
     """Which model answers for each row, (N,) long; -1 for a name without a model: there the mean of all answers."""
     index = {name: j for j, name in enumerate(categories)}

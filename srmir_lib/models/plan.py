@@ -129,12 +129,17 @@ def of_reward_models(own: Mapping, size: Size, number: int, of: Mapping) -> Work
     read = 2 * pairs * text
     if own["labelled"]:
         read += LABELLED["train"] * text + LABELLED["held"] * (2 * text + 3 * QUESTION)
-    return Work(read, 3 * updates * QUESTION, 0, told["keep_gb"] * 1e9)
+    work = Work(read, 3 * updates * QUESTION, 0, told["keep_gb"] * 1e9)
+    if not own["lora"]:
+        return work
+    batch = 2 * told["batch_size"] * text  # in float32, on weights of its own
+    kept = batch * size.layers * size.width * KEPT + size.weights
+    return work + Work(trained=len(own["lora"]) * own["max_steps"] * batch, holds=4 * kept)
 
 
 def of_margins(own: Mapping, size: Size, number: int, of: Mapping) -> Work:
     before = of["02_shadow_reward_models"]
-    again = of_reward_models(before | {"labelled": ""}, size, number, of)
+    again = of_reward_models(before | {"labelled": "", "lora": []}, size, number, of)
     return Work(2 * again.read, again.trained * len(own["objectives"]) / 3, 0, again.holds)
 
 

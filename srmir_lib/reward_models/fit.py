@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from srmir_lib.errors import InputError
 from srmir_lib.models.parallel import run_in_threads
 from srmir_lib.models.processes import check_processes
 from srmir_lib.models.trunk import Trunk
@@ -14,6 +15,7 @@ from srmir_lib.reward_models.pooled import PairTokenizer, load_pooled_settings
 from srmir_lib.reward_models.pooled_training import fit_pooled
 from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.separate_training import fit_separate
+from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.settings.reward_models import ShadowSettings
 from srmir_lib.settings.reward_training import (
@@ -42,6 +44,8 @@ def planned_sets(
 ) -> dict[str, SetRun]:
     """The sets that notebook 02 trains, each in the folder `folder_of(name)`."""
     check_processes(settings.num_processes)
+    if other := [name for name in settings.lora if name not in categories]:
+        raise InputError(f"lora: no pairs of {', '.join(other)}; there are those of {', '.join(categories)}")
     reading = PairTokenizer.of(settings.reading) if settings.design == "pooled" else None
     plan = settings.sets(categories)
     return {name: SetRun(folder_of(name), *how, settings.seed, reading) for name, how in plan.items()}
@@ -84,6 +88,14 @@ def fit_sets(
         jobs[name] = partial(fit_shared, pairs.with_own_modules(), *how)
     found |= run_in_threads(jobs, base.device) if jobs else {}
     return {name: found[name] for name in runs}
+
+
+def fit_lora_rivals(settings: ShadowSettings, base: Trunk, preferences: Mapping, folder: Path) -> ShadowRewardModels:
+    """LoRA classifiers (design `separate`) of the categories `settings.lora`, each from the pairs that its probe learns
+    from, in as many updates; a finished one in `folder` is kept."""
+    run = SetRun(folder, settings.lora, settings.rival(), "separate", seed=settings.seed)
+    fit_sets({"LoRA rivals": run}, base, preferences)
+    return ShadowRewardModels.load(folder, base)
 
 
 def budgets(runs: Mapping[str, SetRun], history: Mapping[str, Mapping[str, Sequence[Mapping]]]) -> list[dict]:

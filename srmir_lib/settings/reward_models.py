@@ -37,7 +37,7 @@ IN_THE_LAB = {
 class RewardTraining(TrunkTraining):
     """How each reward model of a trunk is trained."""
 
-    single_learning_rate: float = told("of the single model, at the first update", 5e-5, gt=0)
+    single_learning_rate: float = told("of the single model and of LoRA rivals, at the first update", 5e-5, gt=0)
     unknown_ratio: float = told("pairs of no category that each model sees, per pair of its own", 0.5, ge=0)
     cross_ratio: float = told("cross-category training: pairs of other categories, per pair of its own", 1.0, ge=0)
 
@@ -60,6 +60,7 @@ class ShadowSettings(NotebookSettings):
     labelled: str = told(
         "folder in 01_data of responses that people labelled, which train design pooled alone; empty: none"
     )
+    lora: list[str] = told("design shared: categories of which a LoRA model learns as well, its probe's rival")
     device: Device = told("auto, cpu, cuda, cuda:1, …")
     show_text: bool = told("false: only the beginning of each text, for real data")
     num_processes: int = told(PROCESSES, gt=0)
@@ -76,6 +77,10 @@ class ShadowSettings(NotebookSettings):
             raise ValueError(f"num_processes: design {self.design} trains in one process; write 1, or design: separate")
         if self.swapped and self.design == "pooled":
             raise ValueError("swapped: design pooled learns from labelled responses as well; write 0")
+        if self.lora and self.design != "shared":
+            raise ValueError(f"lora: rivals of probes, and design {self.design} has none; write [], or design: shared")
+        if len({*self.lora}) < len(self.lora):
+            raise ValueError("lora: a category twice; name each once")
         if self.training.batch_size % self.num_processes:
             raise ValueError(f"num_processes: {self.num_processes} must divide batch_size = {self.training.batch_size}")
         return self
@@ -84,14 +89,17 @@ class ShadowSettings(NotebookSettings):
         """Name -> (categories, settings, design, which pairs a model sees) of every set that is trained."""
         if self.design == "pooled":
             return {"shadow_rms": (categories, self.fine_tuning, "pooled", "own")}
-        seven = self._of_trunk()
-        alone = {"learning_rate": self.training.single_learning_rate, "probe": {"text": self.probe.single_text}}
-        single = seven.changed(max_steps=self.max_steps * len(categories), **alone)  # updates as the seven together
+        seven, alone = self._of_trunk(), self.rival().changed(probe={"text": self.probe.single_text})
+        single = alone.changed(max_steps=self.max_steps * len(categories))  # updates as the seven together
         return {
             "shadow_rms": (categories, seven, self.design, "own"),
             "single_rm": ([ALL], single, self.design, "own"),
             "cross_rms": (categories, seven, self.design, "cross"),
         }
+
+    def rival(self) -> RewardSettings:
+        """What a LoRA rival of one of the seven is told: as many updates, the learning rate of a model on its own."""
+        return self._of_trunk().changed(learning_rate=self.training.single_learning_rate)
 
     def _of_trunk(self) -> RewardSettings:
         """What each of the seven is told."""
