@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from srmir_lib.errors import InputError
 from srmir_lib.lab.grammar import LADDER, answer, make_prompt
@@ -32,7 +33,7 @@ from srmir_lib.studies.a1_token_rewards.evaluation import (
 )
 from srmir_lib.studies.a1_token_rewards.model import TokenReward
 from srmir_lib.studies.a1_token_rewards.plots import heat_map_of_acts, token_heat_map
-from srmir_lib.studies.a1_token_rewards.reader import Reader
+from srmir_lib.studies.a1_token_rewards.reader import Reader, known_pairs
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,22 @@ def test_metrics_are_named_by_group_and_method():
         "pair_accuracy_hard_ava_p_implied_low": 1.0,
         "pair_accuracy_hard_ava_p_implied_high": 1.0,
     }
+
+
+def test_what_is_held_out_is_there_and_leaves_something():
+    def pairs(**splits):
+        return {name: Dataset.from_dict({"category": labels}) for name, labels in splits.items()}
+
+    kept = known_pairs(pairs(train=["privacy", "insult", "privacy"], validation=["insult"]), "privacy")
+    assert kept["category"][:] == ["insult"]
+    for train, validation, said in (
+        (["insult"], ["insult"], "no training pair is of category 'privacy'"),
+        (["privacy"], ["insult"], "no pair of train is of another category"),
+        (["privacy", "insult"], ["privacy"], "no pair of validation is of another category"),
+        (["privacy", "insult"], [], "no pair of validation is of another category"),
+    ):
+        with pytest.raises(InputError, match=f"held_out: {said}"):
+            known_pairs(pairs(train=train, validation=validation), "privacy")
 
 
 def test_answers_by_kind_are_the_known_the_unseen_and_babble_behind_every_prompt(trunk):

@@ -1,11 +1,12 @@
 """What token rewards read: answers behind their prompts, and each prompt as the frozen base model left it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
 import torch
+from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from srmir_lib.artifacts import digest
@@ -29,6 +30,17 @@ class Answers(NamedTuple):
     def sha256(self) -> str:
         """Of all tokens, in order."""
         return digest(self)
+
+
+def known_pairs(preferences: Mapping[str, Dataset], held_out: str) -> Dataset:
+    """The training pairs but those of the category `held_out`. An `InputError` where it has none to hold out, or where
+    no other category has pairs in train or validation."""
+    if held_out not in preferences["train"]["category"]:
+        raise InputError(f"held_out: no training pair is of category {held_out!r}; name another one")
+    for split in ("train", "validation"):
+        if {*preferences[split]["category"]} <= {held_out}:
+            raise InputError(f"held_out: no pair of {split} is of another category than {held_out!r}; name another one")
+    return preferences["train"].filter(lambda row: row["category"] != held_out)
 
 
 class Reader:
