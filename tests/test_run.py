@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,12 +86,29 @@ def root(tmp_path, monkeypatch):
     return root
 
 
+@pytest.fixture(scope="session")
+def after(tmp_path_factory):
+    """Brings a fresh `root` to where a command leaves it: kernels do it for the first test, a copy for all others."""
+    kept = tmp_path_factory.mktemp("kept")
+
+    def bring(root: Path, *command: str) -> Path:
+        done = kept / "_".join(command)
+        if not done.exists():
+            (root / "srmir_lib").rmdir()
+            assert main([*command]) == 0
+            shutil.copytree(root, done)
+        else:
+            shutil.rmtree(root)
+            shutil.copytree(done, root)
+        return root
+
+    return bring
+
+
 @pytest.fixture
-def finished(root):
+def finished(root, after):
     """The same repository after `srmir run lab`."""
-    (root / "srmir_lib").rmdir()
-    assert main(["run", "lab"]) == 0
-    return root
+    return after(root, "run", "lab")
 
 
 def states(**settings) -> list[str]:

@@ -4,7 +4,7 @@ import fcntl
 import json
 
 import pytest
-from test_run import root  # noqa: F401  a repository of two small notebooks
+from test_run import after, root  # noqa: F401  a repository of two small notebooks
 
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.cli import main
@@ -13,10 +13,8 @@ from srmir_lib.runner.seeds import RECORDS, facts_of_seeds, read_seeds, stale_re
 
 
 @pytest.fixture
-def recorded(root, capsys):  # noqa: F811
-    (root / "srmir_lib").rmdir()
-    assert main(["seeds", "lab", "--seeds", "3", "4"]) == 0
-    return root
+def recorded(root, after, capsys):  # noqa: F811
+    return after(root, "seeds", "lab", "--seeds", "3", "4")
 
 
 def test_every_seed_is_recorded_and_none_twice(recorded, capsys):
