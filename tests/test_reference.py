@@ -47,7 +47,13 @@ def test_the_page_of_results_by_hand(tmp_path):
     claim = {"claim": "up", "control": "base", "estimate": 0.5, "low": -0.25, "high": 1.0, "verdict": "open", "id": "x"}
     policies = {"base/utility": 0.5, "base/utility/sum": 1.0, "one|two/utility": 0.12345, "one|two/tokens": 7.0}
     blessed(tmp_path, "lab", "06_evaluation", metrics=policies, claims=[claim])
-    blessed(tmp_path, "lab", "A6_over_seeds", metrics={"a": 1.0}, claims=[claim | {"estimate": None, "world": "x"}])
+    blessed(
+        tmp_path,
+        "lab",
+        "A6_over_seeds",
+        metrics={"a": 1.0},
+        claims=[claim | {"estimate": None, "world": "x", "seeds": [3, 5]}],
+    )
     metrics = {"accuracy": 2 / 3, "accuracy_low": 0.5, "accuracy_high": 0.75, "b_low": -2.0, "c/d": 1e-5}
     blessed(tmp_path, "early", "01_data", metrics=metrics | {"c/d/low": 0.0, "c/d/high": 1.0})
     about = ", run on 2026-01-02 at commit c0ffee1 on A chip with 2 of 4 cores in 12 s and 800 MB."
@@ -81,7 +87,7 @@ def test_the_page_of_results_by_hand(tmp_path):
         "| `c/d` | 1e-05 [0, 1] |",
     ]
     (tmp_path / "seeds").mkdir()
-    assert results_page(tmp_path).count("| up | x | base | – | open |") == 1, "with records the claims are shown"
+    assert results_page(tmp_path).count("| up | x | 2 | base | – | open |") == 1, "with records the claims are shown"
 
 
 def test_a_new_blessing_keeps_the_appendices_that_were_not_run(tmp_path):

@@ -19,7 +19,7 @@ PICTURES = ("dials.png",)
 """Figures that README shows, kept beside the notebook that drew them; of the others the notebook holds a copy."""
 
 
-CLAIM = ("claim", "world", "control", "estimate", "this_run", "verdict", "overall")
+CLAIM = ("claim", "world", "towns", "control", "estimate", "this_run", "verdict", "overall")
 """Columns of a table of claims, as far as a notebook has them."""
 
 
@@ -136,6 +136,7 @@ def _tables(folder: Path) -> list[list[dict[str, str]]]:
         tables = [results_table(policies)]
     if claims.is_file():
         rows = [row | {"estimate": _text(row["estimate"], row["low"], row["high"])} for row in read_json(claims)]
+        rows = [row | ({"towns": len(row["seeds"])} if "seeds" in row else {}) for row in rows]
         tables.append([{name: str(row[name]) for name in CLAIM if name in row} for row in rows])
     return tables
 
