@@ -8,7 +8,7 @@ from statistics import median
 import nbformat
 import pytest
 
-from srmir_lib.evaluation.pictures import STATIONS
+from srmir_lib.evaluation.pictures import APPENDICES, STATIONS
 from srmir_lib.runner.notebook import Notebook, load_values
 from srmir_lib.runner.series import ACCELERATE, Runner
 from srmir_lib.runner.stage import Stage
@@ -91,7 +91,9 @@ def test_head_says_what_it_reads_writes_needs_and_takes(path, cells):
 def test_the_series_shows_its_way_with_the_present_station_lit(path, cells):
     number = path.stem.split("_")[0]
     shown = re.findall(r"^pictures\.pipeline\((.*)\);$", "\n".join(code(cells)), re.MULTILINE)
-    assert shown == ([f'"{number}"'] if number in STATIONS else []), "one picture, of this notebook's own station"
+    assert shown == ([f'"{number}"'] if number in [*STATIONS, *APPENDICES] else []), (
+        "one picture, of this notebook's own station"
+    )
     for above in cells if shown else ():
         if "pictures.pipeline(" in above.source:
             break

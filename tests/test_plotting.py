@@ -101,14 +101,14 @@ def test_every_public_function_is_tried():
     assert drawing == set(FIGURES)
 
 
-@pytest.mark.parametrize("station", pictures.STATIONS)
+@pytest.mark.parametrize("station", [*pictures.STATIONS, *pictures.APPENDICES])
 def test_the_pipeline_lights_the_present_station_alone_and_its_words_fit(station):
     figure = pictures.pipeline(station)
     figure.canvas.draw()
     boxes = {patch.get_gid(): patch for patch in figure.axes[0].patches if patch.get_gid()}
     assert list(boxes) == ["00", "01", "02", "03", "A0", "04", "05", "06"]
     lit = {name: to_hex(box.get_facecolor()) != "#ffffff" for name, box in boxes.items()}
-    assert lit == {name: name == station for name in boxes}
+    assert lit == {name: name == pictures.APPENDICES.get(station, station) for name in boxes}
     assert all(box.get_linewidth() > 2 for name, box in boxes.items() if lit[name])
     words = [(text.get_gid(), text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts]
     shown = [(name, text, extent) for name, text, extent in words if text]
@@ -128,7 +128,7 @@ def test_the_pipelines_advantages_are_those_of_its_rewards():
 
 
 def test_an_unknown_station_is_refused_with_those_that_exist():
-    with pytest.raises(InputError, match="'07'; choose one of 00, 01, 02, 03, A0, 04, 05, 06"):
+    with pytest.raises(InputError, match="'07'; choose one of 00, 01, 02, 03, A0, 04, 05, 06, A1, A6, A7"):
         pictures.pipeline("07")
 
 

@@ -74,6 +74,9 @@ STATIONS = {
 }
 """Notebook -> its box (x, y, width, height) in `pipeline`, and what one prompt becomes there: step -> its words."""
 
+APPENDICES = {"A1": "02", "A6": "06", "A7": "05"}
+"""Appendix -> the station whose work it does in another way, or in many towns."""
+
 GROUPS = (2.3, 0.25, 5.55, 1.7)
 """Where GRPO's frame stands around its two stations."""
 
@@ -89,22 +92,24 @@ BITS = {1: "+1: only the better one", 0: "0: both or none", -1: "-1: only the wo
 
 
 def pipeline(station: str) -> Figure:
-    """From a prompt to a referee's ruling, a box a notebook; that of `station` is lit, a key of `STATIONS`.
+    """From a prompt to a referee's ruling, a box a notebook; that of `station` is lit, a key of `STATIONS` or
+    `APPENDICES`.
 
     In every box stands what one prompt becomes there. A is a group's advantage (`papers.grpo.group_advantages`).
     """
-    if station not in STATIONS:
-        raise InputError(f"pipeline: no station {station!r}; choose one of {', '.join(STATIONS)}")
+    present = APPENDICES.get(station, station)
+    if present not in STATIONS:
+        raise InputError(f"pipeline: no station {station!r}; choose one of {', '.join([*STATIONS, *APPENDICES])}")
     figure, axis = subplots(figsize=(10, 4.5))
     axis.set(xlim=(-0.05, 10.05), ylim=(-0.05, 4.8))
     axis.set_axis_off()
     axis.add_patch(Rectangle(GROUPS[:2], *GROUPS[2:], fill=False, edgecolor=PALE, linestyle="--", zorder=3))
     axis.text(2.45, 1.88, "GRPO: four answers a group, each with reward R and advantage A", va="top", fontsize=8)
     for name, (place, steps) in STATIONS.items():
-        (x, y, width, height), lit = place, name == station
+        (x, y, width, height), lit = place, name == present
         edge = {"edgecolor": INK, "linewidth": 2.5} if lit else {"edgecolor": PALE, "linewidth": 0.8}
         axis.add_patch(Rectangle((x, y), width, height, facecolor=LIT if lit else "white", gid=name, **edge))
-        shade = INK if lit or station == "00" else DIM
+        shade = INK if lit or present == "00" else DIM
         for at, (step, words) in enumerate(steps.items()):
             left, top = x + 0.1 + at * width / len(steps), y + height - 0.08
             said = {"color": shade, "ha": "left", "va": "top", "gid": name}
@@ -112,10 +117,9 @@ def pipeline(station: str) -> Figure:
             axis.text(left, top - 0.24, words, fontsize=8, linespacing=1.2, **said)
     for start, end in WAYS:
         axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "linewidth": 1}, zorder=4)
-    figure.supxlabel(
-        "dark: this notebook (an example: its numbers are made up, and in your town letters may be another matter)",
-        fontsize=8,
-    )
+    dark = "this notebook" if station in STATIONS else f"where {station} stands"
+    about = f"dark: {dark} (an example: its numbers are made up, and in your town letters may be another matter)"
+    figure.supxlabel(about, fontsize=8)
     return figure
 
 
