@@ -72,7 +72,9 @@ def test_more_processes_take_less_time_and_larger_batches_more_memory(tmp_path, 
 
 def test_a_lora_rival_takes_training_and_weights_of_its_own(tmp_path):
     runner = Runner("smollm2")
-    tasks = {task.name: task.parameters for task in runner.plan(["01_data", "02_shadow_reward_models"], False)}
+    tasks = {
+        task.name: task.parameters for task in runner.plan(["01_data", "02_shadow_reward_models"], check_inputs=False)
+    }
     own = tasks["02_shadow_reward_models"]
     two, none = (plan.of_reward_models(own | {"lora": names}, SMALL, 4, tasks) for names in (["a", "b"], []))
     texts = 2 * own["training"]["batch_size"]
