@@ -620,7 +620,7 @@ def test_what_a_cell_prints_stays_beside_what_it_shows(root):
 def test_elapsed_counts_what_ran_side_by_side_once():
     at = "2026-01-01T00:{:02d}:00+00:00".format
     assert elapsed([]) == 0
-    assert elapsed([(at(0), 60.0), (at(2), 60.0)]) == 120, "the gap between two sittings is nobody's time"
+    assert elapsed([(at(0), 60.0), (at(2), 60.0)]) == 120, "the gap between two runs is nobody's time"
     assert elapsed([(at(0), 300.0), (at(1), 60.0), (at(4), 120.0)]) == 360
 
 

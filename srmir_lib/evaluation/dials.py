@@ -64,9 +64,10 @@ def about_gain(rows: Sequence[Mapping], dial: str, line: str = "categorized") ->
     ]
     grows = all(one["estimate"] < other["estimate"] for one, other in zip(own, own[1:], strict=False))
     told = not own[0]["low"] <= 0 <= own[0]["high"]
+    lowest = "is told from nothing, not as expected" if told else "cannot be told from nothing, as expected"
     return (
-        f"{dial}: {line} adds {joined(levels)} to imitation at its better dose. Told from nothing at the lowest level: "
-        f"{'yes, not as expected' if told else 'no, as expected'}; grows at every step: "
+        f"{dial}: {line} adds {joined(levels)} to imitation at its better dose. At the lowest level it {lowest}; "
+        f"grows at every step: "
         f"{'yes, as expected' if grows else 'no, not as expected'}."
     )
 

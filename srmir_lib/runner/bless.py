@@ -49,8 +49,8 @@ MAIN = {
 INTRODUCTION = """# Results
 
 Written by `srmir bless` from `outputs/reference/`; do not edit. Each part but A6 is one run: it describes itself, and
-decides no claim. A6 puts many towns together, and decides. Square brackets hold the interval that a notebook
-computed."""
+decides no claim. A6 puts many towns together, and decides; a verdict of fewer towns than docs/claims.md asks for is
+interim. A metric has the name under which its notebook saves it; square brackets hold the interval that it computed."""
 
 
 ABOUT = (

@@ -1,7 +1,7 @@
 """The same notebooks with seed after seed: one is an anecdote. Every result is one small tracked file.
 
 `outputs/reference/seeds/<preset>/<seed>/<notebook>.json` holds a notebook's metrics and what made them, so that hours
-of work add up over several sittings and machines. What is recorded with the same parameters is not run again.
+of work add up over several runs and machines. What is recorded with the same parameters is not run again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
