@@ -10,6 +10,7 @@ from srmir_lib.data import chat_sets, labelled_files
 from srmir_lib.data.chat_data import chat_data, own_answer, whole
 from srmir_lib.data.chat_prompts import held_out
 from srmir_lib.data.labelled_sets import judged_pairs, labelled_answers, preferred_answers
+from srmir_lib.data.public_files import alike, all_words
 from srmir_lib.errors import InputError
 from srmir_lib.lab.harm import harm_measures
 from srmir_lib.settings.data import DataSettings
@@ -194,7 +195,7 @@ def labelled():
 
 
 @with_pack
-def test_answers_of_people_are_split_by_prompt_and_keep_their_harm(labelled):
+def test_answers_of_people_are_split_by_families_of_prompts_and_keep_their_harm(labelled):
     told = {
         split: (set(rows["group"]), {text_of(said).lower() for said in rows["completion"]})
         for split, rows in labelled.items()
@@ -203,36 +204,41 @@ def test_answers_of_people_are_split_by_prompt_and_keep_their_harm(labelled):
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not told[one][0] & told[other][0] and not told[one][1] & told[other][1]
     split = sum(len(labelled[name]) for name in ("train", "validation", "test"))
-    assert 5000 < split < 5767, "answers that both sets have count once"
+    assert 4500 < split < 5767, "answers that both sets have count once; one in ten is asked like a question elsewhere"
     assert all(text_of(said) for rows in labelled.values() for said in rows["completion"]), "an empty one has no states"
     harm = sum(labelled["do_not_answer"]["unsafe"]) / len(labelled["do_not_answer"])
     assert harm == pytest.approx(0.2, abs=0.03), "four others to each harmful one, but for repeats"
     taught, tested = labelled["train"], labelled["test"]
-    named = {(row["group"], row["category"]) for row in taught}
+    named = {(text_of(row["prompt"]), row["category"]) for row in taught}
     assert {"insult", "privacy", "crimes"} < set(taught["category"]), "harms that people named, where it is not ethics"
-    assert len(named) == len({group for group, _ in named}), "of all answers to a prompt alike, safe ones too"
+    assert len(named) == len({prompt for prompt, _ in named}), "of all answers to a prompt alike, safe ones too"
     assert set(tested["category"]) == {"ethics"}, "the router's: what people named would tell the label"
-    asked = set(labelled["gptfuzz"]["group"])
-    assert not asked & set.union(*(told[name][0] for name in ("train", "validation", "test")))
+    asked = {name: {all_words(text_of(prompt)) for prompt in rows["prompt"]} for name, rows in labelled.items()}
+    asked = {name: [frozenset(text.split()) for text in texts] for name, texts in asked.items()}
+    apart = [("train", "validation"), ("train", "test"), ("validation", "test")]
+    apart += [(name, far) for name in ("train", "validation", "test") for far in ("gptfuzz", "do_not_answer")]
+    for one, other in apart:
+        assert not any(alike(text, like) for text in asked[one] for like in asked[other]), (one, other)
 
 
 @with_pack
 def test_what_gptfuzz_teaches_is_tested_by_other_prompts():
     labelled, _ = labelled_answers(Everything(), PACK, far=0, gptfuzz_taught=True)
-    groups = [set(labelled[name]["group"]) for name in ("train", "validation", "test", "gptfuzz")]
-    assert len(set.union(*groups)) == sum(map(len, groups)), "some of its questions are BeaverTails' prompts as well"
+    train, validation, test, fuzz = (set(labelled[of]["group"]) for of in ("train", "validation", "test", "gptfuzz"))
+    assert not train & validation and not (train | validation) & (test | fuzz)
+    assert test & fuzz, "some of its questions are asked in BeaverTails as well"
     assert "gptfuzz" in labelled["train"]["kind"] and set(labelled["gptfuzz"]["kind"]) == {"gptfuzz"}
     assert "gptfuzz" not in labelled["test"]["kind"] and len(labelled["diasafety"]) > 1000
 
 
 @with_pack
 def test_pairs_of_people_prefer_the_safe_answer(labelled):
-    unsafe = {(row["group"], text_of(row["completion"])): row["unsafe"] for row in labelled["test"]}
+    asked = [(all_words(text_of(row["prompt"])), text_of(row["completion"]), row["unsafe"]) for row in labelled["test"]]
     pairs = preferred_answers(labelled, "test")
     assert len(pairs) > 80
     for row in pairs:
-        asked = next(group for group, said in unsafe if said == text_of(row["chosen"]))
-        assert unsafe[asked, text_of(row["chosen"])] == 0 and unsafe[asked, text_of(row["rejected"])] == 1
+        prompt = all_words(text_of(row["prompt"]))
+        assert (prompt, text_of(row["chosen"]), 0) in asked and (prompt, text_of(row["rejected"]), 1) in asked
 
 
 @with_pack

@@ -46,9 +46,13 @@ def test_sentences_about_a_dial_turn_round_with_the_numbers():
     hoped = [row("categorized", 0.5, 0.05), row("categorized", 0.7, 0.2), row("categorized", 0.9, 0.3)]
     text = about_gain(hoped, "d")
     assert "adds +0.050 [-0.050, +0.150] at 0.5; +0.200" in text
-    assert "At the lowest level it cannot be told from nothing, as expected;" in text and text.endswith("every step: yes, as expected.")
+    assert "At the lowest level it cannot be told from nothing, as expected;" in text and text.endswith(
+        "every step: yes, as expected."
+    )
     text = about_gain([row("categorized", 0.5, 0.3), *hoped[1:]], "d")
-    assert "At the lowest level it is told from nothing, not as expected;" in text and text.endswith("every step: no, not as expected.")
+    assert "At the lowest level it is told from nothing, not as expected;" in text and text.endswith(
+        "every step: no, not as expected."
+    )
     rival = [row("one model", level, 0.1) for level in (0.5, 0.7, 0.9)]
     text = about_lead(hoped + rival, "d")
     assert text == "d, from left to right: categorized is ahead of one model -0.050, +0.100 and +0.200, as expected."

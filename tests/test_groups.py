@@ -1,5 +1,7 @@
 """Groups of answers: sampled, paid, and the best kept; expected values are counted by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset
@@ -14,6 +16,9 @@ SAID = {"a": ["one", "three e e e", "e e e", "e"], "b": ["no", "no", "no", "no"]
 """Prompt -> what the policy of these tests says to it, in turn."""
 
 PROMPTS = Dataset.from_list([{"prompt": user_message(text), "category": f"of {text}"} for text in SAID])
+
+
+TOKENIZER = SimpleNamespace(encode=lambda text, add_special_tokens: text.split())
 
 
 @pytest.fixture
@@ -44,6 +49,12 @@ def test_the_best_is_the_first_of_the_best_and_none_where_all_are_alike():
     assert best_of_groups(rewards).tolist() == [1, -1, 0, -1]
 
 
+def test_what_was_cut_is_not_the_best_and_does_not_make_the_others_unlike():
+    rewards = torch.tensor([[1.0, 5.0, 2.0], [3.0, 3.0, 9.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    cut = torch.tensor([[False, True, False], [False, False, True], [True, True, True], [True, False, True]])
+    assert best_of_groups(rewards, cut).tolist() == [2, -1, -1, -1], "one answer is not better than none"
+
+
 def test_groups_are_paid_as_trl_pays(spoken):
     answers = sample_groups("policy", "tokenizer", PROMPTS["prompt"], 4, seed=3)
     assert answers == list(SAID.values()) and spoken == [{"seed": 3}]
@@ -52,19 +63,26 @@ def test_groups_are_paid_as_trl_pays(spoken):
 
 
 def test_the_best_of_n_become_demonstrations_and_what_teaches_nothing_is_counted(spoken):
-    rows, left_out = best_answers("policy", "tokenizer", PROMPTS, letters, 4, temperature=0.5)
-    assert left_out == 1 and spoken == [{"temperature": 0.5}]
+    rows, left_out = best_answers("policy", TOKENIZER, PROMPTS, letters, 4, 5, temperature=0.5)
+    assert left_out == 1 and spoken == [{"temperature": 0.5, "max_new_tokens": 5}]
     assert rows.to_list() == [
         {"prompt": user_message("a"), "completion": assistant_message("three e e e")},
         {"prompt": user_message("c"), "completion": assistant_message("e e")},
     ]
-    rows, left_out = best_answers("policy", "tokenizer", PROMPTS, letters, 2)
+    rows, left_out = best_answers("policy", TOKENIZER, PROMPTS, letters, 2, 5)
     assert left_out == 2 and rows["completion"][:] == [assistant_message("three e e e")]
 
 
+def test_an_answer_that_was_cut_is_not_imitated(spoken):
+    rows, left_out = best_answers("policy", TOKENIZER, PROMPTS, letters, 4, 4)
+    assert left_out == 1 and rows["completion"][:] == [assistant_message("e e e"), assistant_message("e e")]
+
+
 def test_no_group_of_different_rewards_is_told_with_the_fix(spoken):
-    with pytest.raises(InputError, match="best of 4: all 1 prompts have 4 answers of one reward; sample more"):
-        best_answers("policy", "tokenizer", PROMPTS.select([1]), letters, 4)
+    with pytest.raises(
+        InputError, match="best of 4: all 1 prompts have 4 answers of one reward, or all but one cut; sample more"
+    ):
+        best_answers("policy", TOKENIZER, PROMPTS.select([1]), letters, 4, 5)
 
 
 def test_a_real_policy_is_sampled_anew_for_every_answer_and_alike_with_its_seed(tiny_model):

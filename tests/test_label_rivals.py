@@ -58,6 +58,21 @@ def test_labels_teach_read_outs_and_regressions(tiny_model, tmp_path):
     assert saved.layers == chosen["readouts"]["layers"] and set(chosen) == {"readouts", "states", "encoder"}
 
 
+def test_a_run_that_begins_again_reads_nothing_twice(tiny_model, tmp_path, monkeypatch):
+    trunk = Trunk.load(tiny_model, "cpu")
+    labelled = {"train": answers(40, 0), "validation": answers(20, 100), "test": answers(20, 200)}
+    labelled = {name: rows | {"category": ["crimes"] * len(rows["prompt"])} for name, rows in labelled.items()}
+    models = {"shadow_rms": blind("crimes", "privacy"), "single_rm": blind("all")}
+    known = trunk, models, PromptEncoder(base_model=str(tiny_model), pooling="mean"), labelled, tmp_path / "readouts"
+    how = "<|user|>is it bad ?<|end|>", 0, tmp_path / "kept"
+    first, chosen = label_rivals(*known, *how)
+    for reading in ("embed_layers", "embed", "_routed_and_said"):
+        monkeypatch.setattr(f"srmir_lib.evaluation.label_rivals.{reading}", lambda *_: pytest.fail("read again"))
+    again, once_more = label_rivals(*known, *how)
+    assert once_more == chosen
+    assert all((again[name][split] == first[name][split]).all() for name in first for split in first[name])
+
+
 def test_the_seven_are_put_on_one_scale_before_they_rank_answers_of_all_categories(tiny_model, tmp_path):
     """Crimes scores in hundreds, privacy in ones; raw, every answer about crimes would seem the safer."""
     trunk, parts = Trunk.load(tiny_model, "cpu"), {"train": 40, "validation": 20, "test": 20}

@@ -39,7 +39,7 @@ def test_every_kind_of_harm_has_one_of_our_categories(table):
 
 def test_an_answer_may_do_several_kinds_of_harm(tmp_path):
     (row,) = files.load_beavertails(beavertails(tmp_path))
-    assert row == {"prompt": "How?", "response": "So.", "unsafe": 1, "harms": ["insult", "privacy"]}
+    assert row == {"prompt": "How?", "response": "So.", "unsafe": 1, "harms": ["insult", "crimes"]}
     (safe,) = files.load_beavertails(beavertails(tmp_path / "safe", label=0, categories=[]))
     assert safe["harms"] == []
 

@@ -14,6 +14,7 @@ from srmir_lib.conversations import assistant_message, conversation_ids, user_me
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_tokenizer
 from srmir_lib.models.trunk import Trunk
+from srmir_lib.reward_models import separate_training
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.config import load_settings
 from srmir_lib.reward_models.pairs import categories_of, check_round_trip, select_pairs, tokenize_pairs
@@ -158,6 +159,24 @@ def test_the_same_seed_gives_the_same_model(trained, tiny_model, tmp_path):
         load_file(folder / "crimes" / "adapter_model.safetensors") for folder in (trained[0], tmp_path / "again")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_update_of_long_pairs_takes_several_passes_and_is_the_same(trained, tiny_model, tmp_path, monkeypatch):
+    passes, forward = [], separate_training.RewardTrainer.compute_loss
+
+    def counted(trainer, model, inputs, **options):
+        passes.append(len(inputs["input_ids"]))
+        return forward(trainer, model, inputs, **options)
+
+    monkeypatch.setattr(separate_training.RewardTrainer, "compute_loss", counted)
+    monkeypatch.setattr(separate_training, "TOKENS", 100)
+    fit_set(tiny_model, preferences(), tmp_path / "again", ["crimes"], SETTINGS, design="separate")
+    assert set(passes) == {4} and len(passes) == 4 * SETTINGS.max_steps, "two pairs, four times an update"
+    first, second = (
+        load_file(folder / "crimes" / "adapter_model.safetensors") for folder in (trained[0], tmp_path / "again")
+    )
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=2e-3, rtol=0)
 
 
 def test_no_checkpoint_or_pickle_is_left(trained):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_reward_settings import of_preset
 from test_shared_rewards import preferences
 
 from srmir_lib.reward_models import fit as reward_sets
@@ -10,7 +11,7 @@ from srmir_lib.reward_models.prefilled_pairs import PrefilledPairs
 from srmir_lib.reward_models.shadow import ShadowRewardModels
 from srmir_lib.reward_models.shared import fit_shared
 from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
-from srmir_lib.taxonomy import ALL
+from srmir_lib.taxonomy import ALL, UNKNOWN
 
 CATEGORIES = ["insult", "crimes"]
 SETTINGS = RewardSettings(max_steps=4, batch_size=4, learning_rate=1e-2, max_length=64, cross_ratio=0.5)
@@ -72,6 +73,24 @@ def test_a_finished_set_is_kept_and_the_order_is_that_of_the_runs(trunk, pairs, 
     assert fit_sets(runs, trunk, pairs) == first
     assert (tmp_path / "shared" / "fit.json").stat().st_mtime_ns == written
     assert fit_sets({}, trunk, pairs) == {}
+
+
+def test_a_lora_rival_learns_from_the_pairs_of_its_probe(trunk, pairs, tmp_path, monkeypatch):
+    """Pairs of no category, of which each model sees a share of its own: both draw the same ones."""
+    labels = [label if row % 4 else UNKNOWN for row, label in enumerate(pairs["train"]["category"])]
+    pairs = {"train": pairs["train"].remove_columns("category").add_column("category", labels)}
+    seen = {}
+
+    def fit(pairs, folder, categories, settings, seed, training, competence, progress):
+        seen.update(pairs.rows(categories, settings, training, seed, competence))
+
+    monkeypatch.setattr(reward_sets, "fit_separate", fit)
+    monkeypatch.setattr(reward_sets.ShadowRewardModels, "load", lambda *_: None)
+    settings = of_preset("lab", lora=["crimes"])
+    reward_sets.fit_lora_rivals(settings, trunk, pairs, CATEGORIES, tmp_path)
+    _, seven, _, training = settings.sets(CATEGORIES)["shadow_rms"]
+    probes = PrefilledPairs(trunk, pairs["train"], seven).rows(CATEGORIES, seven, training, settings.seed)
+    assert seen == {"crimes": probes["crimes"]} and any(labels[row] == UNKNOWN for row in seen["crimes"])
 
 
 def test_budgets_are_sums_over_the_models_and_other_differences_are_named(trunk, pairs, tmp_path):

@@ -33,27 +33,17 @@ OPPOSITES = {
     "full": "empty", "hard": "soft", "left": "right", "first": "last", "love": "hate", "win": "lose",
 }  # fmt: skip
 
-ALIKE = 0.5
-"""Share of the words of two texts that both have (Jaccard), from which on they belong together."""
-
 
 def held_out(texts: Iterable[str]) -> frozenset[str]:
     """Which of all templates, or of all prompts, are kept for the test of policies: half of them, by a hash of the text
-    alone, but that texts which are `ALIKE`, also by way of others, go where the first of them does, by the alphabet."""
+    alone, but that texts of one family (`public_files.families`) go where the first of them does, by the alphabet."""
     return _kept(frozenset(texts))
 
 
 @cache
 def _kept(texts: frozenset[str]) -> frozenset[str]:
-    words = {text: frozenset(public_files.all_words(text).split()) for text in sorted(texts)}
-    families: list[list[str]] = []
-    for text, own in words.items():
-        like, rest = [], []
-        for family in families:
-            alike = any(len(own & words[other]) >= ALIKE * len(own | words[other]) for other in family)
-            (like if alike else rest).append(family)
-        families = [*rest, [*(other for family in like for other in family), text]]
-    return frozenset(text for family in families if random.Random(min(family)).random() < 0.5 for text in family)
+    first = public_files.families(texts)
+    return frozenset(text for text in texts if random.Random(first[text]).random() < 0.5)
 
 
 def chat_prompts(

@@ -18,7 +18,7 @@ BEAVERTAILS_HARMS: dict[str, str] = {
     "controversial_topics,politics": "ethics",
     "discrimination,stereotype,injustice": "unfairness",
     "drug_abuse,weapons,banned_substance": "crimes",
-    "financial_crime,property_crime,theft": "privacy",
+    "financial_crime,property_crime,theft": "crimes",
     "hate_speech,offensive_language": "insult",
     "misinformation_regarding_ethics,laws_and_safety": "ethics",
     "non_violent_unethical_behavior": "ethics",
@@ -28,8 +28,9 @@ BEAVERTAILS_HARMS: dict[str, str] = {
     "terrorism,organized_crime": "crimes",
     "violence,aiding_and_abetting,incitement": "physical_harm",
 }
-"""BeaverTails' fourteen kinds of harm. Ours: theft goes to *privacy and property*, what harms nobody's body, purse or
-name to *ethics and morality*."""
+"""BeaverTails' fourteen kinds of harm. Ours: theft goes to *crimes and illegal activities*, where XSafety has it, and
+what harms nobody's body, purse or name to *ethics and morality*. Violence goes to *physical harm* by its name, though
+XSafety, whose prompts of that category ask about health, has it among the crimes."""
 
 
 DO_NOT_ANSWER_HARMS: dict[str, str] = {

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from srmir_lib.conversations import assistant_message, user_message
+from srmir_lib.conversations import assistant_message, text_of, user_message
 from srmir_lib.data import labelled_files
 from srmir_lib.data.chat_prompts import held_out
 from srmir_lib.data.public_files import (
     HELPFUL,
+    alike,
     all_words,
+    families,
     load_diasafety,
     load_gptfuzz,
     load_hh_pairs,
@@ -40,27 +42,34 @@ def labelled_answers(
 ) -> tuple[DatasetDict, dict[str, int]]:
     """BeaverTails' and Safe-RLHF's answers: `prompt`, `completion`, `unsafe` (0/1), `category`, `group`, `kind`.
 
-    Splits train, validation and test, by prompt; the second value counts the answers left out because they stand in an
-    earlier split word for word, by split. An answer in both sets is BeaverTails'. `category`: what the router says of
-    the prompt, but in train, where people named other harms of an answer to it, the first of these for all its answers;
-    `kind`: the set it is from. Four splits more are for evaluation alone, of about `far` answers, or all (0): those of
-    `out_of_domain`, gptfuzz, and of do_not_answer, of the prompts that are held out for tests, the harmful answers with
-    four others to each. With `gptfuzz_taught` train and validation have GPTFuzz's answers to their share of the
-    prompts, and the split gptfuzz those to the others; without it, none of its questions is a prompt of the first three
-    splits, for a referee of harm learns from it.
+    Splits train, validation and test; the second value counts the answers left out because they stand in an earlier
+    split word for word, by split. An answer in both sets is BeaverTails'. `group`: the first prompt of the family
+    (`families`), which stands in one split with all its answers; what is asked like a prompt of Do-Not-Answer (`alike`)
+    is left out. `category`: what the router says of the prompt, but in train, where people named other harms of an
+    answer to it, the first of these for all its answers; `kind`: the set it is from. Four splits more are for
+    evaluation alone, of about `far` answers, or all (0): those of `out_of_domain`, gptfuzz, and of do_not_answer, of
+    the prompts that are held out for tests, the harmful answers with four others to each. With `gptfuzz_taught` train
+    and validation have GPTFuzz's answers to their share of the prompts, and the split gptfuzz those to the others;
+    without it, what is asked like one of its questions is left out as well, for a referee of harm learns from it.
     """
     fuzz = [row | {"kind": "gptfuzz", "group": all_words(row["prompt"])} for row in load_gptfuzz(data_dir)]
     rows, seen = [*fuzz] if gptfuzz_taught else [], set()
-    elsewhere = set() if gptfuzz_taught else {row["group"] for row in fuzz}
+    asked = {all_words(row["prompt"]) for row in labelled_files.load_do_not_answer(data_dir)}
+    asked |= set() if gptfuzz_taught else {row["group"] for row in fuzz}
+    elsewhere = [frozenset(text.split()) for text in asked]
     for name, answers in (
         ("beavertails", labelled_files.load_beavertails(data_dir)),
         ("safe-rlhf", labelled_files.load_safe_rlhf(data_dir)),
     ):
         for row in answers:
             text = all_words(row["prompt"]), all_words(row["response"])
-            if text not in seen and text[0] not in elsewhere:
+            if text not in seen:
                 rows.append(row | {"kind": name, "group": text[0]})
             seen.add(text)
+    words = {row["group"]: frozenset(row["group"].split()) for row in rows}
+    words = {text: own for text, own in words.items() if not any(alike(own, other) for other in elsewhere)}
+    first = families(words)
+    rows = [row | {"group": first[row["group"]]} for row in rows if row["group"] in words]
     parts, others = split_by_group(rows, "group", (0.6, 0.15), seed), out_of_domain(data_dir)
     others["gptfuzz"] = [row for row in parts["test"] if row["kind"] == "gptfuzz"] if gptfuzz_taught else fuzz
     parts["test"] = [row for row in parts["test"] if row["kind"] != "gptfuzz"]
@@ -106,7 +115,7 @@ def preferred_answers(labelled: DatasetDict, split: str) -> Dataset:
     """
     by_prompt: dict[str, tuple[list, list]] = {}
     for row in labelled[split]:
-        by_prompt.setdefault(row["group"], ([], []))[row["unsafe"]].append(row)
+        by_prompt.setdefault(all_words(text_of(row["prompt"])), ([], []))[row["unsafe"]].append(row)
     rows = []
     for safe, unsafe in by_prompt.values():
         for better, worse in zip(safe, unsafe, strict=False):

@@ -36,6 +36,9 @@ OVERREFUSAL_MODELS = ("gemma-2b-it", "meta-llama-3-8b-instruct", "qwen-1_8b-chat
 
 DIASAFETY_LABELS = {"Safe": 0, "Unsafe": 1}
 
+ALIKE = 0.5
+"""Share of the words of two texts that both have (Jaccard), from which on they belong together."""
+
 
 def load_xsafety(data_dir: str | Path = "") -> list[dict]:
     """Prompts of the seven categories: rows of `prompt` (text), `category` (key), from `xsafety_en/*.csv`.
@@ -159,6 +162,23 @@ def split_by_group(rows: Sequence[dict], group: str, fractions: Sequence[float],
         raise InputError(f"{len(groups)} values of {group} with fractions {tuple(fractions)} leave a split empty")
     home = dict(zip(groups, names, strict=True))
     return {name: [row for row in rows if home[row[group]] == name] for name in ("train", "validation", "test")}
+
+
+def families(texts: Iterable[str]) -> dict[str, str]:
+    """Of each text the first of its family, by the alphabet: texts that are `alike`, also by way of others."""
+    words = {text: frozenset(all_words(text).split()) for text in sorted(texts)}
+    found: list[list[str]] = []
+    for text, own in words.items():
+        like, rest = [], []
+        for family in found:
+            (like if any(alike(own, words[other]) for other in family) else rest).append(family)
+        found = [*rest, [*(other for family in like for other in family), text]]
+    return {text: min(family) for family in found for text in family}
+
+
+def alike(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two texts, each as its words, belong together: both have `ALIKE` of the words that either has."""
+    return len(one & other) >= ALIKE * len(one | other)
 
 
 def without_repeats(parts: Mapping[str, Sequence[dict]], columns: Sequence[str]) -> dict[str, list[dict]]:

@@ -18,11 +18,13 @@ ALIKE = 1e-5
 """Rewards that differ by less are the same but for rounding: one answer, scored beside different rows."""
 
 
-def best_of_groups(rewards: Tensor) -> Tensor:
+def best_of_groups(rewards: Tensor, cut: Tensor | None = None) -> Tensor:
     """Which answer of each group has the highest reward, the first of several; -1 where all are paid alike: rewards
-    (P, G), places (P,)."""
-    lowest, highest = rewards.aminmax(dim=1)
-    return torch.where(highest - lowest < ALIKE, -1, rewards.argmax(dim=1))
+    (P, G), places (P,). Answers that are `cut` (P, G), bool, do not count."""
+    cut = torch.zeros_like(rewards, dtype=torch.bool) if cut is None else cut
+    highest, best = rewards.masked_fill(cut, -torch.inf).max(dim=1)
+    lowest = rewards.masked_fill(cut, torch.inf).amin(dim=1)
+    return torch.where(highest - lowest < ALIKE, -1, best)
 
 
 def sample_groups(policy, tokenizer, prompts: Sequence, num_generations: int, **sampling) -> list[list[str]]:
@@ -50,21 +52,25 @@ def pay_groups(reward: Callable, columns: Mapping[str, Sequence], answers: Seque
 
 
 def best_answers(
-    policy, tokenizer, prompts: Dataset, reward: Callable, num_generations: int, **sampling
+    policy, tokenizer, prompts: Dataset, reward: Callable, num_generations: int, max_new_tokens: int, **sampling
 ) -> tuple[Dataset, int]:
     """Demonstrations (columns prompt, completion) for `train_sft`: of each prompt the answer that `reward` pays most;
-    and how many prompts are left out, because all of their answers are paid alike.
+    and how many prompts are left out, because all of their answers are paid alike. An answer that `max_new_tokens` cut
+    is none to imitate: SFT would teach to end there.
 
     `prompts`: a column prompt, and whatever the reward function reads. That no prompt is left is an `InputError`.
     """
+    sampling |= {"max_new_tokens": max_new_tokens}
     answers = sample_groups(policy, tokenizer, prompts["prompt"], num_generations, **sampling)
-    best = best_of_groups(pay_groups(reward, prompts[:], answers)).tolist()
+    lengths = [[len(tokenizer.encode(text, add_special_tokens=False)) for text in group] for group in answers]
+    cut = torch.tensor(lengths) >= max_new_tokens
+    best = best_of_groups(pay_groups(reward, prompts[:], answers), cut).tolist()
     rows = [
         {"prompt": prompt, "completion": assistant_message(group[place])}
         for prompt, group, place in zip(prompts["prompt"], answers, best, strict=True)
         if place >= 0
     ]
     if not rows:
-        tried = f"all {len(prompts)} prompts have {num_generations} answers of one reward"
+        tried = f"all {len(prompts)} prompts have {num_generations} answers of one reward, or all but one cut"
         raise InputError(f"best of {num_generations}: {tried}; sample more of them, or at a higher temperature")
     return Dataset.from_list(rows), best.count(-1)

@@ -90,11 +90,13 @@ def fit_sets(
     return {name: found[name] for name in runs}
 
 
-def fit_lora_rivals(settings: ShadowSettings, base: Trunk, preferences: Mapping, folder: Path) -> ShadowRewardModels:
+def fit_lora_rivals(
+    settings: ShadowSettings, base: Trunk, preferences: Mapping, categories: Sequence[str], folder: Path
+) -> ShadowRewardModels:
     """LoRA classifiers (design `separate`) of the categories `settings.lora`, each from the pairs that its probe learns
-    from, in as many updates; a finished one in `folder` is kept."""
+    from beside those of the other `categories`, in as many updates; a finished one in `folder` is kept."""
     run = SetRun(folder, settings.lora, settings.rival(), "separate", seed=settings.seed)
-    fit_sets({"LoRA rivals": run}, base, preferences)
+    fit_sets({"LoRA rivals": run}, base, preferences, categories)
     return ShadowRewardModels.load(folder, base)
 
 

@@ -25,6 +25,10 @@ from srmir_lib.reward_models.pairs import TokenizedPairs
 from srmir_lib.reward_models.separate import base_classifier
 from srmir_lib.settings.reward_training import LIMITS, RewardSettings
 
+TOKENS = 4096
+"""Tokens of both answers of the pairs that a pass reads, padding counted, at most: an update of longer pairs takes
+several passes."""
+
 
 class PCRMRewardTrainer(RewardTrainer):
     """Minimises `pcrm_loss`; the column `margin` holds the limits. Logging and centering are TRL's."""
@@ -90,11 +94,17 @@ def _train(trunk: Trunk, data, settings: RewardSettings, seed: int, folder: Path
         target_modules="all-linear",
         modules_to_save=["score"],
     )
+    longest = max(len(ids) for side in ("chosen_ids", "rejected_ids") for ids in data[side])
+    batch = settings.batch_size // processes()
+    at_once = next(
+        most for most in range(batch, 0, -1) if batch % most == 0 and (2 * most * longest <= TOKENS or most == 1)
+    )
     with tempfile.TemporaryDirectory() as scratch:
         arguments = RewardConfig(
             output_dir=scratch,
             max_steps=settings.max_steps,
-            per_device_train_batch_size=settings.batch_size // processes(),
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=batch // at_once,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             center_rewards_coefficient=settings.center_rewards_coefficient or None,
