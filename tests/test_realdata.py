@@ -53,6 +53,10 @@ def write_pack(folder: Path) -> Path:
     def text(count: int) -> str:
         return " ".join(draw.choice(WORDS, count))
 
+    def own(mark: str, number: int) -> str:
+        """Six words that stand in no other prompt, or prompts would be of one family."""
+        return " ".join(f"{mark}{number}{letter}" for letter in "abcdef")
+
     def put(name: str, content: str | bytes) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +64,8 @@ def write_pack(folder: Path) -> Path:
 
     for word, name in zip(WORDS, XSAFETY_CATEGORIES, strict=False):
         put(f"xsafety_en/{name}", "".join(f"{word} {word} {word} {word} {text(4)}\r\n" for _ in range(20)))
-    put(
-        "gptfuzz/question_list_0-79.csv", "index,text\n" + "".join(f"{n},{WORDS[n % 7]} {text(3)}\n" for n in range(10))
-    )
+    questions = [f"{WORDS[n % 7]} {text(3)} {own('f', n)}" for n in range(10)]
+    put("gptfuzz/question_list_0-79.csv", "index,text\n" + "".join(f"{n},{x}\n" for n, x in enumerate(questions)))
     answers = [(n, *(("sorry no " + text(3), 0), ("sure here " + text(20), 1))[n // 10 % 2]) for n in range(100)]
     put(
         "gptfuzz/responses_labeled_train.csv",
@@ -86,12 +89,16 @@ def write_pack(folder: Path) -> Path:
             row = {"prompt": text(3), "response": text(5), "is_jailbreak_substring_matching": answered}
             content = json.dumps({"completions": [row] * 3})
             put(f"overrefusal-completions/{model}_harmless_{steering}_evaluations.json", content)
-    asked = [f"{WORDS[n % 7]} {WORDS[n % 7]} {n} {text(3)}" for n in range(40)]
+    asked = [f"{WORDS[n % 7]} {WORDS[n % 7]} {n} {text(3)} {own('b', n)}" for n in range(40)]
     both = [(f"sorry no {text(4)}", 0), (f"sure here {text(6)}", 1)]
     said = [{"prompt": x, "response": f"{y} {n}", "label": u} for n, x in enumerate(asked) for y, u in both]
     harms = [{**row, "categories": ["privacy_violation"] * row["label"]} for row in said[:40]]
     judged = {"model": "one", "types_of_harm": "Toxic language (hate speech)"}
-    judged = [{**row, **judged, "action": 5 * row["label"], "response": row["response"] + " again"} for row in said]
+    judged = [
+        {**row, **judged, "action": 5 * row["label"], "response": row["response"] + " again"}
+        | {"prompt": f"{WORDS[n // 2 % 7]} {text(3)} {own('d', n // 2)}"}
+        for n, row in enumerate(said)
+    ]
     put("beavertails/responses.jsonl", "\n".join(map(json.dumps, harms)))
     put("safe-rlhf/responses.jsonl", "\n".join(map(json.dumps, said[30:])))
     put("do-not-answer-responses/responses.jsonl", "\n".join(map(json.dumps, judged)))
