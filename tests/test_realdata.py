@@ -54,8 +54,8 @@ def write_pack(folder: Path) -> Path:
         return " ".join(draw.choice(WORDS, count))
 
     def own(mark: str, number: int) -> str:
-        """Six words that stand in no other prompt, or prompts would be of one family."""
-        return " ".join(f"{mark}{number}{letter}" for letter in "abcdef")
+        """Three words that stand in no other prompt, or prompts would be of one family."""
+        return " ".join(f"{mark}{number}{letter}" for letter in "abc")
 
     def put(name: str, content: str | bytes) -> None:
         path = folder / name
@@ -89,7 +89,7 @@ def write_pack(folder: Path) -> Path:
             row = {"prompt": text(3), "response": text(5), "is_jailbreak_substring_matching": answered}
             content = json.dumps({"completions": [row] * 3})
             put(f"overrefusal-completions/{model}_harmless_{steering}_evaluations.json", content)
-    asked = [f"{WORDS[n % 7]} {WORDS[n % 7]} {n} {text(3)} {own('b', n)}" for n in range(40)]
+    asked = [f"{f'{WORDS[n % 7]} ' * 6}{n} {text(3)} {own('b', n)}" for n in range(40)]
     both = [(f"sorry no {text(4)}", 0), (f"sure here {text(6)}", 1)]
     said = [{"prompt": x, "response": f"{y} {n}", "label": u} for n, x in enumerate(asked) for y, u in both]
     harms = [{**row, "categories": ["privacy_violation"] * row["label"]} for row in said[:40]]
