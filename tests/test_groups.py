@@ -76,12 +76,14 @@ def test_the_best_of_n_become_demonstrations_and_what_teaches_nothing_is_counted
 def test_an_answer_that_was_cut_is_not_imitated(spoken):
     rows, left_out = best_answers("policy", TOKENIZER, PROMPTS, letters, 4, 4)
     assert left_out == 1 and rows["completion"][:] == [assistant_message("e e e"), assistant_message("e e")]
+    rows, left_out = best_answers("policy", TOKENIZER, PROMPTS, letters, 4, 1)
+    assert left_out == 1 and rows["completion"][:] == [assistant_message("three e e e"), assistant_message("e e")], (
+        "where fewer than two ended, the best of all"
+    )
 
 
 def test_no_group_of_different_rewards_is_told_with_the_fix(spoken):
-    with pytest.raises(
-        InputError, match="best of 4: all 1 prompts have 4 answers of one reward, or all but one cut; sample more"
-    ):
+    with pytest.raises(InputError, match="best of 4: all 1 prompts have 4 answers of one reward; sample more"):
         best_answers("policy", TOKENIZER, PROMPTS.select([1]), letters, 4, 5)
 
 

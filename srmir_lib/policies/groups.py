@@ -56,7 +56,7 @@ def best_answers(
 ) -> tuple[Dataset, int]:
     """Demonstrations (columns prompt, completion) for `train_sft`: of each prompt the answer that `reward` pays most;
     and how many prompts are left out, because all of their answers are paid alike. An answer that `max_new_tokens` cut
-    is none to imitate: SFT would teach to end there.
+    does not count where two others ended by themselves: SFT would teach to end there.
 
     `prompts`: a column prompt, and whatever the reward function reads. That no prompt is left is an `InputError`.
     """
@@ -64,6 +64,7 @@ def best_answers(
     answers = sample_groups(policy, tokenizer, prompts["prompt"], num_generations, **sampling)
     lengths = [[len(tokenizer.encode(text, add_special_tokens=False)) for text in group] for group in answers]
     cut = torch.tensor(lengths) >= max_new_tokens
+    cut &= (~cut).sum(dim=1, keepdim=True) >= 2
     best = best_of_groups(pay_groups(reward, prompts[:], answers), cut).tolist()
     rows = [
         {"prompt": prompt, "completion": assistant_message(group[place])}
@@ -71,6 +72,6 @@ def best_answers(
         if place >= 0
     ]
     if not rows:
-        tried = f"all {len(prompts)} prompts have {num_generations} answers of one reward, or all but one cut"
+        tried = f"all {len(prompts)} prompts have {num_generations} answers of one reward"
         raise InputError(f"best of {num_generations}: {tried}; sample more of them, or at a higher temperature")
     return Dataset.from_list(rows), best.count(-1)
