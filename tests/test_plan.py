@@ -79,9 +79,9 @@ def test_a_lora_rival_takes_training_and_weights_of_its_own(tmp_path):
     two, none = (plan.of_reward_models(own | {"lora": names}, SMALL, 4, tasks) for names in (["a", "b"], []))
     texts = 2 * own["training"]["batch_size"]
     assert two.trained - none.trained == 2 * own["max_steps"] * texts * 2 * PROMPT and two.read == none.read
-    large = Size(weights=10**9, layers=2, width=8, vocabulary=50, kv=32)
+    large = Size(weights=2 * 10**9, layers=2, width=8, vocabulary=50, kv=32)
     held = plan.of_reward_models(own | {"lora": ["a"], "labelled": ""}, large, 2, tasks).holds
-    assert held == 4 * 10**9 + texts * 2 * PROMPT * 2 * 8 * plan.KEPT * 4, "more than what the trunk may keep"
+    assert held == 8 * 10**9 + texts * 2 * PROMPT * 2 * 8 * plan.KEPT * 4, "more than what the trunk may keep"
 
 
 def test_a_table_and_what_does_not_fit():
