@@ -99,7 +99,8 @@ def _routed_and_said(
 
 
 def _remembered(folder: Path | None, key: object, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` gives, or what is kept of it in the `folder` under the digest of the `key`."""
+    """What `make` gives, or what is kept of it in the `folder` under the digest of the `key`, which names what differs
+    within one stage: the folder goes when parameters, code or inputs change (`Stage.scratch`)."""
     if folder is None:
         return make()
     file = folder / f"{digest(key)}.safetensors"
