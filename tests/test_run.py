@@ -617,6 +617,18 @@ def test_what_a_cell_prints_stays_beside_what_it_shows(root):
     assert [o.get("text") or o.data["text/markdown"] for o in shown] == ["one two\n", "a table", "three\n"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sockets that are files")
+def test_a_kernel_is_talked_to_through_files_that_do_not_stay(root):
+    """A TCP port is free when it is looked for, and may be another program's when the kernel comes to take it."""
+    look = "from ipykernel.connect import get_connection_file, get_connection_info\n"
+    look += "print(get_connection_file(), get_connection_info(unpack=True)['transport'])"
+    write_notebook(root / "notebooks/01_make.ipynb", [*MAKE, look])
+    assert main(["run", "lab", "01"]) == 0
+    shown = nbformat.read(root / "outputs/lab/01_make/01_make.ipynb", as_version=4).cells[-1].outputs
+    file, transport = shown[0].text.split()
+    assert transport == "ipc" and Path(file).name == "kernel.json" and not Path(file).parent.exists()
+
+
 def test_elapsed_counts_what_ran_side_by_side_once():
     at = "2026-01-01T00:{:02d}:00+00:00".format
     assert elapsed([]) == 0

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -24,6 +25,9 @@ KERNEL_ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THR
 
 # What tqdm draws: "name:  12%|█▏  | 3/25 [00:01<00:09,  2.4it/s]", or without a total "name: 7it [00:01, 5.1it/s]".
 BAR = re.compile(r"\d+%\|.*\| *\S+/\S+ \[[\d:?]+<|\d+it \[[\d:?]+, ")
+
+
+LONGEST_SOCKET = 90  # letters of a folder; macOS allows a socket's whole path 104, Linux 108
 
 
 LINE_ENDS = re.compile(r"[\r\n]+|\x1b\[[A-K]")
@@ -90,8 +94,12 @@ def refresh_prose(executed: Path, notebook: Path) -> None:
             nbformat.write(stored, fresh)
 
 
-def _kernel_class(environment: dict[str, str], watch: "Watch") -> type:
-    """Kernels of this interpreter, whatever the user has installed as `python3`; `watch` is told the process."""
+def _kernel_class(environment: dict[str, str], watch: "Watch", folder: str) -> type:
+    """Kernels of this interpreter, whatever the user has installed as `python3`; `watch` is told the process.
+
+    A kernel is talked to through sockets in `folder`, its own: a free TCP port is looked for before the kernel is there
+    to take it, and where another program takes it in between, the run waits for a kernel that never answers.
+    """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
@@ -99,11 +107,14 @@ def _kernel_class(environment: dict[str, str], watch: "Watch") -> type:
     command = [sys.executable, "-m", "srmir_lib.runner.kernel", "-f", "{connection_file}", quiet]
     spec = KernelSpec(argv=command, display_name="Python 3", language="python", env=KERNEL_ENVIRONMENT | environment)
 
+    private = {"transport": "ipc", "connection_file": f"{folder}/kernel.json", "ip": f"{folder}/kernel"}
+    own = private if os.name == "posix" and len(folder) < LONGEST_SOCKET else {}
+
     class Kernel(AsyncKernelManager):
         kernel_spec = spec
 
         def __init__(self, **options):
-            super().__init__(**options)
+            super().__init__(**options | own)
             watch.pid = lambda: getattr(self.provisioner, "pid", None)
 
     return Kernel
@@ -239,13 +250,13 @@ def execute(
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is raised
     try:
-        with watch:
+        with watch, tempfile.TemporaryDirectory(prefix="srmir-") as sockets:
             execute_notebook(
                 notebook,
                 executed,
                 parameters,
                 kernel_name="python3",
-                kernel_manager_class=_kernel_class(environment, watch),
+                kernel_manager_class=_kernel_class(environment, watch, sockets),
                 resources={"metadata": {"path": str(root)}},  # papermill's `cwd` would move this whole process
                 progress_bar=False,
                 stdout_file=watch,

@@ -4,6 +4,7 @@ A run that is told to stop ends its kernels itself; one that is killed cannot. `
 the arguments of `ipykernel_launcher`.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -20,6 +21,8 @@ def end_with(parent: int) -> None:
 if __name__ == "__main__":
     # jupyter's own guard reads this variable; it would end the kernel alone, and leave its children
     threading.Thread(target=end_with, args=[int(os.environ.pop("JPY_PARENT_PID"))], daemon=True).start()
+
+    logging.getLogger("tornado").setLevel(logging.CRITICAL)  # as the kernel's own: what goes wrong is in the notebook
 
     from ipykernel.kernelapp import launch_new_instance
 
