@@ -175,7 +175,7 @@ def _read_with(runner: Runner) -> dict[str, dict[str, dict]]:
     """Of every stage the parameters of itself and of all stages it reads, by name."""
     tasks = {task.name: task for task in runner.plan(runner.select(everything=True), check_inputs=False)}
     needs = needs_of(tasks.values())
-    return {name: {other: _parameters(tasks[other]) for other in (name, *needs[name])} for name in tasks}
+    return {name: {other: _parameters(tasks[other]) for other in (name, *sorted(needs[name]))} for name in tasks}
 
 
 def _record(runner: Runner, task: Task, chains: dict[str, str], failure: str = "") -> None:
