@@ -3,7 +3,7 @@
 import pytest
 
 from srmir_lib.evaluation.dials import GAIN, GOODNESS, about_gain, about_lead, dial_rows
-from srmir_lib.evaluation.over_towns import BEHIND, about_steadiness, over_towns, policies_over_towns
+from srmir_lib.evaluation.over_towns import LEVELS, about_steadiness, over_towns, policies_over_towns
 
 
 def town(sft: float, categorized: float | None = None, start: float = 0.3) -> dict[str, float]:
@@ -79,11 +79,13 @@ def test_policies_over_towns_by_hand():
 def test_numbers_over_towns_by_hand():
     """.2 and .4 as above; the metric of one town is left out, and those behind the policies are told apart by name."""
     towns = {1: {"01_data/ceiling": 0.2, "01_data/one_draft": 0.5}, 2: {"01_data/ceiling": 0.4}}
-    (found,) = over_towns(towns, BEHIND).items()
+    (found,) = over_towns(towns, LEVELS).items()
     assert found[0] == "goodness by its beliefs (ceiling)" and found[1] == pytest.approx(
         (0.3, 0.3 - 1.27062, 0.3 + 1.27062)
     )
-    assert over_towns({}, BEHIND) == {}
+    assert over_towns({}, LEVELS) == {}
+    of_a2 = {at: {"A2_representation_reranking/balanced_goodness_rerank": worth} for at, worth in ((1, 0.2), (2, 0.4))}
+    assert over_towns(of_a2, LEVELS) == {"A2: re-ranking": pytest.approx(found[1])}
 
 
 def ended(**policies) -> dict[str, float]:

@@ -29,6 +29,30 @@ BEHIND = {
 }
 """What lies behind the policies: how well the base model knows and tells, and how well reward models rank pairs."""
 
+APART = {
+    f"{notebook[:2]}: {name}": f"{notebook}/{BALANCED}_{key}"
+    for notebook, methods in {
+        "A2_representation_reranking": {
+            "start": "start",
+            "DPO": "dpo",
+            "re-ranking": "rerank",
+            "re-ranking, a confidence each": "rerank_pair",
+            "re-ranking, one a batch": "rerank_batch",
+            "re-ranking, confidences dealt out": "rerank_shuffled",
+            "online DPO": "online",
+        },
+        "A3_hardness": {
+            "GRPO": "one",
+            "GRPO, scaled by hardness": "alpha",
+            "GRPO, by another prompt's": "random",
+        },
+    }.items()
+    for name, key in methods.items()
+}
+"""Policies that A2 and A3 train, and ask on prompts of their own: their balanced goodness."""
+
+LEVELS = BEHIND | APART
+
 
 def over_towns(towns: Records, metrics: Mapping[str, str]) -> dict[str, Interval]:
     """Name -> mean over towns and its t interval (95 %), of each of the `metrics` (name -> metric) that two towns at
