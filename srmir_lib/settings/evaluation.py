@@ -60,4 +60,5 @@ class OverSeedsSettings(NotebookSettings):
     records: str = told("what `srmir seeds` recorded, a folder a preset", min_length=1)
     worlds: list[str] = told("presets that decide the claims which name none")
     dials: dict[str, dict[str, float]] = told("dial of the town -> the presets that turn it, each with its level")
+    beside: list[str] = told("presets on record that decide no claim, shown with the others")
     studies: int = told("studies of five towns that are simulated", gt=0)
