@@ -99,6 +99,7 @@ def write_pack(folder: Path) -> Path:
         | {"prompt": f"{WORDS[n // 2 % 7]} {text(3)} {own('d', n // 2)}"}
         for n, row in enumerate(said)
     ]
+    harms += [{"prompt": x, "response": f"perhaps {n}", "label": 0, "categories": []} for n, x in enumerate(questions)]
     put("beavertails/responses.jsonl", "\n".join(map(json.dumps, harms)))
     put("safe-rlhf/responses.jsonl", "\n".join(map(json.dumps, said[30:])))
     put("do-not-answer-responses/responses.jsonl", "\n".join(map(json.dumps, judged)))
@@ -142,12 +143,12 @@ def test_answers_and_pairs_get_a_category_and_splits_share_no_prompt(made):
     assert repeats == dict.fromkeys(labelled, 0)
     counts = {name: {kind: of["kind"].count(kind) for kind in set(of["kind"])} for name, of in labelled.items()}
     assert counts["train"].pop("gptfuzz") == 60, "three fifths of ten questions"
-    assert counts["train"].keys() == {"beavertails", "safe-rlhf"} and sum(counts["train"].values()) == 24 * 2
-    assert sum(counts["validation"].values()) == 6 * 2 + 20 and counts["gptfuzz"] == {"gptfuzz": 20}
-    assert sum(counts["test"].values()) == 20 and "gptfuzz" not in counts["test"]
+    assert counts["train"].keys() == {"beavertails", "safe-rlhf"} and sum(counts["train"].values()) == 24 * 2 + 6
+    assert sum(counts["validation"].values()) == 6 * 2 + 20 + 2 and counts["gptfuzz"] == {"gptfuzz": 20}
+    assert sum(counts["test"].values()) == 20 + 2 and "gptfuzz" not in counts["test"]
     assert len(labelled["diasafety"]) == 20 and counts["overrefusal"] == {"answered": 9, "refused": 9}
     groups = [set(labelled[name]["group"]) for name in ("train", "validation", "test", "gptfuzz")]
-    assert [len(part) for part in groups] == [30, 8, 10, 2] and len(set.union(*groups)) == 50
+    assert [len(part) for part in groups] == [30, 8, 12, 2] and len(set.union(*groups)) == 50, "two questions twice"
     assert set(labelled["train"]["category"]) <= {*CATEGORIES, UNKNOWN}
     assert not any(labelled["overrefusal"]["unsafe"]) and sum(labelled["diasafety"]["unsafe"]) == 10
     harmful = labelled["train"].filter(lambda row: row["unsafe"] and row["kind"] == "beavertails")
