@@ -49,7 +49,7 @@ APART = {
     }.items()
     for name, key in methods.items()
 }
-"""Policies that A2 and A3 train, and ask on prompts of their own: their balanced goodness."""
+"""What A2 and A3 compare, on some of the test prompts: balanced goodness."""
 
 LEVELS = BEHIND | APART
 
