@@ -607,14 +607,19 @@ def test_progress_bars_do_not_stay_in_an_executed_notebook(tmp_path):
     assert (tmp_path / "cut.ipynb").read_text() == '{"cells": [' and not (tmp_path / "none.ipynb").exists()
 
 
+def shown_by(root: Path, cell: str) -> list:
+    """What a cell at the end of the first notebook shows when `srmir run` has executed it."""
+    write_notebook(root / "notebooks/01_make.ipynb", [*MAKE, cell])
+    assert main(["run", "lab", "01"]) == 0
+    return nbformat.read(root / "outputs/lab/01_make/01_make.ipynb", as_version=4).cells[-1].outputs
+
+
 def test_what_a_cell_prints_stays_beside_what_it_shows(root):
     """nbclient's own joining moves all that a cell prints up to where it printed first, past its tables."""
     cell = "from IPython.display import Markdown, display\nprint('one', end=' ')\nprint('two', flush=True)\n"
     cell += "display(Markdown('a table'))\nprint('three')"
-    write_notebook(root / "notebooks/01_make.ipynb", [*MAKE, cell])
-    assert main(["run", "lab", "01"]) == 0
-    shown = nbformat.read(root / "outputs/lab/01_make/01_make.ipynb", as_version=4).cells[-1].outputs
-    assert [o.get("text") or o.data["text/markdown"] for o in shown] == ["one two\n", "a table", "three\n"]
+    shown = [output.get("text") or output.data["text/markdown"] for output in shown_by(root, cell)]
+    assert shown == ["one two\n", "a table", "three\n"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sockets that are files")
@@ -622,10 +627,7 @@ def test_a_kernel_is_talked_to_through_files_that_do_not_stay(root):
     """A TCP port is free when it is looked for, and may be another program's when the kernel comes to take it."""
     look = "from ipykernel.connect import get_connection_file, get_connection_info\n"
     look += "print(get_connection_file(), get_connection_info(unpack=True)['transport'])"
-    write_notebook(root / "notebooks/01_make.ipynb", [*MAKE, look])
-    assert main(["run", "lab", "01"]) == 0
-    shown = nbformat.read(root / "outputs/lab/01_make/01_make.ipynb", as_version=4).cells[-1].outputs
-    file, transport = shown[0].text.split()
+    file, transport = shown_by(root, look)[0].text.split()
     assert transport == "ipc" and Path(file).name == "kernel.json" and not Path(file).parent.exists()
 
 

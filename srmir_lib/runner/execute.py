@@ -97,8 +97,8 @@ def refresh_prose(executed: Path, notebook: Path) -> None:
 def _kernel_class(environment: dict[str, str], watch: "Watch", folder: str) -> type:
     """Kernels of this interpreter, whatever the user has installed as `python3`; `watch` is told the process.
 
-    A kernel is talked to through sockets in `folder`, its own: a free TCP port is looked for before the kernel is there
-    to take it, and where another program takes it in between, the run waits for a kernel that never answers.
+    A kernel is talked to through sockets in `folder`, its own: a TCP port is chosen before the kernel is there to take
+    it, and may be another program's by then. Ports serve where such sockets cannot be (Windows, a long `folder`).
     """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
