@@ -106,7 +106,7 @@ def write_chat_model(folder: Path, pack: Path, asking: Mapping) -> Path:
     ends = {name.replace("token", "token_id"): tokenizer.convert_tokens_to_ids(token) for name, token in TURN.items()}
     write_model("llama", folder, tokenizer, max_position_embeddings=1024, initializer_range=0.05, **ends)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)  # at 1e-2 what is learned is luck
     for _ in range(UPDATES):
         for talks, count in ((plain, 4), (asked, 2)):
             answer_loss(model, tokenizer, *zip(*draw.sample(talks, count), strict=True)).backward()

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import papermill
 import pytest
 import yaml
+from run_notebook import run_notebook
 from test_comparison import BASE as OPEN
 from test_comparison import SAFE
 
@@ -416,9 +416,7 @@ def repository(tmp_path, monkeypatch):
 
 def over_seeds(repository) -> tuple[dict, str]:
     """Metrics of A6, and all that it printed."""
-    book = papermill.execute_notebook(
-        ROOT / "notebooks/A6_over_seeds.ipynb", repository / "A6.ipynb", {"studies": 1500}, progress_bar=False
-    )
+    book = run_notebook("A6_over_seeds", repository, studies=1500)
     shown = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
     return read_json(repository / "outputs/lab/A6_over_seeds/metrics.json"), shown
 

@@ -4,11 +4,11 @@ import random
 import shutil
 from pathlib import Path
 
-import papermill
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
+from run_notebook import REPOSITORY, run_notebook
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset, sha256, write_json, write_jsonl
 from srmir_lib.conversations import user_message
@@ -25,7 +25,6 @@ from srmir_lib.runner.report import build_report
 from srmir_lib.runner.series import Runner
 from srmir_lib.taxonomy import CATEGORIES
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 ADAPTERS = {
     "A0_baselines": ["start", "sft", "dpo", "dpo_limited", "rpo", "best_of_n", "grpo_single", "grpo_referee"],
     "04_grpo_linear": ["policy", "policy_cross_raw"],
@@ -82,13 +81,7 @@ def evaluated(root: Path, base: Path, prompts: list[dict], adapters: dict, metri
             write_adapter(base, lab / stage / name, seed + len(stage), followed)
         write_json(lab / stage / "metrics.json", {f"seconds_{name}": 3.0 for name in names})
     sizes = {"sampling": {"max_new_tokens": 8}, "attacks": {"tries": 2, "per_category": 1}}
-    notebook = REPOSITORY / "notebooks" / "06_evaluation.ipynb"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SRMIR_ROOT", str(root))
-        executed = papermill.execute_notebook(
-            notebook, root / "06.ipynb", {"device": "cpu", "claims": CLAIMS} | sizes | parameters, cwd=REPOSITORY,
-            progress_bar=False,
-        )  # fmt: skip
+    executed = run_notebook("06_evaluation", root, **{"device": "cpu", "claims": CLAIMS} | sizes | parameters)
     said = [o for c in executed.cells for o in c.get("outputs", [])]
     shown = [str(o.get("data", {}).get("text/plain", "")) + str(o.get("text", "")) for o in said]
     write_json(root / "shown.json", shown)

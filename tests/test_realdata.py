@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
+from run_notebook import run_notebook
 from tiny_bert import WORDS, write_tiny_bert
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
@@ -43,7 +44,6 @@ FINE_TUNING = {
     "bf16": False,
 }
 OBJECTIVES = {"margin": {"objective": "margin"}, "pcrm": {"objective": "pcrm_length", "limit": [2.0, 0.01, -1.0]}}
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def write_pack(folder: Path) -> Path:
@@ -221,13 +221,8 @@ def test_the_chain_from_files_to_reward_models(made, tmp_path):
 
 
 def execute(name: str, root: Path, **parameters) -> Path:
-    """Run a notebook as `papermill` would, with `root` as the repository its stage sees; return its output folder."""
-    import papermill
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SRMIR_ROOT", str(root))
-        book, parameters = REPOSITORY / f"notebooks/{name}.ipynb", {"preset": "realdata", "device": "cpu"} | parameters
-        papermill.execute_notebook(book, root / f"{name}.ipynb", parameters, cwd=REPOSITORY, progress_bar=False)
+    """Run a notebook with `root` as the repository its stage sees; return its output folder."""
+    run_notebook(name, root, **{"preset": "realdata", "device": "cpu"} | parameters)
     return root / "outputs" / "realdata" / name
 
 

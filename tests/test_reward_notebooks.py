@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from run_notebook import run_notebook
 
 from srmir_lib.artifacts import load_dataset, read_json, save_dataset
 from srmir_lib.conversations import assistant_message, user_message
@@ -16,10 +17,10 @@ from srmir_lib.errors import InputError
 from srmir_lib.papers.legend import NEGATIVES, SCALES
 from srmir_lib.reward_models.calibration import Calibration
 from srmir_lib.reward_models.shadow import ShadowRewardModels
+from srmir_lib.runner.execute import StageFailed
 from srmir_lib.settings.reward_models import MarginSettings
 from srmir_lib.taxonomy import CATEGORIES, UNKNOWN
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TRAINING = {
     "device": "cpu",
     "max_steps": 12,
@@ -78,15 +79,8 @@ def root(tiny_model, tmp_path_factory) -> Path:
 
 
 def execute(name: str, root: Path, **parameters) -> Path:
-    """Run a notebook as `papermill` would, with `root` as the repository its stage sees; return its output folder."""
-    import papermill
-
-    executed = root / f"{name}.ipynb"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SRMIR_ROOT", str(root))
-        papermill.execute_notebook(
-            REPOSITORY / "notebooks" / f"{name}.ipynb", executed, parameters, cwd=REPOSITORY, progress_bar=False
-        )
+    """Run a notebook with `root` as the repository its stage sees; return its output folder."""
+    run_notebook(name, root, **parameters)
     return root / "outputs" / "lab" / name
 
 
@@ -148,9 +142,7 @@ def test_03_writes_margins_a_calibration_and_retrained_models(third, second):
 
 
 def test_a_notebook_stops_with_one_line_when_its_input_is_missing(tmp_path):
-    from papermill import PapermillExecutionError
-
-    with pytest.raises(PapermillExecutionError, match=r"preferences: missing; run `srmir run lab 01` first"):
+    with pytest.raises(StageFailed, match=r"preferences: missing; run `srmir run lab 01` first"):
         execute("02_shadow_reward_models", tmp_path)
 
 

@@ -133,6 +133,13 @@ def test_a_kernel_that_is_killed_is_one_line(root, capfd):
     assert manifest(root, "03_right")["ok"]
 
 
+def test_a_kernel_that_does_not_start_is_one_line_with_its_reason(root, monkeypatch, tmp_path, capfd):
+    (tmp_path / "ipykernel.py").write_text("raise SystemExit('no kernel today')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    assert main(["run", "lab", "01"]) == 1
+    assert capfd.readouterr().err == "srmir: 01_make: its kernel did not start: no kernel today\n"
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_run_is_the_end_of_its_kernels_and_what_they_started(root, stop):
     for name in ("02_left", "03_right"):

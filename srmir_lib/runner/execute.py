@@ -30,6 +30,9 @@ BAR = re.compile(r"\d+%\|.*\| *\S+/\S+ \[[\d:?]+<|\d+it \[[\d:?]+, ")
 LONGEST_SOCKET = 90  # letters of a folder; macOS allows a socket's whole path 104, Linux 108
 
 
+SAID = "stderr.txt"  # of a kernel, in its folder
+
+
 LINE_ENDS = re.compile(r"[\r\n]+|\x1b\[[A-K]")
 
 
@@ -99,6 +102,7 @@ def _kernel_class(environment: dict[str, str], watch: "Watch", folder: str) -> t
 
     A kernel is talked to through sockets in `folder`, its own: a TCP port is chosen before the kernel is there to take
     it, and may be another program's by then. Ports serve where such sockets cannot be (Windows, a long `folder`).
+    What it says before its notebook begins and after it ends goes to a file there, not to the terminal.
     """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -117,7 +121,17 @@ def _kernel_class(environment: dict[str, str], watch: "Watch", folder: str) -> t
             super().__init__(**options | own)
             watch.pid = lambda: getattr(self.provisioner, "pid", None)
 
+        async def start_kernel(self, **options) -> None:
+            with open(f"{folder}/{SAID}", "wb") as said:
+                await super().start_kernel(**options | {"stderr": said})
+
     return Kernel
+
+
+def _last_words(folder: str) -> str:
+    """The last line that the kernel of `folder` wrote to its standard error."""
+    lines = Path(folder, SAID).read_text(encoding="utf8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
 def _reason(error) -> str:
@@ -249,26 +263,29 @@ def execute(
     from papermill import PapermillExecutionError, execute_notebook
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is raised
-    try:
-        with watch, tempfile.TemporaryDirectory(prefix="srmir-") as sockets:
-            execute_notebook(
-                notebook,
-                executed,
-                parameters,
-                kernel_name="python3",
-                kernel_manager_class=_kernel_class(environment, watch, sockets),
-                resources={"metadata": {"path": str(root)}},  # papermill's `cwd` would move this whole process
-                progress_bar=False,
-                stdout_file=watch,
-                stderr_file=watch,
-                on_cell_start=watch.cell_start,
-            )
-    except PapermillExecutionError as error:
-        where = f"{notebook.stem}, cell {watch.cell}, In [{error.exec_count}]"
-        raise StageFailed(f"{where}: {_reason(error)}; see {executed}") from error
-    except DeadKernelError as error:
-        reason = "its kernel died, most often for lack of memory"
-        raise StageFailed(f"{notebook.stem}, cell {watch.cell}: {reason}; see {executed}") from error
-    finally:
-        clear_bars(executed)
+    with tempfile.TemporaryDirectory(prefix="srmir-") as folder:
+        try:
+            with watch:
+                execute_notebook(
+                    notebook,
+                    executed,
+                    parameters,
+                    kernel_name="python3",
+                    kernel_manager_class=_kernel_class(environment, watch, folder),
+                    resources={"metadata": {"path": str(root)}},  # papermill's `cwd` would move this whole process
+                    progress_bar=False,
+                    stdout_file=watch,
+                    stderr_file=watch,
+                    on_cell_start=watch.cell_start,
+                )
+        except PapermillExecutionError as error:
+            where = f"{notebook.stem}, cell {watch.cell}, In [{error.exec_count}]"
+            raise StageFailed(f"{where}: {_reason(error)}; see {executed}") from error
+        except DeadKernelError as error:
+            reason = "its kernel died, most often for lack of memory"
+            raise StageFailed(f"{notebook.stem}, cell {watch.cell}: {reason}; see {executed}") from error
+        except RuntimeError as error:
+            raise StageFailed(f"{notebook.stem}: its kernel did not start: {_last_words(folder)}") from error
+        finally:
+            clear_bars(executed)
     return watch.seconds, watch.peak_mb
