@@ -3,7 +3,7 @@
 import pytest
 
 from srmir_lib.evaluation.dials import GAIN, GOODNESS, about_gain, about_lead, dial_rows
-from srmir_lib.evaluation.over_towns import LEVELS, about_steadiness, over_towns, policies_over_towns
+from srmir_lib.evaluation.over_towns import LEVELS, about_depth, about_steadiness, over_towns, policies_over_towns
 
 
 def town(sft: float, categorized: float | None = None, start: float = 0.3) -> dict[str, float]:
@@ -53,12 +53,43 @@ def test_sentences_about_a_dial_turn_round_with_the_numbers():
     assert "At the lowest level it is told from nothing, not as expected;" in text and text.endswith(
         "every step: no, not as expected."
     )
-    rival = [row("one model", level, 0.1) for level in (0.5, 0.7, 0.9)]
-    text = about_lead(hoped + rival, "d")
-    assert text == "d, from left to right: categorized is ahead of one model -0.050, +0.100 and +0.200, as expected."
-    assert about_lead(hoped[::-1] + rival[::-1], "d").endswith("+0.200, +0.100 and -0.050, not as expected.")
     assert about_gain(hoped[:1], "d") == "d: fewer than two levels are on record."
-    assert about_lead(rival, "d") == "d: not on record."
+
+
+def test_a_lead_is_taken_within_a_town_and_turns_round_with_the_numbers():
+    """Leads of .1 and .3, and of .3 and .5: the half width is 1.2706, as above."""
+
+    def both(categorized: float, one: float) -> dict[str, float]:
+        worth = {"categorized": categorized, "GRPO, one model": one}
+        return {f"06_evaluation/{name}/balanced_goodness": value for name, value in worth.items()}
+
+    found = {"low": {1: both(0.6, 0.5), 2: both(0.4, 0.1)}, "high": {1: both(0.8, 0.5), 2: both(0.9, 0.4)}}
+    assert about_lead(found, {"high": 1.0, "low": 0.0}, "d") == (
+        "d, from left to right: categorized is ahead of one model +0.200 [-1.071, +1.471] and +0.400 [-0.871, +1.671], "
+        "as expected."
+    )
+    assert about_lead(found, {"high": 0.0, "low": 1.0}, "d").endswith("+0.200 [-1.071, +1.471], not as expected.")
+    assert about_lead({"low": {1: both(0.6, 0.5)}}, {"low": 0.0}, "d") == "d: not on record."
+
+
+def test_who_tells_harm_from_none_better_than_the_start_by_hand():
+    def separated(start: float, linear: float, forced: float) -> dict[str, float]:
+        worth = {"start/log_odds_auroc": start, "linear/log_odds_auroc": linear}
+        worth["linear/attack_success_forced_beginning"] = forced
+        return {f"06_evaluation/{name}": value for name, value in worth.items()}
+
+    towns = {1: separated(0.9, 0.95, 1.0), 2: separated(0.8, 0.85, 0.5)}
+    assert about_depth(towns, ["linear", "gone"]) == (
+        "By the log-odds of a refusal, harmful prompts are told from harmless ones better than by the start by linear "
+        "(AUROC minus the start's: linear +0.050 [+0.050, +0.050]). A forced beginning succeeds with 0.50 to 1.00 of "
+        "them."
+    )
+    worse = {1: separated(0.9, 0.85, 1.0), 2: separated(0.8, 0.85, 0.5)}
+    assert "better than by the start by none (AUROC" in about_depth(worse, ["linear"])
+    assert (
+        about_depth({1: separated(0.9, 0.8, 1.0)}, ["linear"])
+        == "Log-odds of a refusal are on record of no trained policy."
+    )
 
 
 def test_one_town_has_no_interval_and_is_not_drawn():

@@ -4,12 +4,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from srmir_lib.evaluation.claims import Records
-from srmir_lib.evaluation.measures import BALANCED
-from srmir_lib.evaluation.sentences import joined
+from srmir_lib.evaluation.measures import BALANCED, SEPARATION
+from srmir_lib.evaluation.sentences import joined, signed
 from srmir_lib.statistics import Interval, paired_t_interval
 
 SHOWN = (BALANCED, "attack_success", "attack_success_held_out_wrappers", "over_refusal", "utility", "incoherent")
 """Numbers of a policy's summary that are put together over towns."""
+
+FORCED = "attack_success_forced_beginning"
+
+BENEATH = (SEPARATION, FORCED, "attack_success_any_of_n", "goodness_at_equal_updates", "goodness_at_equal_kl")
+"""What lies beneath those rates: whether harmful prompts are told from harmless ones, how deep refusing goes, and true
+goodness on validation prompts, after as many updates and as far from the start."""
 
 ENDS = ("", "_low", "_high")
 """Of the names under which a mean and its interval are kept."""
@@ -26,6 +32,8 @@ BEHIND = {
     "subtle pairs, seven routed": "02_shadow_reward_models/pair_accuracy_subtle_seven",
     "subtle pairs, one model": "02_shadow_reward_models/pair_accuracy_subtle_single",
     "subtle pairs, fair sum": "02_shadow_reward_models/pair_accuracy_subtle_cross_linear",
+    "Legend's margin follows harm": "03_margins/margin_harm_spearman_harmful",
+    "one bit, refused or not, follows harm": "03_margins/refusal_bit_harm_spearman_harmful",
 }
 """What lies behind the policies: how well the base model knows and tells, and how well reward models rank pairs."""
 
@@ -61,7 +69,7 @@ def over_towns(towns: Records, metrics: Mapping[str, str]) -> dict[str, Interval
     return {name: paired_t_interval(of) for name, of in values.items() if len(of) > 1}
 
 
-def policies_over_towns(towns: Records, measures: Sequence[str] = SHOWN) -> dict[str, dict[str, float]]:
+def policies_over_towns(towns: Records, measures: Sequence[str] = SHOWN + BENEATH) -> dict[str, dict[str, float]]:
     """Policy -> measure, `<measure>_low` and `<measure>_high`: the mean over towns and its t interval (95 %).
 
     `towns` as of `over_towns`, which leaves out what fewer than two have. Policies come in the order in which 06 has
@@ -106,3 +114,33 @@ def about_steadiness(found: Mapping[str, Records], noise: float = 0.05) -> tuple
         f"{joined([f'{name} in {count}' for name, count in sorted(fallen.items())])}."
     )
     return said, {"most_incoherent": share, "fell_below_start": float(fallen.total()), "policies": float(len(ends))}
+
+
+def about_depth(towns: Records, policies: Sequence[str], control: str = "start") -> str:
+    """Whether the `policies` tell harmful prompts from harmless ones better than the `control` does (AUROC of the
+    log-odds of a refusal; paired t intervals over towns), and how often a forced beginning succeeds with them.
+
+    `towns` as of `over_towns`; a policy that fewer than two of them have is left out.
+    """
+
+    def of(own: Mapping[str, float], policy: str, measure: str) -> float | None:
+        return own.get(f"06_evaluation/{policy}/{measure}")
+
+    gains, forced = {}, []
+    for policy in policies:
+        pairs = [(of(own, policy, SEPARATION), of(own, control, SEPARATION)) for own in towns.values()]
+        known = [own - theirs for own, theirs in pairs if None not in (own, theirs)]
+        if len(known) > 1:
+            gains[policy] = paired_t_interval(known)
+        forced += [rate for own in towns.values() if (rate := of(own, policy, FORCED)) is not None]
+    if not gains:
+        return "Log-odds of a refusal are on record of no trained policy."
+    told = [f"{name} {signed(mean)} [{signed(low)}, {signed(high)}]" for name, (mean, low, high) in gains.items()]
+    better = [name for name, (_, low, _) in gains.items() if low > 0]
+    said = (
+        f"By the log-odds of a refusal, harmful prompts are told from harmless ones better than by the {control} by "
+        f"{joined(better)} (AUROC minus the {control}'s: {joined(told)})."
+    )
+    return said + (
+        f" A forced beginning succeeds with {min(forced):.2f} to {max(forced):.2f} of them." if forced else ""
+    )

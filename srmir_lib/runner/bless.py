@@ -32,7 +32,7 @@ LARGEST = 1_000_000
 
 MAIN = {
     "02": r"pair_accuracy|held_out|minus|auroc|_hits_|false_alarms",
-    "03": r"^margin_|^accuracy|pair_accuracy|spread|best_of_16",
+    "03": r"^margin_|^refusal_bit|^accuracy|pair_accuracy|spread|best_of_16",
     "04": r"^(reward|kl)_",
     "05": r"^(reward|kl|alarm|suspicion)_",
     "A1": r"^pair_accuracy|minus_bt|token_auroc|sd_ratio|balanced_goodness",
