@@ -292,6 +292,18 @@ def write_adapter(base, folder, scale):
     return folder
 
 
+def test_a_trunk_is_a_policy_without_a_copy_of_its_weights(tiny_model, trunk, tmp_path):
+    asked, how = [row["prompt"] for row in make_prompts()[:4]], (8, 1.0, 2, 3)
+    adapter = write_adapter(tiny_model, tmp_path / "a", 0.5)
+    before, policy = trunk.generate(asked, 8, temperature=1.0, batch_size=2, seed=3), trunk.policy(adapter)
+    weights = {p.data_ptr() for name, p in policy.named_parameters() if "lora_" not in name}
+    assert weights == {p.data_ptr() for p in trunk.model.parameters()} and not policy.training
+    alone = generate(load_policy(tiny_model, "cpu", adapter=adapter), trunk.tokenizer, asked, *how)
+    assert generate(policy, trunk.tokenizer, asked, *how) == alone != before
+    assert trunk.generate(asked, 8, temperature=1.0, batch_size=2, seed=3) == before, "the trunk itself has no adapter"
+    assert generate(trunk.policy(), trunk.tokenizer, asked, *how) == generate(trunk.model, trunk.tokenizer, asked, *how)
+
+
 def test_policies_are_evaluated_as_if_each_were_loaded_alone(tiny_model, tmp_path):
     first, second = write_adapter(tiny_model, tmp_path / "a", 0.5), write_adapter(tiny_model, tmp_path / "b", -0.5)
     adapters = {"base": None, "first": first, "second": second, "base again": None}

@@ -286,7 +286,7 @@ def test_run_records_what_it_did_and_the_second_run_skips_it(finished, capsys):
     record = json.loads((folder / "manifest.json").read_text())
     assert record["ok"] and record["preset"] == "lab" and record["notebook"] == "01_make"
     assert record["parameters"]["rate"] == 0.005 and record["parameters"]["weights"] == [1.0, 2.0]
-    assert record["seed"] == 0 and record["seconds"] > 0 and record["peak_memory_mb"] > 20
+    assert record["seed"] == 0 and record["attempts"] == 1 and record["seconds"] > 0 and record["peak_memory_mb"] > 20
     assert record["started"].endswith("+00:00") and record["versions"]["torch"] and record["threads"] >= 1
     assert record["outputs"].keys() == {"metrics.json", "numbers/data.json", "part.txt"}
     assert record["outputs"]["numbers/data.json"] == sha256(folder / "numbers/data.json")
@@ -505,6 +505,8 @@ def test_killed_run_goes_on_where_it_was_and_leaves_no_kernel(root, capsys):
     assert main(["run", "lab", "01"]) == 0
     assert (root / "outputs/lab/01_make/kept.txt").exists(), "finished parts of a killed run are kept"
     assert not (root / "outputs/lab/01_make/.scratch").exists(), "what a killed run alone has use for goes"
+    record = json.loads((root / "outputs/lab/01_make/manifest.json").read_text())
+    assert record["attempts"] == 2 and "attempts.json" not in record["outputs"], "its seconds are not all that it took"
 
     assert main(["run", "lab", "01", "--set", "seed=1"]) == 0
     assert not (root / "outputs/lab/01_make/kept.txt").exists(), "parts made with other parameters are not"

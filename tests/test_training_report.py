@@ -113,7 +113,7 @@ def test_answers_stand_beside_their_prompts_and_are_hidden_unless_they_may_be_sh
     assert "two" not in side_by_side(examples, {"before": ["one two", "x"]}, show_text=False)[0]["before"]
 
 
-def test_policies_answer_with_the_same_dice(tiny_model):
+def test_policies_answer_with_the_same_dice(trunk):
     prompts, how = [user_message("a"), "b"], {"max_new_tokens": 4, "temperature": 1.0, "seed": 2}
-    found = answers_of(tiny_model, {"base": None, "again": None}, prompts, "cpu", **how)
+    found = answers_of(trunk, {"base": None, "again": None}, prompts, **how)
     assert found["base"] == found["again"] and len(found["base"]) == 2

@@ -15,7 +15,7 @@ from srmir_lib.conversations import redact, text_of
 from srmir_lib.evaluation import plots
 from srmir_lib.evaluation.plots import INK, PALE, gridded, marker_of, series, style_of
 from srmir_lib.models.generation import generate
-from srmir_lib.models.loading import load_policy, load_tokenizer
+from srmir_lib.models.trunk import Trunk
 from srmir_lib.policies.goodness import BALANCED, HARMFUL, HARMLESS
 from srmir_lib.policies.hacking_alarm import SIGNALS, Alarm
 from srmir_lib.policies.refresh import REFRESHED
@@ -59,14 +59,12 @@ def running_examples(prompts: Iterable[Mapping], categories: Sequence[str]) -> d
 
 
 def answers_of(
-    base_model: str | Path, adapters: Mapping[str, str | Path | None], prompts: Sequence, device: str, **sampling
+    trunk: Trunk, adapters: Mapping[str, str | Path | None], prompts: Sequence, **sampling
 ) -> dict[str, list[str]]:
     """What each policy answers, name -> texts (N,): `adapters` name -> folder, or None for the base model itself; all
     with the same `sampling`, as of `generate`."""
-    tokenizer = load_tokenizer(base_model)
     return {
-        name: generate(load_policy(base_model, device, adapter=folder), tokenizer, prompts, **sampling)
-        for name, folder in adapters.items()
+        name: generate(trunk.policy(folder), trunk.tokenizer, prompts, **sampling) for name, folder in adapters.items()
     }
 
 

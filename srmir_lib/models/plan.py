@@ -31,6 +31,9 @@ QUESTION = 16
 
 CATEGORIES = 7
 
+HELPFUL = 200
+"""Answers of people that help, whose likelihood 06 reads under each policy."""
+
 LABELLED = {"train": 3200, "held": 3400}
 """Answers that people labelled, which 02 reads with a chat model: once those that teach, the others for their states
 and for three questions: of the model in charge, of the single one, and what the chat model says itself."""
@@ -169,7 +172,8 @@ def of_evaluation(own: Mapping, size: Size, number: int, of: Mapping) -> Work:
     again = CATEGORIES * own["attacks"]["per_category"] * own["attacks"]["tries"]
     answers, batch = policies * (asked * 1.3 + again) + 2 * asked, own["sampling"]["batch_size"]  # two are asked twice
     held = batch * (2 * PROMPT + answer) * size.kv * number
-    return Work(answers * 2 * PROMPT, 0, answers * answer, held)
+    helpful = HELPFUL * policies * 2 * PROMPT if own["helpful"] else 0
+    return Work(answers * 2 * PROMPT + helpful, 0, answers * answer, held)
 
 
 WORKS: dict[str, Callable[..., Work]] = {

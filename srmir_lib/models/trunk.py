@@ -31,6 +31,7 @@ from srmir_lib.models.loading import (
     load_tokenizer,
     quiet,
     share_weights,
+    with_adapter,
 )
 
 LEAST_SHARED = 8
@@ -143,6 +144,12 @@ class Trunk:
         return remembered(
             self.keep_in, [self.sha256, computed_on(self.model), list(prompts), max_new_tokens, told], answer
         )
+
+    def policy(self, adapter: str | Path | None = None):
+        """The model with the LoRA adapter of a folder on top, or as it is, in evaluation mode: a module tree of its own
+        over the same weights."""
+        own = share_weights(self.model)
+        return own.eval() if adapter is None else with_adapter(own, adapter).eval()
 
     def with_own_modules(self) -> "Trunk":
         """The same weights under a second module tree: what probes or a policy's adapter add to a tree's

@@ -55,7 +55,8 @@ interim. A metric has the name under which its notebook saves it; square bracket
 
 ABOUT = (
     "[The notebook with its outputs](outputs/reference/{preset}/{notebook}/{notebook}.ipynb), run on {started:.10} at "
-    "commit {git_commit!s:.7} on {cpu} with {threads} of {cores} cores in {seconds:.0f} s and {peak_memory_mb:.0f} MB."
+    "commit {git_commit!s:.7} on {cpu} with {threads} of {cores} cores in {seconds:.0f} s{again} and "
+    "{peak_memory_mb:.0f} MB."
 )
 
 
@@ -119,7 +120,11 @@ def results_page(reference: Path) -> str:
             parts.append("No seeds are on record (`srmir seeds`), so no claim over seeds is shown.")
         else:
             with as_written(file.parent, fix="restore it, or bless the run again"):
-                parts += [ABOUT.format(**read_json(file)), *map(_markdown, filter(None, _tables(file.parent)))]
+                manifest = read_json(file)
+                attempts = manifest.get("attempts", 1)
+                again = f" (the last of {attempts} attempts; it found what they had sampled)" if attempts > 1 else ""
+                about = ABOUT.format(**manifest, again=again)
+                parts += [about, *map(_markdown, filter(None, _tables(file.parent)))]
     return "\n\n".join(parts) + "\n"
 
 

