@@ -12,7 +12,7 @@ from srmir_lib.data.router import PromptEncoder, fit_router
 from srmir_lib.models.trunk import Trunk
 from srmir_lib.policies.reward import RewardFunction
 from srmir_lib.policies.training import train_dpo, train_grpo, train_sft
-from srmir_lib.reward_models.fit import SetRun, fit_sets
+from srmir_lib.reward_models.fit import SetRun, fit_objectives, fit_sets
 from srmir_lib.reward_models.shadow import ShadowRewardModels, calibrate_sets
 from srmir_lib.settings.policies import DPOSettings, GRPOSettings, SFTSettings
 from srmir_lib.settings.reward_training import RewardSettings, SizedProbe
@@ -57,7 +57,12 @@ def test_reward_models_margins_and_policies(kind, tmp_path):
 
     how = trunk.model, trunk.tokenizer
     direction = margins.estimate_direction(*how, ASKED, pairs["rejected"], margins.REFUSALS)
-    assert margins.annotate(*how, pairs, direction).isfinite().all()
+    margin = margins.annotate(*how, pairs, direction)
+    assert margin.isfinite().all()
+    objectives = {"margin": {"objective": "margin"}, "pcrm": {"objective": "pcrm_cosine", "limit": [8.0, 0.001, -6.0]}}
+    where = {name: tmp_path / name for name in objectives}
+    fit_objectives(tmp_path / "set", trunk, {"train": pairs.add_column("margin", margin.tolist())}, objectives, where)
+    assert all(ShadowRewardModels.load(folder, trunk).score(*both).isfinite().all() for folder in where.values())
 
     demonstrations = Dataset.from_dict({"prompt": ASKED, "completion": pairs["chosen"]})
     begun = train_sft(base, demonstrations, tmp_path / "start", SFTSettings(batch_size=4, **OWN))
