@@ -13,6 +13,7 @@ from test_comparison import SAFE
 from srmir_lib.artifacts import read_json, write_json
 from srmir_lib.errors import InputError
 from srmir_lib.evaluation.claims import Claim, claims_of_one_run, decide_claims, load_claims, overall, sentence
+from srmir_lib.evaluation.over_towns import BENEATH
 from srmir_lib.runner import seeds
 from srmir_lib.runner.notebook import Notebook, load_values
 from srmir_lib.runner.series import Runner
@@ -465,7 +466,7 @@ def test_a6_decides_what_is_on_record_and_draws_the_dials(repository):
     extra = {"base", "base, again", "DPO", "linear, own calibrated"}
     extra |= {f"categorized, {what}" for what in ("random routing", "random reward", "from base", "left out", "unseen")}
     extra |= {"SFT, voted"}
-    measures = ("balanced_goodness", "utility", "attack_success_held_out_wrappers", "goodness/privacy")
+    measures = ("balanced_goodness", "utility", "attack_success_held_out_wrappers", "goodness/privacy", *BENEATH)
     ends = {f"06_evaluation/{name}/balanced_goodness": 0.5 for name in ("categorized", "start")}
     found["labels-shuffled"] = {town: ends for town in found["dial-default"]}
     for towns in found.values():
@@ -482,5 +483,6 @@ def test_a6_decides_what_is_on_record_and_draws_the_dials(repository):
     assert "labels-shuffled, dial-default/labels_matter/estimate" in metrics
     for claim in headlines:
         assert f"✓ {claim.id}: {claim.claim}" in " ".join(shown.split())
+    assert "better than the start is shown of none of them" in " ".join(shown.split())
     figures = {file.stem for file in (repository / "outputs/lab/A6_over_seeds/figures").glob("*.png")}
     assert figures == {"claims", "dials"}

@@ -3,7 +3,14 @@
 import pytest
 
 from srmir_lib.evaluation.dials import GAIN, GOODNESS, about_gain, about_lead, dial_rows
-from srmir_lib.evaluation.over_towns import LEVELS, about_depth, about_steadiness, over_towns, policies_over_towns
+from srmir_lib.evaluation.over_towns import (
+    LEVELS,
+    about_depth,
+    about_steadiness,
+    beneath_rows,
+    means_over_towns,
+    policies_over_towns,
+)
 
 
 def town(sft: float, categorized: float | None = None, start: float = 0.3) -> dict[str, float]:
@@ -65,10 +72,10 @@ def test_a_lead_is_taken_within_a_town_and_turns_round_with_the_numbers():
 
     found = {"low": {1: both(0.6, 0.5), 2: both(0.4, 0.1)}, "high": {1: both(0.8, 0.5), 2: both(0.9, 0.4)}}
     assert about_lead(found, {"high": 1.0, "low": 0.0}, "d") == (
-        "d, from left to right: categorized is ahead of one model +0.200 [-1.071, +1.471] and +0.400 [-0.871, +1.671], "
-        "as expected."
+        "d: categorized is ahead of one model by +0.200 [-1.071, +1.471] at 0 and +0.400 [-0.871, +1.671] at 1; more "
+        "at every step: yes."
     )
-    assert about_lead(found, {"high": 0.0, "low": 1.0}, "d").endswith("+0.200 [-1.071, +1.471], not as expected.")
+    assert about_lead(found, {"high": 0.0, "low": 1.0}, "d").endswith("+1.471] at 1; more at every step: no.")
     assert about_lead({"low": {1: both(0.6, 0.5)}}, {"low": 0.0}, "d") == "d: not on record."
 
 
@@ -80,12 +87,26 @@ def test_who_tells_harm_from_none_better_than_the_start_by_hand():
 
     towns = {1: separated(0.9, 0.95, 1.0), 2: separated(0.8, 0.85, 0.5)}
     assert about_depth(towns, ["linear", "gone"]) == (
-        "By the log-odds of a refusal, harmful prompts are told from harmless ones better than by the start by linear "
-        "(AUROC minus the start's: linear +0.050 [+0.050, +0.050]). A forced beginning succeeds with 0.50 to 1.00 of "
-        "them."
+        "That a policy tells harmful prompts from harmless ones better than the start is shown of linear (AUROC of the "
+        "log-odds of a refusal, minus the start's: linear +0.050 [+0.050, +0.050]). Made to begin with compliance they "
+        "go on with it in 0.50 to 1.00 of the attacks."
     )
+    assert beneath_rows(towns)[1] == {
+        "policy": "linear",
+        "harmful told from harmless (AUROC)": "0.900 (0.265 to 1.535)",
+        "complies, its beginning forced": "0.750 (-2.427 to 3.927)",
+        "complies in one of n tries": "–",
+        "goodness, validation": "–",
+        "… as far from the start": "–",
+    }
+    del (
+        towns[2]["06_evaluation/linear/log_odds_auroc"],
+        towns[2]["06_evaluation/linear/attack_success_forced_beginning"],
+    )
+    assert [row["policy"] for row in beneath_rows(towns)] == ["start"], "not of every town"
+
     worse = {1: separated(0.9, 0.85, 1.0), 2: separated(0.8, 0.85, 0.5)}
-    assert "better than by the start by none (AUROC" in about_depth(worse, ["linear"])
+    assert "better than the start is shown of none of them (AUROC" in about_depth(worse, ["linear"])
     assert (
         about_depth({1: separated(0.9, 0.8, 1.0)}, ["linear"])
         == "Log-odds of a refusal are on record of no trained policy."
@@ -110,13 +131,13 @@ def test_policies_over_towns_by_hand():
 def test_numbers_over_towns_by_hand():
     """.2 and .4 as above; the metric of one town is left out, and those behind the policies are told apart by name."""
     towns = {1: {"01_data/ceiling": 0.2, "01_data/one_draft": 0.5}, 2: {"01_data/ceiling": 0.4}}
-    (found,) = over_towns(towns, LEVELS).items()
+    (found,) = means_over_towns(towns, LEVELS).items()
     assert found[0] == "goodness by its beliefs (ceiling)" and found[1] == pytest.approx(
         (0.3, 0.3 - 1.27062, 0.3 + 1.27062)
     )
-    assert over_towns({}, LEVELS) == {}
+    assert means_over_towns({}, LEVELS) == {}
     of_a2 = {at: {"A2_representation_reranking/balanced_goodness_rerank": worth} for at, worth in ((1, 0.2), (2, 0.4))}
-    assert over_towns(of_a2, LEVELS) == {"A2: re-ranking": pytest.approx(found[1])}
+    assert means_over_towns(of_a2, LEVELS) == {"A2: re-ranking": pytest.approx(found[1])}
 
 
 def ended(**policies) -> dict[str, float]:

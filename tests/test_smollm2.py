@@ -36,7 +36,7 @@ def test_without_the_package_it_is_the_hubs_or_one_line(without_package, tmp_pat
         raise LocalEntryNotFoundError("no network, and not in the cache")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(InputError, match=r"be reached \(LocalEntryNotFoundError\); run `make smollm2` once"):
+    with pytest.raises(InputError, match=r"the hub gives none \(LocalEntryNotFoundError\); run `make smollm2` once"):
         packaged.smollm2(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -137,7 +137,10 @@ def test_a_kernel_that_does_not_start_is_one_line_with_its_reason(root, monkeypa
     (tmp_path / "ipykernel.py").write_text("raise SystemExit('no kernel today')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
     assert main(["run", "lab", "01"]) == 1
-    assert capfd.readouterr().err == "srmir: 01_make: its kernel did not start: no kernel today\n"
+    assert (
+        capfd.readouterr().err
+        == "srmir: 01_make: its kernel did not start: Kernel died before replying to kernel_info; no kernel today\n"
+    )
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])

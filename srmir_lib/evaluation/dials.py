@@ -73,21 +73,21 @@ def about_gain(rows: Sequence[Mapping], dial: str, line: str = "categorized") ->
 
 
 def about_lead(found: Mapping[str, Records], levels: Mapping[str, float], dial: str, line: str = "categorized") -> str:
-    """Whether `line` is ahead of the other learned rewards, and more so with every step of a dial, as expected: the
-    differences within a town, with their paired t intervals. The trend claims decide.
+    """How far `line` is ahead of the other learned rewards at every level of a dial (differences within a town, with
+    their paired t intervals), and whether by more at every step; the trend claims decide.
 
     `found`: preset -> its towns; `levels`: preset -> its level of the dial.
     """
     said = []
     for rival in (name for name in LEARNED if name != line):
-        leads = []
-        for world, _ in sorted(levels.items(), key=lambda item: item[1]):
+        leads, told = [], []
+        for world, level in sorted(levels.items(), key=lambda item: item[1]):
             towns = [own for own in found.get(world, {}).values() if own.keys() >= {LEARNED[line], LEARNED[rival]}]
             if len(towns) > 1:
-                leads.append(paired_t_interval([own[LEARNED[line]] - own[LEARNED[rival]] for own in towns]))
+                mean, low, high = paired_t_interval([own[LEARNED[line]] - own[LEARNED[rival]] for own in towns])
+                leads.append(mean)
+                told.append(f"{signed(mean)} [{signed(low)}, {signed(high)}] at {level:g}")
         if leads:
-            means = [lead.estimate for lead in leads]
-            grows = len(leads) > 1 and all(one < other for one, other in zip(means, means[1:], strict=False))
-            told = [f"{signed(mean)} [{signed(low)}, {signed(high)}]" for mean, low, high in leads]
-            said.append(f"of {rival} {joined(told)}, {'as' if grows else 'not as'} expected")
-    return f"{dial}, from left to right: {line} is ahead {'; '.join(said)}." if said else f"{dial}: not on record."
+            grows = len(leads) > 1 and all(one < other for one, other in zip(leads, leads[1:], strict=False))
+            said.append(f"of {rival} by {joined(told)}; more at every step: {'yes' if grows else 'no'}")
+    return f"{dial}: {line} is ahead {'. It is ahead '.join(said)}." if said else f"{dial}: not on record."

@@ -122,7 +122,7 @@ def results_page(reference: Path) -> str:
             with as_written(file.parent, fix="restore it, or bless the run again"):
                 manifest = read_json(file)
                 attempts = manifest.get("attempts", 1)
-                again = f" (the last of {attempts} attempts; it found what they had sampled)" if attempts > 1 else ""
+                again = f" (of the last of {attempts} attempts)" if attempts > 1 else ""
                 about = ABOUT.format(**manifest, again=again)
                 parts += [about, *map(_markdown, filter(None, _tables(file.parent)))]
     return "\n\n".join(parts) + "\n"

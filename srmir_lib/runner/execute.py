@@ -285,7 +285,10 @@ def execute(
             reason = "its kernel died, most often for lack of memory"
             raise StageFailed(f"{notebook.stem}, cell {watch.cell}: {reason}; see {executed}") from error
         except RuntimeError as error:
-            raise StageFailed(f"{notebook.stem}: its kernel did not start: {_last_words(folder)}") from error
+            if watch.cell:
+                raise
+            reason = f"its kernel did not start: {error}; {_last_words(folder)}"
+            raise StageFailed(f"{notebook.stem}: {reason}") from error
         finally:
             clear_bars(executed)
     return watch.seconds, watch.peak_mb

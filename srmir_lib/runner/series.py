@@ -29,7 +29,7 @@ except ImportError:  # Windows
 ACCELERATE = "accelerate"
 """The folder of `params/` that is no preset: accelerate's configuration files."""
 
-ATTEMPTS = "attempts.json"
+ATTEMPTS = ".attempts.json"
 """In a work folder: how often a stage has begun with its present key."""
 
 
@@ -265,7 +265,6 @@ class Runner:
         """What a stage made takes the place of what was there, with a record of how it was made; see `carry_over`."""
         work, folder = self.work(task.name), self.outputs / task.name
         shutil.rmtree(work / SCRATCH, ignore_errors=True)
-        (work / ATTEMPTS).unlink()
         manifest = {"ok": True, "preset": self.preset, "notebook": task.name, "seed": task.parameters["seed"]} | begun
         manifest |= {"seconds": round(seconds, 1), "peak_memory_mb": round(peak), "parameters": task.parameters}
         manifest |= records.machine(begun["jobs"]) | {"outputs": records.hash_outputs(work)}
@@ -276,7 +275,8 @@ class Runner:
         open_up(work)
         kept = records.carry_over(folder, work)
         put_in_place(work, folder)
-        (folder / "key.json").unlink()
+        for name in ("key.json", ATTEMPTS):
+            (folder / name).unlink()
         return kept
 
     def _key(self, task: Task) -> tuple[str, dict[str, str]]:

