@@ -100,6 +100,7 @@ def test_every_import_is_a_declared_dependency():
 
 COMPUTES_NOTHING = {
     "gguf": "looks whether a file of weights is whole, before transformers reads it",
+    "huggingface_hub": "says whether the hub can be reached, before transformers loads from it",
     "IPython": "shows what a cell gives",
     "ipykernel": "runs cells",
     "jinja2": "fills in the report, and the chat template that a model's folder holds",
