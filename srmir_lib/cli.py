@@ -178,6 +178,9 @@ def _plan(options: argparse.Namespace) -> None:
     model = parameters.get("02_shadow_reward_models", {}).get("base_model", "")
     if not model or parameters["02_shadow_reward_models"]["design"] == "pooled":
         raise InputError(f"{options.preset}: no real causal model (base_model of 02) to plan for; see params/README.md")
+    if parameters.get("01_data", {}).get("prompt_source") != "chat":
+        counted = "only the work of prompt_source chat (01) can be counted before it has run"
+        raise InputError(f"{options.preset}: {counted}; `srmir new-preset` says what your own data takes")
     from srmir_lib.models import plan
     from srmir_lib.models.loading import pick_device
     from srmir_lib.runner.manifest import read_manifest

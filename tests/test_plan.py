@@ -1,5 +1,7 @@
 """What a preset will take: shapes against real models, work against arithmetic by hand, and refusals."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import write_tiny_model
@@ -11,6 +13,7 @@ from srmir_lib.models.loading import load_policy
 from srmir_lib.models.plan import PROMPT, QUESTION, Size, Work, check_fits, plan_of, policy, size_of, told, training
 from srmir_lib.runner.series import Runner
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = Size(weights=1000, layers=2, width=8, vocabulary=50, kv=32)
 RULES = {"prompts_per_step": 3, "num_generations": 4, "max_completion_length": 20, "micro_batch": 6}
 RULES |= {"gradient_checkpointing": False}
@@ -103,3 +106,17 @@ def test_a_measured_rate_is_one():
 def test_a_preset_without_a_real_causal_model_is_one_line(preset, capsys):
     assert main(["plan", preset]) == 2
     assert f"{preset}: no real causal model (base_model of 02) to plan for" in capsys.readouterr().err
+
+
+def test_a_preset_of_other_prompts_than_a_chat_models_is_one_line(tiny_model, tmp_path, monkeypatch, capsys):
+    """How many pairs a file of one's own has, a plan does not know."""
+    (tmp_path / "params" / "mine").mkdir(parents=True)
+    for name in ("notebooks", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    own = {"01_data": "prompt_source: own\npreferences: pairs.jsonl"}
+    own["02_shadow_reward_models"] = f"base_model: {tiny_model}"
+    for name, told_there in own.items():
+        (tmp_path / "params" / "mine" / f"{name}.yaml").write_text(f"preset: mine\n{told_there}\n")
+    monkeypatch.setenv("SRMIR_ROOT", str(tmp_path))
+    assert main(["plan", "mine"]) == 2
+    assert "mine: only the work of prompt_source chat (01) can be counted" in capsys.readouterr().err

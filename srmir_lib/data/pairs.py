@@ -1,7 +1,6 @@
-"""From a pool of prompts to training data: introspect, filter, balance, pair.
+"""From what a model said of its prompts to training data: balance, pair, split (SRMIR; Cheng & Cao 2025).
 
-No gold label is read here. What a prompt is about and whether it should be refused is what the model says when it is
-asked why it would refuse (SRMIR: introspective reasoning; Cheng & Cao 2025).
+No gold label is read here. What a prompt is about and whether it should be refused is what `introspection` found.
 """
 
 import random

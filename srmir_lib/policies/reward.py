@@ -69,7 +69,7 @@ class RewardFunction:
         if strategy == "soft" and not hasattr(router, "probabilities"):
             raise InputError("router: strategy soft needs a trained router, for its probabilities")
         if calibrated and models.calibration is None:
-            raise InputError("calibrated: these reward models have no calibration.json; run 03_margins or use raw ones")
+            raise InputError("calibrated: these reward models have no calibration.json; take 03's, or use raw ones")
         self.models, self.strategy, self.calibrated, self.monitor_every = models, strategy, calibrated, monitor_every
         self.router = router if router is not None else "label"
         count = len(models.categories)

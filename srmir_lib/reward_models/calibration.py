@@ -68,7 +68,7 @@ class Calibration:
     def load(cls, path: str | Path) -> "Calibration":
         """Read `calibration.json`; a damaged file is an `InputError`."""
         value = read_json(path)
-        with as_written(path, "not a calibration file", "run 03_margins again"):
+        with as_written(path, "not a calibration file", "run the notebook again that wrote it"):
             columns = value["categories"]
             mean, std = (tuple(float(column[key]) for column in columns.values()) for key in ("mean", "std"))
             return cls(tuple(columns), mean, std, int(value["rows"]))

@@ -4,7 +4,7 @@ The encoder is a plain `AutoModelForSequenceClassification(num_labels=K)` folder
 beside it says which output is which category and how a pair becomes tokens. Higher scores are safer responses.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from srmir_lib.artifacts import as_written, read_json
 from srmir_lib.conversations import GAP, for_each, plain_text, text_of, too_long
 from srmir_lib.errors import InputError
-from srmir_lib.models.batching import BATCH_TOKENS
+from srmir_lib.models.batching import BATCH_TOKENS, by_length
 from srmir_lib.models.kinds import pooled_problem
 from srmir_lib.models.loading import config_of, expecting, pick_device, quiet, read_tokenizer, try_out
 from srmir_lib.settings.reward_training import EncoderSettings, Reading
@@ -109,23 +109,11 @@ class PooledScorer:
         depend on what else is in the batch: rows of similar length are read together, as many as `tokens_per_batch`."""
         rows = self.pair_tokenizer.encode(self.tokenizer, prompts, completions) if len(prompts) else []
         scores = torch.zeros(len(rows), len(self.categories))
-        for chosen in _batches([len(row["input_ids"]) for row in rows], self.tokens_per_batch):
+        for chosen in by_length(range(len(rows)), [len(row["input_ids"]) for row in rows], self.tokens_per_batch):
             inputs = collate([rows[at] for at in chosen], self.tokenizer)
             read = {name: value.to(self.device) for name, value in inputs.items()}
             scores[chosen] = self.model(**read).logits.float().cpu()
         return scores if columns is None else scores[torch.arange(len(scores)), columns]
-
-
-def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Rows in order of length, in groups whose padded size stays within `tokens_per_batch` (or one row)."""
-    group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[row] > tokens_per_batch:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
 
 
 def _offsets(tokenizer, texts: Sequence[str]) -> list[list[tuple[int, int]]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from srmir_lib.models.batching import counted
-from srmir_lib.models.kv_cache import PrefilledKV
+from srmir_lib.models.kv_cache import PrefilledKV, numbers_a_token
 from srmir_lib.models.trunk import Trunk, shared_lengths
 from srmir_lib.reward_models.pairs import TokenizedPairs
 from srmir_lib.reward_models.probes import check_probes
@@ -71,10 +71,7 @@ class PrefilledPairs(TokenizedPairs):
 
     def bytes(self) -> int:
         """What keeping all states takes."""
-        config, element = self.trunk.config, self.trunk.model.dtype.itemsize
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return 2 * config.num_hidden_layers * heads * head_size * element * self.count
+        return numbers_a_token(self.trunk.config) * self.trunk.model.dtype.itemsize * self.count
 
     def with_own_modules(self) -> "PrefilledPairs":
         """The same states over a second module tree of the same weights, for a fit beside this one."""

@@ -3,9 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from srmir_lib.artifacts import as_written
 from srmir_lib.conversations import render, user_message
 from srmir_lib.data.check import Check
@@ -13,6 +10,7 @@ from srmir_lib.data.own_sets import ROOM
 from srmir_lib.errors import InputError
 from srmir_lib.models.kinds import window_of
 from srmir_lib.models.loading import config_of, load_tokenizer, pick_device
+from srmir_lib.models.plan import size_of
 from srmir_lib.reward_models.probes import probe_questions
 from srmir_lib.settings.reward_training import Probe
 from srmir_lib.taxonomy import UNKNOWN
@@ -40,8 +38,6 @@ def preset_facts(found: Check, design: str = "") -> dict:
     counts = Counter(row["category"] for row in train)
     chosen = [row["chosen"][0]["content"] for row in train[:1000]]
     answers = sorted(map(len, tokenizer(chosen, add_special_tokens=False)["input_ids"]))
-    with torch.device("meta"):
-        size = sum(weights.numel() for weights in AutoModelForCausalLM.from_config(config).parameters())
     return {
         "base_model": found.model,
         "preferences": found.pairs.source,
@@ -50,7 +46,7 @@ def preset_facts(found: Check, design: str = "") -> dict:
         "tokens": tokens,
         "answer": answers[int(0.95 * (len(answers) - 1))],
         "probe": probe,
-        "size": size,
+        "size": size_of(found.model).weights,
         "cuda": pick_device().type == "cuda",
     }
 

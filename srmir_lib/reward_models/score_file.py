@@ -59,7 +59,7 @@ def score_file(
     scale = Path(calibration or Path(models) / "calibration.json")
     if not raw and not scale.is_file():
         raise InputError(
-            f"{scale}: no such file, so the scores have no common scale; score the shadow_rms that 03_margins trained, "
+            f"{scale}: no such file, so the scores have no common scale; score a set that 02 or 03 trained, "
             "name its calibration.json with --calibration, or take raw scores with --raw"
         )
     if router and not Path(router, "router.json").is_file():
@@ -94,7 +94,7 @@ class _Scorer:
         self.calibration = None if raw else Calibration.load(calibration) if calibration else self.models.calibration
         if self.calibration is not None and list(self.calibration.categories) != self.models.categories:
             found = ", ".join(self.calibration.categories)
-            raise InputError(f"{calibration or models}: calibration of {found}, which are other models; run 03_margins")
+            raise InputError(f"{calibration or models}: calibration of {found}, which are other models; name theirs")
         self.router = Router.load(router, device) if router else None
         self.single = self.models.categories == [ALL]  # one model for everything answers for any category
         strange = set(self.router.classes) - {UNKNOWN, *self.models.categories} if router else set()

@@ -69,8 +69,7 @@ def encoder_method(encoder: str, reading: PairTokenizer, settings: EncoderSettin
             scorer = PooledScorer(f"{scratch}/set", device)
         return lambda prompts, answers: scorer.score(prompts, answers)[:, 0].numpy()
 
-    read = reading.model_dump() | {"long_text": "head_tail"}  # the one way there is, by the name that is on record
-    about = {"encoder": fingerprint(base), "reading": read, "settings": settings.model_dump()}
+    about = {"encoder": fingerprint(base), "reading": reading.model_dump(), "settings": settings.model_dump()}
     return Method(about | {"device": pick_device(device).type}, fit)
 
 
@@ -108,7 +107,6 @@ def reward_model_method(
 
     idle = {"keep_gb"} | ({"probe"} if design == "separate" else set())  # they change no score
     used = {name: value for name, value in settings.model_dump().items() if name not in idle}
-    used |= {"question": "", "draft_tokens": 24}  # no draft is read, by the names that are on record
     about = {"trunk": trunk.sha256, "design": design, "settings": used}
     about |= {"device": trunk.device.type, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
     return Method(about, fit)
