@@ -63,7 +63,19 @@ def test_harm_is_refused_and_help_is_given_and_each_pair_holds_the_other():
     assert data.yields == {
         "crimes": {"asked": 2, "valid": 2, "refuses": 2},
         "privacy": {"asked": 1, "valid": 1, "refuses": 1},
+        "all": {"asked": 3, "valid": 3, "refuses": 3},
     }
+
+
+def test_a_valid_draft_that_does_not_refuse_is_left_out_and_said():
+    class Frank(Agreeable):
+        def say(self, asked):
+            said = super().say(asked)
+            return said.replace("I cannot help with that.", "You may stab it.") if "stab" in asked else said
+
+    data = made(Frank())
+    assert data.yields["crimes"] == {"asked": 2, "valid": 2, "refuses": 1} and data.yields["all"]["refuses"] == 2
+    assert data.left_out == {"asked why it would refuse, it does not": ["You may stab it."]}
 
 
 def test_plain_answers_are_sampled_as_drafts_are():

@@ -13,9 +13,9 @@ from srmir_lib.evaluation.reward_accuracy import (
     accuracy_of_own_kind,
     accuracy_rows,
     as_metrics,
+    at_home,
     auroc_within,
     best_of_n_by_sets,
-    better_at_home,
     category_index,
     difference_rows,
     gaps_by_label,
@@ -40,12 +40,15 @@ def test_accuracy_by_hand():
     assert np.isnan(matrix[:, 2]).all(), "no pair of ethics"
 
 
-def test_better_at_home_by_hand():
+def test_right_at_home_and_elsewhere_by_hand():
     gaps = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [-1.0, 2.0, 2.0], [5.0, 5.0, 5.0]])
-    gain = better_at_home(gaps, ["crimes", "privacy", "crimes", "unknown"], ["crimes", "privacy", "ethics"])
+    home, elsewhere, gain = at_home(
+        gaps, ["crimes", "privacy", "crimes", "unknown"], ["crimes", "privacy", "ethics"]
+    ).values()
+    assert (home.estimate, elsewhere.estimate) == pytest.approx((2 / 3, (0.5 + 0.5 + 1.0) / 3)), "of three pairs"
     assert gain.estimate == pytest.approx((0.5 + 0.5 - 1.0) / 3) and gain.low < 0 < gain.high
-    always = better_at_home(torch.tensor([[1.0, -1.0]] * 5), ["crimes"] * 5, ["crimes", "privacy"])
-    assert always == (1, 1, 1)
+    always = at_home(torch.tensor([[1.0, -1.0]] * 5), ["crimes"] * 5, ["crimes", "privacy"])
+    assert always == {"home": (1, 1, 1), "elsewhere": (0, 0, 0), "gain": (1, 1, 1)}
 
 
 class Longer:
@@ -216,5 +219,6 @@ def test_accuracy_on_pairs_of_the_kind_that_was_trained_on():
     pairs = {"category": ["a", "b", "unknown", "b"], "origin": ["contrary", "policy", "own", "corrupted"]}
     rejected, chosen = torch.zeros(3, 2), torch.tensor([[1.0, -1.0], [-1.0, 1.0], [2.0, -1.0]])
     raw = {"seven": torch.cat([rejected, chosen]), "one": torch.cat([rejected, chosen])[:, 1:]}
-    found = accuracy_of_own_kind(raw, pairs, ["a", "b"])
-    assert found == pytest.approx({"seven": 1.0, "one": 1 / 3}), "unknown: the mean of both, 0.5; one model: -1, 1, -1"
+    seven, one = accuracy_of_own_kind(raw, pairs, ["a", "b"])
+    assert (seven["label"], seven["estimate"], seven["pairs"]) == ("seven", 1.0, 3), "unknown: the mean of both, 0.5"
+    assert one["estimate"] == pytest.approx(1 / 3) and one["low"] < one["estimate"] < one["high"], "-1, 1, -1"

@@ -60,7 +60,7 @@ MASK = [[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 1, 0], [1,
 PLACES = np.arange(6.0).reshape(3, 2)
 FIGURES = {
     "category_counts": lambda: plotting.category_counts({k: i for i, k in enumerate(KEYS)}, dict.fromkeys(KEYS, 3)),
-    "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS, KEYS),
+    "accuracy_heat_map": lambda: plotting.accuracy_heat_map(np.eye(7), KEYS, [*KEYS, "insult"], KEYS),
     "score_distributions": lambda: plotting.score_distributions(spread(1), spread(-1)),
     "pipeline": lambda: pictures.pipeline("00"),
     "probe_diagram": lambda: pictures.probe_diagram("how ? so .", dict.fromkeys(KEYS[:2], "harmful ?"), MASK),
@@ -151,6 +151,14 @@ def test_the_picture_of_margins_tells_the_bits_apart_without_colour():
     assert len(pictures.margin_plane(PLACES, PLACES, np.zeros((2, 3))).axes) == 1, "harm that nobody knows is not drawn"
 
 
+def test_points_of_a_gap_of_yes_or_no_stand_side_by_side():
+    places = np.arange(20.0).reshape(10, 2)
+    control = pictures.margin_plane(places + 1, places, np.ones((2, 10)), [0, 1] * 5).axes[1]
+    drawn = next(line.get_xdata() for line in control.lines if len(line.get_xdata()))
+    assert len(set(np.round(drawn, 6))) == 10 and (np.abs(drawn - [0, 1] * 5) < 0.1).all()
+    assert [tick.get_text() for tick in control.get_xticklabels()] == ["0", "1"] or list(control.get_xticks()) == [0, 1]
+
+
 def test_a_loss_is_marked_where_it_is_least_but_at_no_end():
     lines = FIGURES["loss_curves"]().axes[0].lines
     assert [line.get_xydata().tolist() for line in lines if len(line.get_xdata()) == 1] == [[[0, 1]]]
@@ -174,8 +182,10 @@ def test_categories_keep_their_colours_and_order():
 def test_heat_map_prints_finite_cells_only():
     matrix = np.full((2, 7), 0.5)
     matrix[1, 3] = np.nan
-    figure = plotting.accuracy_heat_map(matrix, KEYS, row_labels=["insult", "all"])
+    figure = plotting.accuracy_heat_map(matrix, KEYS, ["insult", "crimes", "insult"], row_labels=["insult", "all"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.50"] * 13
+    counted = [text.get_text().rpartition(" ")[2] for text in figure.axes[0].get_xticklabels()]
+    assert counted == [{"insult": "(2)", "crimes": "(1)"}.get(name, "(0)") for name in KEYS]
 
 
 def test_forest_plot_draws_each_interval():

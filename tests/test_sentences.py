@@ -121,12 +121,15 @@ def test_seven_against_one_in_words():
 
 def test_specialists_and_scales():
     def said(own, other, low, high):
-        return sentences.about_specialists(own, other, Interval(own - other, low, high))
+        sides = Interval(own, own - 0.1, own + 0.1), Interval(other, other - 0.1, other + 0.1)
+        return sentences.about_specialists(*sides, Interval(own - other, low, high))
 
     assert said(0.8, 0.7, 0.02, 0.18).endswith("pair by pair better at home (+0.100, +0.020 to +0.180), as expected.")
     assert "the others': pair by pair not clearly better at home (+0.100" in said(0.8, 0.7, -0.01, 0.2)
     assert said(0.7, 0.8, -0.2, -0.05).endswith("worse at home (-0.100, -0.200 to -0.050), not as expected.")
-    assert said(0.6, 0.4, 0.1, 0.3).endswith("+0.300), not as expected."), "worse than a coin elsewhere"
+    assert said(0.61, 0.4, 0.1, 0.3).endswith("+0.300), not as expected."), "worse than a coin elsewhere"
+    assert "own category, where it is not clearly better than a coin, and on 0.498" in said(0.478, 0.498, -0.1, 0.1)
+    assert "a coin" not in said(0.8, 0.7, 0.02, 0.18)
     assert "1.50 times the narrowest: the scales differ, as we expected" in sentences.about_scales([3.0, 2.0], 1.2)
     assert "1.00 times the narrowest: the scales are alike already" in sentences.about_scales([2.0, 2.0], 1.2)
 
@@ -145,6 +148,32 @@ def test_what_an_objective_did():
     assert sentences.about_objective("pcrm", still, 0.6, ["easy"], 0.5).endswith("against our expectation.")
     both = sentences.about_objective("pcrm", by_level(easy=0.1, subtle=-0.1), 0.4, ["easy"])
     assert "ranks easy pairs (+0.100) better than plain and subtle pairs (-0.100) worse than plain;" in both
+
+
+def test_nothing_is_expected_of_pairs_that_nobody_spoke_of():
+    assert sentences.about_objective("margin", by_level(human=0.01), 1.1, ["easy"]).endswith(
+        "its scores spread 1.10 times as far: nothing was expected of such pairs."
+    )
+    assert sentences.about_objective("pcrm", by_level(human=0.01), 0.4, ["easy"], 0.5).endswith("as we expected.")
+
+
+def test_a_coin_has_two_sides():
+    given = [
+        {"label": "seven", "group": "easy", "estimate": 0.8, "low": 0.7, "high": 0.9},
+        {"label": "one", "group": "easy", "estimate": 0.55, "low": 0.45, "high": 0.65},
+        {"label": "words", "group": "easy", "estimate": 0.4, "low": 0.3, "high": 0.49},
+    ]
+    names = ("seven (easy pairs)", "words (easy pairs)", "one (easy pairs)")
+    assert sentences.about_coin(given) == "Better than a coin: {}. Worse than one: {}. Not told from one: {}.".format(
+        *names
+    )
+    assert sentences.about_coin(given[1:2]).startswith("Better than a coin: none. Worse than one: none.")
+
+
+def test_what_a_referee_is_worth():
+    said = sentences.about_referee({"auroc": 0.646, "recall": 0.692, "false_alarms": 0.503}, [1, 1, 0])
+    assert "on 3 answers from which it has not learned, of which people call 2 unsafe: AUROC 0.646" in said
+    assert said.endswith("it finds 69% of them, and calls 50% of the others harm.")
 
 
 def test_margin_against_bit():

@@ -27,9 +27,9 @@ from srmir_lib.taxonomy import full_name, ordered
 
 @dataclass(frozen=True)
 class ChatData:
-    """`demonstrations` and `pairs` as 01 saves them; `yields`, by category: how many prompts were asked about, how
-    many drafts were valid and how many of those refuse, in whole sentences; `left_out`: reason -> texts that were left
-    out for it, of a harmless prompt without a whole answer its longest."""
+    """`demonstrations` and `pairs` as 01 saves them; `yields`, by category and of `all`: how many prompts were asked
+    about, how many drafts were valid and how many of those refuse, in whole sentences; `left_out`: reason -> texts that
+    were left out for it, of a harmless prompt without a whole answer its longest."""
 
     demonstrations: list[dict]
     pairs: list[dict]
@@ -84,8 +84,9 @@ def chat_data(
     for row in read:
         if row["refuses"] and opens_with_refusal(text := whole(text_of(row["completion"]))):
             refusing.append(row | {"completion": assistant_message(text)})
-        elif row["refuses"]:
-            left_out.setdefault("no whole refusal", []).append(text_of(row["completion"]))
+        else:
+            reason = "no whole refusal" if row["refuses"] else "asked why it would refuse, it does not"
+            left_out.setdefault(reason, []).append(text_of(row["completion"]))
     names = ordered(row["category"] for row in [*harmful, *(borrowed or ())])
     found = {name: [row for row in refusing if row["category"] == name] for name in names}
     empty = [name for name, rows in found.items() if not rows]
@@ -124,6 +125,8 @@ def chat_data(
         }
         for name in (names if borrowed is None else ())
     }
+    if yields:
+        yields["all"] = {key: sum(row[key] for row in yields.values()) for key in ("asked", "valid", "refuses")}
     return ChatData(demonstrations, pairs, yields, left_out)
 
 

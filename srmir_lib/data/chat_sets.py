@@ -40,7 +40,8 @@ def chat_sets(
     `labelled`: answers that people labelled, `labelled_pairs`: pairs of them (`preferred_answers`), whose test pairs
     are those of `preferences` as well; `judged`: `judged_pairs`; `helpful`: `helpful_answers`.
     The router reads prompts with `settings.encoder`, and knows harmless ones as the class unknown. The numbers:
-    `router`, `left_out` (texts that are in no demonstration, by reason) and `repeats`, as of `labelled_answers`.
+    `router`, `left_out` (texts that are in no demonstration, by reason), `yield` (`ChatData.yields`) and `repeats`, as
+    of `labelled_answers`.
     `keep_in`: a folder for what the model says, so that a killed run need not ask again.
     """
     collection, seed = settings.collection, settings.seed
@@ -84,6 +85,7 @@ def chat_sets(
     numbers = {
         "router": router_accuracy(router, harmful),
         "left_out": counted(made["train"].left_out),
+        "yield": {f"{name}_{of}": n for name, row in made["train"].yields.items() for of, n in row.items()},
         "repeats": repeats,
     }
     return folders, router, numbers, made["train"]

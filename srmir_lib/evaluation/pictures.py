@@ -15,6 +15,10 @@ ARROWS = 40
 """Pairs of `margin_plane` that are drawn as arrows, at most: more are a tangle."""
 
 
+FEW_GAPS = 2
+"""Gaps of so many sizes at most, as where people said yes or no, would hide their points behind one another."""
+
+
 LIT, DIM = "#D6D6D6", "#5F5F5F"
 """Fill of the present station in `pipeline`; ink of the others, which stay readable."""
 
@@ -181,12 +185,28 @@ def loss_curves(gaps: Sequence[float], losses: Mapping[str, Sequence[float]]) ->
     return figure
 
 
+def _margins_by_gap(axis, margins: np.ndarray, harm: np.ndarray, bits: np.ndarray) -> None:
+    """The right panel of `margin_plane`."""
+    gaps = np.unique(harm)
+    beside = 0.1 if len(gaps) <= FEW_GAPS else 0.0
+    for bit, shade, mark in ((1, REFUSES, "o"), (0, INK, "s"), (-1, ANSWERS, "^")):
+        own = bits == bit
+        places = harm[own] + beside * (np.resize(np.linspace(-0.4, 0.4, 7), own.sum()) - bit)
+        axis.plot(places, margins[own], mark, color=shade, markersize=3, alpha=0.7, label=BITS[bit])
+    if beside:
+        axis.set_xticks(gaps)
+    gridded(axis, xlabel="gap in harm (0 to 1)", ylabel="margin (hidden-state units)")
+    axis.set_title("the control of one bit: who refuses", fontsize=9)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+
+
 def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figure:
     """Answers in two dimensions of the hidden states, an arrow from each pair's worse to its better one (`ARROWS`
     at most); beside it, if `harm` (N,) is known, the margin of all against the gap in harm.
 
     `chosen`, `rejected` (N, 2): along the safety direction and across it, hidden-state units. `refuses` (2, N): whether
-    the better and the worse answers open with a refusal.
+    the better and the worse answers open with a refusal. Of gaps of few sizes the points stand side by side, those of
+    a bit together.
     """
     sides, refuses = np.stack([np.asarray(chosen), np.asarray(rejected)]), np.asarray(refuses, dtype=bool)
     count = 1 + bool(len(harm))
@@ -208,12 +228,6 @@ def margin_plane(chosen, rejected, refuses, harm: Sequence[float] = ()) -> Figur
     gridded(axis, xlabel="along the safety direction (hidden-state units)", ylabel="across it, where it is widest")
     axis.set_title("from the worse answer to the better one", fontsize=9)
     axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    for bit, shade, mark in ((1, REFUSES, "o"), (0, INK, "s"), (-1, ANSWERS, "^")) if len(harm) else ():
-        own = bits == bit
-        margins = (sides[0] - sides[1])[own, 0]
-        panels[0, 1].plot(np.asarray(harm)[own], margins, mark, color=shade, markersize=3, alpha=0.7, label=BITS[bit])
     if len(harm):
-        gridded(panels[0, 1], xlabel="gap in harm (0 to 1)", ylabel="margin (hidden-state units)")
-        panels[0, 1].set_title("the control of one bit: who refuses", fontsize=9)
-        panels[0, 1].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+        _margins_by_gap(panels[0, 1], (sides[0] - sides[1])[:, 0], np.asarray(harm, dtype=float), bits)
     return figure

@@ -6,6 +6,7 @@ colour-blind readers.
 """
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -65,9 +66,10 @@ def category_counts(before: Mapping[str, int], after: Mapping[str, int]) -> Figu
     return figure
 
 
-def accuracy_heat_map(matrix, categories: Sequence[str], row_labels: Sequence[str]) -> Figure:
-    """Pair accuracy of model i (row) on category j (column), (R, K) in [0, 1]; NaN cells stay empty."""
-    matrix = np.asarray(matrix, dtype=float)
+def accuracy_heat_map(matrix, categories: Sequence[str], labels: Sequence[str], row_labels: Sequence[str]) -> Figure:
+    """Pair accuracy of model i (row) on category j (column), (R, K) in [0, 1]; NaN cells stay empty. `labels` (N,): the
+    category of each pair, to tell how many there are."""
+    matrix, counts = np.asarray(matrix, dtype=float), Counter(labels)
     figure, axis = axes(0.75 * len(categories) + 3, 0.5 * len(row_labels) + 2)
     image = axis.imshow(matrix, cmap="cividis", vmin=min(0.5, np.nanmin(matrix)), vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
@@ -75,9 +77,9 @@ def accuracy_heat_map(matrix, categories: Sequence[str], row_labels: Sequence[st
             # cividis runs from dark to light: white text below the middle, ink above.
             ink = "white" if image.norm(value) < 0.55 else INK
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
-    axis.set_xticks(range(len(categories)), [label(n) for n in categories], rotation=35, ha="right")
+    axis.set_xticks(range(len(categories)), [f"{label(n)} ({counts[n]})" for n in categories], rotation=35, ha="right")
     axis.set_yticks(range(len(row_labels)), [label(n) for n in row_labels])
-    axis.set(xlabel="pairs of this category", ylabel="reward model")
+    axis.set(xlabel="pairs of this category (how many)", ylabel="reward model")
     axis.spines[:].set_visible(False)
     figure.colorbar(image, label="pair accuracy (fraction)")
     return figure
@@ -93,10 +95,10 @@ def score_distributions(chosen: Mapping[str, Sequence[float]], rejected: Mapping
         bins = np.histogram_bin_edges(np.concatenate([chosen[name], rejected[name]]), 24)
         axis.hist(chosen[name], bins, density=True, color=shade, alpha=0.75, label="chosen")
         axis.hist(rejected[name], bins, density=True, histtype="step", color=INK, linestyle="--", label="rejected")
-        axis.set_title(textwrap.fill(label(name), 22), fontsize=9)
+        axis.set_title(textwrap.fill(f"{label(name)} ({len(chosen[name])})", 22), fontsize=9)
         axis.set_yticks([])
     panels[0].legend(fontsize=7)
-    figure.supxlabel("score (reward-model units)", fontsize=9)
+    figure.supxlabel("score (reward-model units); how many answers of either kind in brackets", fontsize=9)
     figure.supylabel("density", fontsize=9)
     return figure
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -122,19 +123,21 @@ def gaps_by_label(gaps: Tensor, labels: Sequence[str], categories: Sequence[str]
     return categorized_reward(gaps, category_index(labels, categories))
 
 
-def accuracy_of_own_kind(raw: Mapping[str, Tensor], pairs, categories: Sequence[str]) -> dict[str, float]:
-    """Pair accuracy by set on other prompts' pairs of the kind that was trained on, each by the model of its label.
+def accuracy_of_own_kind(raw: Mapping[str, Tensor], pairs, categories: Sequence[str], seed: int = 0) -> list[dict]:
+    """Pair accuracy by set on other prompts' pairs of the kind that was trained on, each by the model of its label, or
+    by the mean of all where it has none: rows as of `accuracy_rows`, with the number of `pairs`.
 
     `raw`: set -> scores (2N, K) of the `calibration_set` of `pairs`, the N rejected answers first, whose models are the
     `categories`, or one.
     """
     labels = [label for label, origin in zip(pairs["category"], pairs["origin"], strict=True) if origin in SAID]
-    found = {}
+    found = []
     for name, scores in raw.items():
         rejected, chosen = scores.unflatten(0, (2, -1))
-        alone = scores.shape[1] == 1
         gaps = chosen - rejected
-        found[name] = float(is_correct(gaps[:, 0] if alone else gaps_by_label(gaps, labels, categories)).mean())
+        gaps = gaps[:, 0] if scores.shape[1] == 1 else gaps_by_label(gaps, labels, categories)
+        interval = bootstrap_interval(is_correct(gaps), seed=seed)._asdict()
+        found.append({"label": name, "group": "held-out", "pairs": len(labels)} | interval)
     return found
 
 
@@ -155,14 +158,15 @@ def own_and_others(matrix: np.ndarray) -> dict[str, float]:
     return {name: float(np.nanmean(part)) for name, part in parts.items()}
 
 
-def better_at_home(gaps: Tensor, labels: Sequence[str], categories: Sequence[str], seed: int = 0) -> Interval:
-    """How much oftener a pair is ranked rightly by the model of its category than by the others on average: gaps (N, K)
-    of K > 1 models, labels (N,) -> the mean over pairs that have a model, with its interval."""
+def at_home(gaps: Tensor, labels: Sequence[str], categories: Sequence[str], seed: int = 0) -> dict[str, Interval]:
+    """How often a pair is ranked rightly by the model of its category (`home`), by the others on average (`elsewhere`),
+    and the difference (`gain`): gaps (N, K) of K > 1 models, labels (N,) -> means over pairs that have a model."""
     right, own = is_correct(gaps), category_index(labels, categories).numpy()
     right, own = right[own >= 0], own[own >= 0]
-    at_home = right[np.arange(len(own)), own]
-    elsewhere = (right.sum(axis=1) - at_home) / (right.shape[1] - 1)
-    return bootstrap_interval(at_home - elsewhere, seed=seed)
+    home = right[np.arange(len(own)), own]
+    elsewhere = (right.sum(axis=1) - home) / (right.shape[1] - 1)
+    parts = {"home": home, "elsewhere": elsewhere, "gain": home - elsewhere}
+    return {name: bootstrap_interval(values, seed=seed) for name, values in parts.items()}
 
 
 def probes_and_rivals(gaps: Tensor, categories: Sequence[str], rivals, pairs, seed: int = 0) -> list[dict]:
@@ -278,6 +282,12 @@ def best_of_n_by_sets(
         proxies[name] = torch.tensor(reward(asked, said)).view(-1, count).numpy()
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= count]
     return best_of_n_rows(proxies, truth.view(-1, count).double().numpy(), sizes)
+
+
+def sizes(labelled: Mapping) -> pd.DataFrame:
+    """How many answers each split of `labelled` has, and how many of them people called unsafe."""
+    counts = {name: {"answers": len(rows), "unsafe": sum(rows["unsafe"])} for name, rows in labelled.items()}
+    return pd.DataFrame(counts).rename_axis(columns="labelled")
 
 
 def compare_with_words(

@@ -139,15 +139,38 @@ def about_pairs(rows: Sequence[Mapping], treatment: str, control: str) -> str:
     return f"{treatment[0].upper()}{treatment[1:]}: ranks {'; '.join(said)}."
 
 
-def about_specialists(own: float, other: float, gain: Interval) -> str:
-    """What models are right on at home and elsewhere, mean pair accuracies in [0, 1], and `gain`, how much oftener a
-    pair's own model is right than the others; expected are both to be above a coin's, and home clearly the better."""
+def about_specialists(home: Interval, elsewhere: Interval, gain: Interval) -> str:
+    """How often a pair is ranked rightly by the model of its category, by the others, and the difference (`at_home`);
+    expected are both to be above a coin's, and home clearly the better."""
     low, high = gain.low, gain.high
     what = "better at home" if low > 0 else "worse at home" if high < 0 else "not clearly better at home"
-    held = "as" if low > 0 and other > 0.5 else "not as"
+    held = "as" if low > 0 and elsewhere.estimate > 0.5 else "not as"
+    coin = "" if home.low > 0.5 else ", where it is not clearly better than a coin,"
     return (
-        f"A model is right on {own:.3f} of the pairs of its own category and on {other:.3f} of the others': pair by "
-        f"pair {what} ({signed(gain.estimate)}, {signed(low)} to {signed(high)}), {held} expected."
+        f"A model is right on {home.estimate:.3f} of the pairs of its own category{coin} and on "
+        f"{elsewhere.estimate:.3f} of the others': pair by pair {what} ({signed(gain.estimate)}, {signed(low)} to "
+        f"{signed(high)}), {held} expected."
+    )
+
+
+def about_coin(rows: Sequence[Mapping]) -> str:
+    """Whose pair accuracy, rows (label, group, estimate, low, high), is above that of a coin, whose below it, and whose
+    cannot be told from it."""
+    above, below = [row for row in rows if row["low"] > 0.5], [row for row in rows if row["high"] < 0.5]
+    alike = [row for row in rows if row not in above and row not in below]
+    clear, worse, unclear = (
+        joined([f"{r['label']} ({r['group']} pairs)" for r in part]) for part in (above, below, alike)
+    )
+    return f"Better than a coin: {clear}. Worse than one: {worse}. Not told from one: {unclear}."
+
+
+def about_referee(rates: Mapping[str, float], unsafe: Sequence[int]) -> str:
+    """How far a classifier of harm can be trusted: its `auroc`, `recall` and `false_alarms` on answers that people
+    called `unsafe` or not."""
+    return (
+        f"The referee of harm, on {len(unsafe)} answers from which it has not learned, of which people call "
+        f"{sum(unsafe)} unsafe: AUROC {rates['auroc']:.3f} (a coin: .5). At its threshold it finds "
+        f"{rates['recall']:.0%} of them, and calls {rates['false_alarms']:.0%} of the others harm."
     )
 
 
@@ -184,6 +207,8 @@ def about_objective(
     order = " and ".join(parts) or "no pairs clearly better or worse than plain"
     calm = not any(row["group"] in still for found in moved.values() for row in found)
     held = "as we expected" if calm and spread <= at_most else "against our expectation"
+    if at_most == float("inf") and not {row["group"] for row in rows} & {*still}:
+        held = "nothing was expected of such pairs"
     return f"{name} ranks {order}; its scores spread {spread:.2f} times as far: {held}."
 
 
