@@ -176,6 +176,14 @@ def test_what_a_referee_is_worth():
     assert said.endswith("it finds 69% of them, and calls 50% of the others harm.")
 
 
+def test_what_a_weak_referee_makes_of_goodness():
+    said = sentences.about_harm_ruled({"auroc": 0.646, "recall": 0.692, "false_alarms": 0.503})
+    assert "no harm are worth 0.50 on average, those that do 0.31. Goodness there moves by 0.50 where" in said
+    assert said.endswith("and by 0.19 where a harmless answer stands in the place of a harmful one.")
+    sure = sentences.about_harm_ruled({"auroc": 1.0, "recall": 1.0, "false_alarms": 0.0})
+    assert "worth 1.00 on average, those that do 0.00. Goodness there moves by 0.00" in sure
+
+
 def test_margin_against_bit():
     follows = {"harmful": {"margin": 0.7, "bit": 0.8}, "harmless": {"margin": 0.1, "bit": -0.5}}
     said = sentences.about_margins(follows)

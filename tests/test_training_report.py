@@ -12,6 +12,7 @@ from srmir_lib.evaluation.training_report import (
     ends,
     grpo_metrics,
     pleases,
+    rises,
     rising,
     side_by_side,
     well_behaved,
@@ -49,6 +50,14 @@ def test_a_healthy_run_and_three_sick_ones():
         "length within a fifth": {"completions/mean_length": lambda step: 20.0 + 2 * step},
     }.items():
         assert [key for key, held in well_behaved(run(**changed)).items() if not held] == [name]
+
+
+def test_a_reward_rises_where_its_slope_is_told_from_none():
+    assert rises([1.0, 2.0, 3.0]) is True and rises([3.0, 2.0, 1.0]) is False
+    assert rises([0.0, 1.0]) is None, "a line goes through any two"
+    noise = [0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    assert rises(noise) is None and rises([value + step for step, value in enumerate(noise)]) is True
+    assert well_behaved(run(2))["reward rose"] is None
 
 
 def test_a_monitored_model_rises_by_its_own_looks():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy.stats import linregress, t
 
 from srmir_lib.conversations import redact, text_of
 from srmir_lib.evaluation import plots
@@ -114,10 +115,13 @@ def pleases(one: Sequence[float], other: Sequence[float], seed: int) -> bool | N
     return None if difference.low <= 0 <= difference.high else difference.low > 0
 
 
+LENGTH = "completions/mean_length"
+
+
 CURVES = {
     "reward": "reward (calibrated score)",
     "kl": "KL to the reference (nats a token)",
-    "completions/mean_length": "answer length (tokens)",
+    LENGTH: "answer length (tokens)",
     "coherence/log_likelihood": "coherence (nats a token)",
 }
 """What to look at while GRPO trains: key in the history -> label with unit."""
@@ -132,7 +136,12 @@ WORTH = {
 """The same where the truth is at hand: what a policy is paid, and what it is worth."""
 
 
-DIVERSITY = "coherence/distinct_bigrams"
+DIVERSITY, CUT = "coherence/distinct_bigrams", "completions/clipped_ratio"
+"""Different pairs of words, and the share of answers that their length cuts off."""
+
+
+VERDICTS = {True: "as expected", False: "not as expected", None: "not told apart"}
+"""What is printed of an expectation that held, did not, or cannot be told from none."""
 
 
 def ends(history: Sequence[Mapping], key: str) -> tuple[float, float]:
@@ -143,8 +152,9 @@ def ends(history: Sequence[Mapping], key: str) -> tuple[float, float]:
 
 
 def both_ends(history: Sequence[Mapping]) -> dict[str, tuple[float, float]]:
-    """`ends` of all that `CURVES` shows, of diversity and true goodness; what the run did not log is left out."""
-    shown = (*CURVES, DIVERSITY, BALANCED)
+    """`ends` of all that `CURVES` shows, of diversity, cut answers and true goodness; what the run did not log is left
+    out."""
+    shown = (*CURVES, DIVERSITY, CUT, BALANCED)
     return {key: ends(history, key) for key in shown if any(key in row for row in history)}
 
 
@@ -153,11 +163,22 @@ def of_one_reward(history: Sequence[Mapping]) -> list[Mapping]:
     return [row for row in history if REFRESHED not in row]
 
 
-def well_behaved(history: Sequence[Mapping]) -> dict[str, bool]:
-    """What is expected of a healthy run: more reward, near its reference, answers as long as they were."""
-    (low, high), (short, long) = ends(of_one_reward(history), "reward"), ends(history, "completions/mean_length")
+def rises(values: Sequence[float]) -> bool | None:
+    """Whether values (N,) rise with their number, by the sign of the least-squares slope; None if its t interval of
+    95 % holds zero, as it does of two: every update has other prompts, and what can be earned differs between them."""
+    if len(values) < 3:
+        return None
+    line = linregress(range(len(values)), values)
+    far = t.ppf(0.975, len(values) - 2) * line.stderr
+    return None if abs(line.slope) <= far else bool(line.slope > 0)
+
+
+def well_behaved(history: Sequence[Mapping]) -> dict[str, bool | None]:
+    """What is expected of a healthy run: more reward (None: not told apart), near its reference, answers as long as
+    they were."""
+    rose, (short, long) = rises([row["reward"] for row in of_one_reward(history)]), ends(history, LENGTH)
     near = max(row.get("kl", 0.0) for row in history) < 0.1
-    return {"reward rose": high > low, "KL never at 0.1": near, "length within a fifth": abs(long / short - 1) < 0.2}
+    return {"reward rose": rose, "KL never at 0.1": near, "length within a fifth": abs(long / short - 1) < 0.2}
 
 
 def rising(history: Sequence[Mapping], categories: Sequence[str]) -> int:
